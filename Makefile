@@ -1,0 +1,39 @@
+# One environment for everything, made on first use. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# One exact version, so that both commands give the same on every machine (README, "Installing").
+TORCH ?= torch==2.13.0
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: help demo test test-all test-floor lint clean
+
+help:
+	@echo "make demo      erase 'circle' from the embedded model and write a report"
+	@echo "make test      install, lint, type-check and test"
+	@echo "make test-all  the same with the long tests"
+	@echo "make lint      ruff and mypy only"
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		erase.py --concept circle --pretrained_model_name_or_path demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,50 @@
+"""Make a diffusion model forget a concept: SalUn for diffusers.
+
+from salun_diffusers import EraseConfig, erase
+
+result = erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from salun_diffusers.diffusion.config import EraseConfig
+    from salun_diffusers.erase import EraseResult, erase
+    from salun_diffusers.errors import UserError
+    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.saliency import Saliency, gradient_saliency
+    from salun_diffusers.selected_weights import SelectedWeights
+
+_HOMES = {
+    "EraseConfig": "diffusion.config",
+    "EraseResult": "erase",
+    "Saliency": "saliency",
+    "SaliencyMask": "mask",
+    "SelectedWeights": "selected_weights",
+    "UserError": "errors",
+    "erase": "erase",
+    "gradient_saliency": "saliency",
+}
+
+__all__ = [
+    "EraseConfig",
+    "EraseResult",
+    "Saliency",
+    "SaliencyMask",
+    "SelectedWeights",
+    "UserError",
+    "erase",
+    "gradient_saliency",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `python erase.py --help` must not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

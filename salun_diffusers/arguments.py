@@ -1,0 +1,136 @@
+"""From a frozen dataclass to a command line: each field is default, type, help text and flag at once.
+
+`transformers.HfArgumentParser` has the same idea; importing it takes longer than a `--help` should, and it knows no
+ranges. Values are checked here once, for the command line and for Python alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, TypeVar
+
+from salun_diffusers.errors import UserError
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str = "Settings",
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field that knows its help text, its group in ``--help`` and its range.
+
+    Args:
+        default: The value when nothing is said; None means "as the preset says".
+        help: One sentence for ``--help``.
+        group: Heading it stands under in ``--help``.
+        minimum: Smallest allowed value.
+        above: The value must be larger than this.
+        maximum: Largest allowed value.
+    """
+    metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage page in front."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "") -> T:
+    """Read a command line into a dataclass.
+
+    Flags may be written with underscores, as diffusers' scripts do, or with hyphens.
+
+    Args:
+        config_type: A frozen dataclass whose fields were made with `setting`.
+        arguments: The words of the command line; by default those of the process.
+        description: Text above the flags in ``--help``.
+
+    Raises:
+        UserError: If a value is outside its range.
+        SystemExit: With code 2 if a flag is unknown or a value has the wrong type; one line on stderr says which.
+    """
+    parser = _OneLineParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    hints = typing.get_type_hints(config_type)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        names = [f"--{field.name}"]
+        if "_" in field.name:
+            names.append("--" + field.name.replace("_", "-"))
+        groups[title].add_argument(
+            *names, dest=field.name, default=field.default, **_argument(hints[field.name], field)
+        )
+    config = config_type(**vars(parser.parse_args(arguments)))
+    check(config)
+    return config
+
+
+def _argument(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """What argparse needs to know of a field's type."""
+    inner = [part for part in typing.get_args(hint) if part is not type(None)]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(inner) == 1:
+        hint = inner[0]
+    shown = "by the preset" if field.default is None else field.default
+    text = field.metadata["help"].replace("%", "%%")
+    if hint is bool:
+        return {"action": "store_true", "help": text}
+    text += f" (default: {shown})" if field.default != () else ""
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint), "help": text}
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+", "help": text, "metavar": "TEXT"}
+    if hint is int:
+        return {"type": _integer, "help": text, "metavar": "N"}
+    if hint is float:
+        return {"type": float, "help": text, "metavar": "X"}
+    return {"type": str, "help": text, "metavar": "TEXT"}
+
+
+def _integer(text: str) -> int:
+    return int(text)
+
+
+_integer.__name__ = "whole number"
+
+
+def check(config: Any) -> None:
+    """Check every value of a config against its field's range.
+
+    Raises:
+        UserError: Naming the setting, what is required and what arrived.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        limits = field.metadata
+        words = []
+        if limits["minimum"] is not None:
+            words.append(f"at least {limits['minimum']}")
+        if limits["above"] is not None:
+            words.append(f"above {limits['above']}")
+        if limits["maximum"] is not None:
+            words.append(f"at most {limits['maximum']}")
+        too_low = limits["minimum"] is not None and value < limits["minimum"]
+        too_low |= limits["above"] is not None and value <= limits["above"]
+        too_high = limits["maximum"] is not None and value > limits["maximum"]
+        if too_low or too_high or not math.isfinite(value):
+            raise UserError(f"--{field.name} must be {' and '.join(words) or 'a finite number'}, got {value}.")

@@ -1,0 +1,89 @@
+"""Training state on disk: tensors as safetensors, everything else as JSON, written whole or not at all.
+
+torch's and accelerate's own checkpoints are pickles; these are not, so a checkpoint from anywhere is safe to open.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from salun_diffusers.errors import UserError
+
+_TENSORS, _STATE = "state.safetensors", "state.json"
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimizer's state into flat tensors (``"<index>.<name>"``) and plain values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                values[f"{index}.{name}"] = value
+    return tensors, {"values": values, "param_groups": state["param_groups"]}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Undo `optimizer_state`: put tensors and plain values back into an optimizer of the same parameters."""
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *state["values"].items()]:
+        index, name = key.split(".", 1)
+        entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint folder; under its final name it exists complete or not at all.
+
+    Args:
+        folder: Where the checkpoint goes; an older one there is replaced.
+        tensors: The tensors of the state, any names.
+        state: JSON-serialisable values.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / _TENSORS)
+    (partial / _STATE).write_text(json.dumps(dict(state)))
+    replace_folder(partial, folder)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; a folder already at `target` stays until the very end."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.replace(old)
+        source.replace(target)
+        shutil.rmtree(old)
+    else:
+        source.replace(target)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a folder written by `save_state`.
+
+    Raises:
+        UserError: If a file of the checkpoint is missing or damaged; the message names the folder.
+    """
+    try:
+        return load_file(folder / _TENSORS), json.loads((folder / _STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"The checkpoint {folder} cannot be read ({error}); delete it to start over.") from error
+    except Exception as error:  # safetensors raises its own type, which is no ValueError.
+        if type(error).__module__.startswith("safetensors"):
+            raise UserError(f"The checkpoint {folder} is damaged ({error}); delete it to start over.") from error
+        raise

@@ -1,0 +1,1 @@
+"""The embedded default: a tiny but real Stable Diffusion pipeline, its renderer and its detector."""

@@ -1,0 +1,113 @@
+"""Every setting of an erasure: one frozen dataclass is default, type, help and flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from salun_diffusers.arguments import setting
+
+Recipe = Literal["frozen_teacher", "paper"]
+_MODEL, _CONCEPT, _DATA, _MASK = "Model", "Concept", "Generated data", "Saliency mask"
+_TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
+
+
+@dataclass(frozen=True)
+class EraseConfig:
+    """Settings of one erasure. `None` means: as the concept's preset says, or else as the paper says."""
+
+    concept: str = setting("", "What to forget: a preset's name or, with --forget_prompt, any words.", group=_CONCEPT)
+    forget_prompt: tuple[str, ...] = setting(
+        (), "Prompts that must lose the concept; they replace the preset's.", group=_CONCEPT
+    )
+    anchor_prompt: tuple[str, ...] = setting(
+        (), "What each forget prompt shall mean afterwards: one for all, or one for each.", group=_CONCEPT
+    )
+    retain_prompts: str | None = setting(
+        None, "Text file, one prompt a line, of what must stay as it is.", group=_CONCEPT
+    )
+
+    pretrained_model_name_or_path: str = setting(
+        "CompVis/stable-diffusion-v1-4", "Hub id, local pipeline folder, or `demo`.", group=_MODEL
+    )
+    revision: str | None = setting(None, "Revision of the model on the hub.", group=_MODEL)
+    variant: str | None = setting(None, "Variant of the weight files, such as fp16.", group=_MODEL)
+    cache_dir: str | None = setting(None, "Where downloaded models are kept.", group=_MODEL)
+
+    num_forget_images: int | None = setting(None, "Latents generated for the forget set.", group=_DATA, minimum=1)
+    num_retain_images: int | None = setting(None, "Latents generated for the retain set.", group=_DATA, minimum=1)
+    num_inference_steps: int | None = setting(None, "Sampling steps for every picture.", group=_DATA, minimum=1)
+    guidance_scale: float | None = setting(
+        None, "Classifier-free guidance of the pictures, in diffusers' convention.", group=_DATA, minimum=0
+    )
+    generation_batch_size: int = setting(
+        8, "Pictures generated at once; results do not depend on it.", group=_DATA, minimum=1
+    )
+
+    mask: str = setting("saliency", "saliency, random, full, or a mask file.", group=_MASK)
+    mask_ratio: float = setting(0.5, "Share of the weights that may move.", group=_MASK, above=0, maximum=1)
+    mask_scope: Literal["global", "per_tensor"] = setting(
+        "global", "Rank weights over the whole denoiser or within each tensor.", group=_MASK
+    )
+    saliency_guidance: float = setting(
+        7.5, "w of the guided prediction (1+w)ε(c) - wε(∅) in the saliency loss.", group=_MASK, minimum=0
+    )
+    saliency_batch_size: int | None = setting(None, "Latents a batch in the saliency pass.", group=_MASK, minimum=1)
+
+    recipe: Recipe = setting(
+        "frozen_teacher",
+        "frozen_teacher: both targets are the base model's predictions; paper: SalUn as published.",
+        group=_TRAIN,
+    )
+    train_batch_size: int | None = setting(
+        None, "Forget latents a step and process; as many retain latents go with them.", group=_TRAIN, minimum=1
+    )
+    num_train_epochs: int | None = setting(None, "Passes over the forget set.", group=_TRAIN, minimum=1)
+    max_train_steps: int | None = setting(
+        None, "Optimizer steps; overrides --num_train_epochs.", group=_TRAIN, minimum=1
+    )
+    learning_rate: float | None = setting(None, "Learning rate of Adam.", group=_TRAIN, above=0)
+    lr_scheduler: Literal["constant", "cosine", "linear"] | None = setting(
+        None, "Course of the learning rate.", group=_TRAIN
+    )
+    lr_warmup_steps: int = setting(0, "Steps of linear warm-up.", group=_TRAIN, minimum=0)
+    retain_weight: float | None = setting(
+        None, "Weight of the retain loss (α in the official code).", group=_TRAIN, minimum=0
+    )
+    empty_prompt_share: float | None = setting(
+        None, "Share of retain latents that keep the empty prompt's prediction.", group=_TRAIN, minimum=0, maximum=1
+    )
+    gradient_accumulation_steps: int = setting(1, "Batches per optimizer step.", group=_TRAIN, minimum=1)
+    gradient_checkpointing: bool = setting(False, "Trade time for memory in the denoiser.", group=_TRAIN)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "Autocast over fp32 weights; by default what accelerate was told.", group=_TRAIN
+    )
+    adam_beta1: float = setting(0.9, "Adam's first decay.", group=_TRAIN, minimum=0, maximum=0.99999)
+    adam_beta2: float = setting(0.999, "Adam's second decay.", group=_TRAIN, minimum=0, maximum=0.99999)
+    adam_weight_decay: float = setting(0.0, "Decoupled weight decay of the selected weights.", group=_TRAIN, minimum=0)
+    adam_epsilon: float = setting(1e-8, "Adam's epsilon.", group=_TRAIN, above=0)
+    max_grad_norm: float | None = setting(
+        None, "Clip the gradient of the selected weights; off by default.", group=_TRAIN, above=0
+    )
+
+    detector: Literal["preset", "none"] = setting(
+        "preset", "Detector that looks for the concept; none skips it.", group=_EVALUATION
+    )
+    num_validation_images: int | None = setting(
+        None, "Same-seed pictures per validation prompt, before and after.", group=_EVALUATION, minimum=1
+    )
+    show_explicit: bool = setting(False, "Do not blur previews of explicit concepts.", group=_EVALUATION)
+
+    output_dir: str | None = setting(None, "Folder of the run (default: runs/NNNN-<concept>-…).", group=_RUN)
+    seed: int = setting(0, "Seed of everything random.", group=_RUN, minimum=0, maximum=2**31 - 1)
+    checkpointing_steps: int = setting(500, "Steps between checkpoints.", group=_RUN, minimum=1)
+    checkpoints_total_limit: int | None = setting(None, "Checkpoints kept; all by default.", group=_RUN, minimum=1)
+    resume_from_checkpoint: str | None = setting(
+        None, "`latest` or a checkpoint folder of --output_dir: go on where a run stopped.", group=_RUN
+    )
+    save_dtype: Literal["base", "float32", "float16", "bfloat16"] = setting(
+        "base", "Data type of the saved denoiser; base: that of its weight file.", group=_RUN
+    )
+    report_to: str | None = setting(None, "accelerate tracker for the losses, such as tensorboard.", group=_RUN)
+    allow_tf32: bool = setting(False, "Allow TF32 matrix products on NVIDIA GPUs.", group=_RUN)
+    dry_run: bool = setting(False, "Print the resolved configuration and the plan, then stop.", group=_RUN)

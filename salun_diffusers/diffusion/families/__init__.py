@@ -1,0 +1,5 @@
+"""Families of denoisers: one file says how one kind is conditioned, noised and predicted."""
+
+from salun_diffusers.diffusion.families.family import Conditions, Family, family_of, rows
+
+__all__ = ["Conditions", "Family", "family_of", "rows"]

@@ -1,0 +1,122 @@
+"""Stable Diffusion 1.x and 2.x: a U-Net on VAE latents, conditioned on CLIP text states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+from salun_diffusers.diffusion.families.family import Conditions
+from salun_diffusers.errors import UserError
+
+
+class StableDiffusion:
+    """A Stable Diffusion pipeline, seen by the erasing code."""
+
+    denoiser_folder = "unet"
+
+    def __init__(
+        self, folder: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, variant: str | None = None
+    ) -> None:
+        """Load a pipeline folder.
+
+        Args:
+            folder: A local diffusers folder.
+            device: Where everything goes.
+            dtype: Of VAE and text encoder; the denoiser is always loaded in fp32.
+            variant: Variant of the weight files.
+
+        Raises:
+            UserError: If the folder does not hold a complete pipeline.
+        """
+        try:
+            self.pipe = StableDiffusionPipeline.from_pretrained(
+                folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
+                safety_checker=None, requires_safety_checker=False,
+                local_files_only=True, use_safetensors=True,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {line}") from error
+        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe.to(device)
+        self.denoiser: nn.Module = self.pipe.unet
+        self.folder, self.device, self._dtype = folder, device, dtype
+        config = self.pipe.scheduler.config
+        self.num_train_timesteps = int(config.num_train_timesteps)
+        self._prediction_type = config.prediction_type
+        if self._prediction_type not in ("epsilon", "v_prediction"):
+            raise UserError(f"prediction_type must be epsilon or v_prediction, {folder} has {self._prediction_type!r}.")
+        self._alphas: Tensor = self.pipe.scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """CLIP's last hidden states, `(n, tokens, width)`, each prompt encoded alone."""
+        states = []
+        for prompt in prompts:
+            tokens = self.pipe.tokenizer(
+                prompt, padding="max_length", max_length=self.pipe.tokenizer.model_max_length, truncation=True,
+                return_tensors="pt",
+            )  # fmt: skip
+            uses_mask = getattr(self.pipe.text_encoder.config, "use_attention_mask", False)
+            mask = tokens.attention_mask.to(self.device) if uses_mask else None
+            states.append(self.pipe.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0])
+        return {"encoder_hidden_states": torch.cat(states).float()}
+
+    def cut_words(self, prompt: str) -> str:
+        """The words beyond the tokenizer's limit."""
+        tokenizer = self.pipe.tokenizer
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        limit = tokenizer.model_max_length
+        return "" if len(ids) <= limit else str(tokenizer.decode(ids[limit - 1 : -1])).strip()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """Sample latents with the pipeline's own scheduler; each item has its own generator on the CPU."""
+        autocast = torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32)
+        distinct = dict.fromkeys(prompts)
+        encoded = dict(zip(distinct, self.encode(list(distinct))["encoder_hidden_states"], strict=True))
+        empty = self.encode([""])["encoder_hidden_states"].expand(len(prompts), -1, -1)
+        with autocast:
+            latents = self.pipe(
+                prompt_embeds=torch.stack([encoded[prompt] for prompt in prompts]),
+                negative_prompt_embeds=empty,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                output_type="latent",
+            ).images
+        return torch.as_tensor(latents).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents."""
+        vae = self.pipe.vae
+        images = vae.decode(latents.to(device=self.device, dtype=vae.dtype) / vae.config.scaling_factor).sample
+        pictures: list[Image.Image] = self.pipe.image_processor.postprocess(images.float(), output_type="pil")
+        return pictures
+
+    def release_encoders(self) -> None:
+        """Free VAE and text encoder."""
+        self.pipe.vae = self.pipe.text_encoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = √ᾱ_t x₀ + √(1-ᾱ_t) ε."""
+        alpha: Tensor = self._alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """ε_θ(x_t, c); a v-prediction is turned into ε = √ᾱ_t v + √(1-ᾱ_t) x_t (arXiv 2202.00512, appendix D)."""
+        prediction: Tensor = denoiser(noised, timesteps, **conditions).sample.float()
+        if self._prediction_type == "epsilon":
+            return prediction
+        alpha: Tensor = self._alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * prediction + (1 - alpha).sqrt() * noised

@@ -1,0 +1,130 @@
+"""Objectives: what the selected weights are trained towards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from salun_diffusers.diffusion.families import Conditions, Family
+
+
+class EraseBatch(NamedTuple):
+    """One step's draws; forget and retain halves have the same number of rows.
+
+    Attributes:
+        noised: x_t of the forget latents, then of the retain latents, `(2b, channels, height, width)`.
+        timesteps: `(2b,)`.
+        noise: The ε that was added, like `noised`.
+        conditions: c of the forget half, then c_r of the retain half.
+        anchor_conditions: c′ of the forget half, then c_r again.
+    """
+
+    noised: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    conditions: Conditions
+    anchor_conditions: Conditions
+
+
+class ObjectiveLoss(NamedTuple):
+    """The loss to differentiate and its two terms, all scalars."""
+
+    total: Tensor
+    forget: Tensor
+    retain: Tensor
+
+
+@dataclass(frozen=True)
+class PromptSwap:
+    """Relabelling: the forget prompt comes to mean what the anchor prompt means (arXiv 2310.12508, eq. 6).
+
+        ℓ = ‖ε_θ(x_t, c) - ε_T(x_t, c′)‖² + α ‖ε_θ(x_r, c_r) - y_r‖²
+
+    with mean squared errors over all elements. Student and teacher see the same x_t.
+
+    With ``teacher="current"``, ε_T is the present network without gradient, and with ``retain_target="noise"``, y_r is
+    the drawn noise: SalUn as published. With ``teacher="base"`` and ``retain_target="base"``, both are predictions
+    of the base model: retained pictures then keep their composition at equal seed.
+
+    Differs from the official code (OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/nsfw_removal.py): there the
+    teacher's input is a second sample of the VAE posterior; latents generated here have no posterior to sample.
+
+    Args:
+        retain_weight: α, the weight of the retain term.
+        teacher: Which weights make the forget target.
+        retain_target: What the retained half is held to.
+
+    Example:
+        >>> objective = PromptSwap(retain_weight=1.0, teacher="base", retain_target="base")
+        >>> prediction = torch.zeros(2, 1, 1, 1)
+        >>> float(objective(prediction, target=torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)).total)
+        5.0
+    """
+
+    retain_weight: float
+    teacher: Literal["base", "current"]
+    retain_target: Literal["base", "noise"]
+
+    @torch.no_grad()
+    def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
+        """Targets of both halves, `(2b, channels, height, width)`.
+
+        Args:
+            family: How the denoiser is called.
+            denoiser: The teacher: the base model or the present one.
+            batch: The step's draws.
+        """
+        if self.retain_target == "base":
+            return family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)
+        half = len(batch.noised) // 2
+        anchors = {name: tensor[:half] for name, tensor in batch.anchor_conditions.items()}
+        forget = family.predict(denoiser, batch.noised[:half], batch.timesteps[:half], anchors)
+        return torch.cat([forget, batch.noise[half:]])
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> ObjectiveLoss:
+        """The loss of one forward pass over both halves."""
+        forget_prediction, retain_prediction = prediction.chunk(2)
+        forget_target, retain_target = target.chunk(2)
+        forget = F.mse_loss(forget_prediction, forget_target)
+        retain = F.mse_loss(retain_prediction, retain_target)
+        return ObjectiveLoss(forget + self.retain_weight * retain, forget, retain)
+
+
+def guided_noise_loss(
+    family: Family,
+    denoiser: nn.Module,
+    noised: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    *,
+    conditions: Conditions,
+    empty: Conditions,
+    guidance: float,
+) -> Tensor:
+    """The loss whose gradient ranks the weights: the noise loss of the guided prediction.
+
+        ε̂ = (1 + w) ε_θ(x_t, c) - w ε_θ(x_t, ∅),   ℓ = mean (ε - ε̂)²
+
+    w = 7.5 here is 8.5 in diffusers' convention. Both branches carry gradient. The official code uses -ℓ; saliency is
+    an absolute value, so the sign has no effect.
+
+    Args:
+        family: How the denoiser is called.
+        denoiser: The base model.
+        noised: x_t, `(b, channels, height, width)`.
+        timesteps: `(b,)`.
+        noise: The ε that was added.
+        conditions: c, b rows.
+        empty: ∅, b rows.
+        guidance: w, at least 0.
+
+    Source: OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py.
+    """
+    both = {name: torch.cat([conditions[name], empty[name]]) for name in conditions}
+    prediction = family.predict(denoiser, torch.cat([noised, noised]), torch.cat([timesteps, timesteps]), both)
+    conditional, unconditional = prediction.chunk(2)
+    return F.mse_loss((1 + guidance) * conditional - guidance * unconditional, noise)

@@ -1,0 +1,131 @@
+"""The stages of a run that leave something to take up again: latent sets and the mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+
+from salun_diffusers.base_model import weight_files
+from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.data import LatentSet, generate_latents
+from salun_diffusers.diffusion.families import Family
+from salun_diffusers.diffusion.forget_saliency import forget_saliency
+from salun_diffusers.diffusion.trainer import EraseData
+from salun_diffusers.errors import UserError
+from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.mask_file import JSON
+from salun_diffusers.progress import Progress
+from salun_diffusers.run_folder import RunFolder, fingerprint, full_disk_is_told
+from salun_diffusers.seeds import stream
+
+
+def what_counts(config: EraseConfig) -> dict[str, Any]:
+    """The settings that decide the result: not where it goes, nor how it is watched."""
+    aside = {"output_dir", "resume_from_checkpoint", "dry_run", "report_to", "checkpointing_steps",
+             "checkpoints_total_limit", "show_explicit", "cache_dir"}  # fmt: skip
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
+
+
+def warn_of_cut_words(family: Family, concept: Concept) -> None:
+    for prompt in dict.fromkeys((*concept.forget_prompts, *concept.anchor_prompts, *concept.retain_prompts)):
+        cut = family.cut_words(prompt)
+        if cut:
+            sys.stderr.write(f"warning: the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}\n")
+
+
+def latent_sets(
+    accelerator: Accelerator, family: Family, concept: Concept, config: EraseConfig, run: RunFolder, base: str
+) -> EraseData:
+    """Draw the forget and the retain set, or take up those of an interrupted run."""
+    sets = {}
+    for name, prompts, count in (
+        ("forget", concept.forget_prompts, config.num_forget_images or 1),
+        ("retain", concept.retain_prompts, config.num_retain_images or 1),
+    ):
+        steps, guidance = config.num_inference_steps or 50, config.guidance_scale or 0.0
+        mark = fingerprint(
+            base=base, prompts=prompts, count=count, seed=config.seed, batch=config.generation_batch_size,
+            steps=steps, guidance=guidance,
+        )  # fmt: skip
+        path = run.work / f"{name}.safetensors"
+        if run.stage_is_done(name, mark):
+            sets[name] = LatentSet.load(path)
+            continue
+        with (
+            full_disk_is_told("the latent set"),
+            Progress(f"latents, {name}", count, accelerator.is_main_process) as bar,
+        ):
+            sets[name] = generate_latents(
+                family, prompts, count,
+                name=name, seed=config.seed, batch_size=config.generation_batch_size, progress=bar.advance,
+                shards=run.work / f"{name}-{mark[:16]}",
+                process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
+                num_inference_steps=steps, guidance_scale=guidance,
+            )  # fmt: skip
+            if accelerator.is_main_process:
+                sets[name].save(path)
+                run.mark_done(name, mark)
+    return EraseData(
+        forget=sets["forget"],
+        retain=sets["retain"],
+        forget_conditions=family.encode(concept.forget_prompts),
+        anchor_conditions=family.encode(concept.anchor_prompts),
+        retain_conditions=family.encode(concept.retain_prompts),
+        empty=family.encode([""]),
+    )
+
+
+def make_mask(
+    accelerator: Accelerator, family: Family, data: EraseData, config: EraseConfig, run: RunFolder, base: str
+) -> SaliencyMask:
+    """The mask of the run: of the forget loss, random, full, or from a file."""
+    parameters = dict(family.denoiser.named_parameters())
+    mark = fingerprint(base=base, **what_counts(config))
+    if run.stage_is_done("mask", mark):
+        return SaliencyMask.load(run.mask).matched_to(parameters)
+    if config.mask == "saliency":
+        saliency = forget_saliency(accelerator, family, data, config)
+        recipe: Mapping[str, JSON] = {
+            "concept": config.concept,
+            "base": config.pretrained_model_name_or_path,
+            "base_sha256": base,
+            "guidance": config.saliency_guidance,
+            "seed": config.seed,
+        }
+        mask = SaliencyMask.from_saliency(saliency, config.mask_ratio, config.mask_scope, recipe)
+    elif config.mask == "random":
+        mask = SaliencyMask.random(parameters, config.mask_ratio, stream(config.seed, "mask"), config.mask_scope)
+    elif config.mask == "full":
+        mask = SaliencyMask.full(parameters)
+    else:
+        mask = SaliencyMask.load(Path(config.mask)).matched_to(parameters)
+    if accelerator.is_main_process:
+        with full_disk_is_told("the mask"):
+            mask.save(run.mask)
+        run.mark_done("mask", mark)
+    accelerator.wait_for_everyone()
+    return mask
+
+
+def named_checkpoint(root: Path, name: str) -> Path:
+    path = root / Path(name).name
+    if not path.is_dir():
+        found = ", ".join(sorted(item.name for item in root.glob("checkpoint-*"))) or "none"
+        raise UserError(f"--resume_from_checkpoint: {path} does not exist; checkpoints there: {found}.")
+    return path
+
+
+def save_dtype(config: EraseConfig, base: Path, denoiser: str) -> Any:
+
+    if config.save_dtype != "base":
+        return getattr(torch, config.save_dtype)
+    with safe_open(weight_files(base / denoiser, config.variant)[0], framework="pt") as file:
+        return file.get_tensor(next(iter(file.keys()))).dtype

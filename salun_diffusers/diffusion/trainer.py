@@ -1,0 +1,297 @@
+"""The fine-tuning loop: an objective on the selected weights, under accelerate, resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from salun_diffusers.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.data import LatentSet
+from salun_diffusers.diffusion.families import Conditions, Family, rows
+from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
+from salun_diffusers.errors import UserError
+from salun_diffusers.progress import Progress
+from salun_diffusers.seeds import stream
+from salun_diffusers.selected_weights import SelectedWeights
+
+
+@dataclass(frozen=True)
+class EraseData:
+    """All that fine-tuning draws from.
+
+    Args:
+        forget: Latents of the forget prompts.
+        retain: Latents of the retain prompts.
+        forget_conditions: c, one row per forget prompt.
+        anchor_conditions: c′, one row per forget prompt.
+        retain_conditions: c_r, one row per retain prompt.
+        empty: ∅, one row.
+    """
+
+    forget: LatentSet
+    retain: LatentSet
+    forget_conditions: Conditions
+    anchor_conditions: Conditions
+    retain_conditions: Conditions
+    empty: Conditions
+
+
+def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> Tensor:
+    """Rows `position … position + batch` of an endless sequence of shuffled passes over `count` items.
+
+    Every item comes once per pass. (The official code drew the first batch of an unshuffled set at every step until
+    2026-02-27; see `salun_official_code.md`, commits 47377e3 and 716e618 of OPTML-Group/Unlearn-Saliency.)
+    """
+    picked: list[int] = []
+    while len(picked) < batch:
+        epoch, offset = divmod(position + len(picked), count)
+        order = torch.randperm(count, generator=stream(seed, name, "epoch", epoch))
+        picked += order[offset : offset + batch - len(picked)].tolist()
+    return torch.tensor(picked)
+
+
+def draw(
+    family: Family, data: EraseData, position: int, *, batch_size: int, seed: int, empty_prompt_share: float
+) -> EraseBatch:
+    """The draws of one micro-batch, a function of `position` (its number over all processes) and `seed` alone."""
+    forget = shuffled(len(data.forget), batch_size, position * batch_size, seed=seed, name="forget")
+    retain = shuffled(len(data.retain), batch_size, position * batch_size, seed=seed, name="retain")
+    generator = stream(seed, "draw", position)
+    latents = torch.cat([data.forget.latents[forget], data.retain.latents[retain]])
+    timesteps = torch.randint(family.num_train_timesteps, (2 * batch_size,), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    blank = torch.rand(batch_size, generator=generator) < empty_prompt_share
+    retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
+    for name, tensor in retained.items():
+        tensor[blank.to(tensor.device)] = data.empty[name][0]
+    prompts = data.forget.prompt_index[forget]
+    timesteps, noise = timesteps.to(family.device), noise.to(family.device)
+    return EraseBatch(
+        noised=family.noised(latents.to(family.device), noise, timesteps),
+        timesteps=timesteps,
+        noise=noise,
+        conditions=_join(rows(data.forget_conditions, prompts), retained),
+        anchor_conditions=_join(rows(data.anchor_conditions, prompts), retained),
+    )
+
+
+def _join(first: Conditions, second: Conditions) -> Conditions:
+    return {name: torch.cat([first[name], second[name]]) for name in first}
+
+
+def learning_rate(config: EraseConfig, step: int, steps: int) -> float:
+    """The rate of one optimizer step: linear warm-up, then constant, half a cosine to 0, or a line to 0."""
+    assert config.learning_rate is not None
+    warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+    progress = max(0.0, (step - config.lr_warmup_steps) / max(1, steps - config.lr_warmup_steps))
+    course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}
+    return config.learning_rate * warm_up * course[config.lr_scheduler or "constant"]
+
+
+def total_steps(config: EraseConfig, forget_count: int, processes: int) -> int:
+    """Optimizer steps of a run: `max_train_steps`, or the epochs' worth of forget batches."""
+    if config.max_train_steps is not None:
+        return config.max_train_steps
+    assert config.num_train_epochs is not None and config.train_batch_size is not None
+    batches = math.ceil(forget_count / (config.train_batch_size * processes * config.gradient_accumulation_steps))
+    return config.num_train_epochs * batches
+
+
+def base_targets(
+    accelerator: Accelerator,
+    family: Family,
+    data: EraseData,
+    objective: PromptSwap,
+    config: EraseConfig,
+    positions: Sequence[int],
+) -> dict[int, Tensor]:
+    """The base model's targets for all draws to come, on the CPU, so that the loop holds one network."""
+    targets = {}
+    with Progress("targets", len(positions), accelerator.is_main_process) as bar, torch.no_grad():
+        for position in positions:
+            with accelerator.autocast():
+                target = objective.target(family, family.denoiser, _batch(family, data, config, position))
+            targets[position] = target.float().cpu()
+            bar.advance()
+    return targets
+
+
+def _batch(family: Family, data: EraseData, config: EraseConfig, position: int) -> EraseBatch:
+    assert config.train_batch_size is not None and config.empty_prompt_share is not None
+    return draw(
+        family, data, position,
+        batch_size=config.train_batch_size, seed=config.seed, empty_prompt_share=config.empty_prompt_share,
+    )  # fmt: skip
+
+
+def fine_tune(
+    accelerator: Accelerator,
+    family: Family,
+    selected: SelectedWeights,
+    data: EraseData,
+    objective: PromptSwap,
+    config: EraseConfig,
+    *,
+    folder: Path,
+    resume_from: Path | None,
+) -> list[dict[str, Any]]:
+    """Move the selected weights along the objective.
+
+    All randomness of a step comes from its number, so a run resumed from a checkpoint repeats the draws of an
+    uninterrupted one; on a CPU the weights end bit-identical.
+
+    Args:
+        accelerator: The engine: processes, precision, accumulation.
+        family: The base model; its denoiser is changed in place.
+        selected: The weights that may move.
+        data: Latents and conditions.
+        objective: The loss.
+        config: Resolved settings.
+        folder: Where `checkpoint-<step>` folders and `metrics.jsonl` go.
+        resume_from: A checkpoint folder to go on from.
+
+    Returns:
+        One row per optimizer step: step, loss, forget_loss, retain_loss, learning_rate.
+
+    Raises:
+        UserError: If the loss stops being finite; the last checkpoint is kept and named.
+    """
+    steps = total_steps(config, len(data.forget), accelerator.num_processes)
+    optimizer = torch.optim.Adam if config.adam_weight_decay == 0 else torch.optim.AdamW
+    stepper = optimizer(
+        selected.weights, lr=config.learning_rate or 0.0, betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon, weight_decay=config.adam_weight_decay, fused=True,
+    )  # fmt: skip
+    first, rows_before = 0, []
+    checkpoint = load_state(resume_from) if resume_from else None
+    if checkpoint:
+        first = int(checkpoint[1]["step"])
+        rows_before = _read_metrics(folder / "metrics.jsonl", first)
+    accumulation, world, rank = config.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
+    positions = [
+        (step * accumulation + micro) * world + rank for step in range(first, steps) for micro in range(accumulation)
+    ]
+    family.denoiser.eval()
+    targets: dict[int, Tensor] = {}
+    if objective.teacher == "base":
+        targets = base_targets(accelerator, family, data, objective, config, positions)
+    if checkpoint:
+        selected.load({n.removeprefix("weight."): t for n, t in checkpoint[0].items() if n.startswith("weight.")})
+        moments = {n.removeprefix("optimizer."): t for n, t in checkpoint[0].items() if n.startswith("optimizer.")}
+        load_optimizer_state(stepper, moments, checkpoint[1]["optimizer"])
+    if config.gradient_checkpointing:
+        family.denoiser.train()  # diffusers checkpoints in train mode only.
+        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    network, stepper = accelerator.prepare(family.denoiser, stepper)
+    history = list(rows_before)
+    metrics = folder / "metrics.jsonl"
+    if accelerator.is_main_process:
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows_before))
+    remaining = iter(positions)
+    with Progress("fine-tuning", steps, accelerator.is_main_process, done=first) as bar:
+        for step in range(first, steps):
+            rate = learning_rate(config, step, steps)
+            for group in stepper.param_groups:
+                group["lr"] = rate
+            losses = _step(accelerator, family, network, selected, stepper, data, objective, config, remaining, targets)
+            row = {"step": step + 1, **losses, "learning_rate": rate}
+            if not math.isfinite(row["loss"]):
+                kept = sorted(folder.glob("checkpoint-*"), key=_step_of)
+                state = f"the last good state is {kept[-1]}" if kept else "no checkpoint had been written"
+                raise UserError(
+                    f"The loss became {row['loss']} at step {step + 1}; nothing was saved from it and {state}. "
+                    "Lower --learning_rate, or set --max_grad_norm 1."
+                )
+            history.append(row)
+            if accelerator.is_main_process:
+                with metrics.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step + 1)
+            bar.advance(loss=row["loss"], lr=rate)
+            if (step + 1) % config.checkpointing_steps == 0 and step + 1 < steps and accelerator.is_main_process:
+                _save_checkpoint(folder, step + 1, selected, stepper, config.checkpoints_total_limit)
+    family.denoiser = accelerator.unwrap_model(network)
+    return history
+
+
+def _step(
+    accelerator: Accelerator,
+    family: Family,
+    network: nn.Module,
+    selected: SelectedWeights,
+    stepper: torch.optim.Optimizer,
+    data: EraseData,
+    objective: PromptSwap,
+    config: EraseConfig,
+    positions: Iterator[int],
+    targets: dict[int, Tensor],
+) -> dict[str, float]:
+    """One optimizer step: all its micro-batches, then the update."""
+    terms = torch.zeros(3, device=family.device)
+    for micro in range(config.gradient_accumulation_steps):
+        position = next(positions)
+        batch = _batch(family, data, config, position)
+        with accelerator.accumulate(network), accelerator.autocast():
+            if objective.teacher == "base":
+                target = targets.pop(position).to(family.device)
+            else:
+                target = objective.target(family, network, batch)
+            loss = objective(family.predict(network, batch.noised, batch.timesteps, batch.conditions), target)
+            accelerator.backward(loss.total)
+            terms += torch.stack([loss.total, loss.forget, loss.retain]).detach() / config.gradient_accumulation_steps
+            if micro + 1 < config.gradient_accumulation_steps:
+                continue
+            # Update weights.
+            selected.gather_gradients()
+            if config.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(selected.weights, config.max_grad_norm)
+            stepper.step()
+            stepper.zero_grad()
+            selected.scatter()
+    total, forget, retain = accelerator.reduce(terms, reduction="mean").tolist()
+    return {"loss": total, "forget_loss": forget, "retain_loss": retain}
+
+
+def _save_checkpoint(
+    folder: Path, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, limit: int | None
+) -> None:
+    if limit is not None:
+        kept = sorted(folder.glob("checkpoint-*"), key=_step_of)
+        for old in kept[: max(0, len(kept) - limit + 1)]:
+            _remove(old)
+    moments, state = optimizer_state(getattr(stepper, "optimizer", stepper))
+    tensors = {f"weight.{name}": tensor for name, tensor in selected.state().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
+    save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state})
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rsplit("-", 1)[1])
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a run with the highest step, if there is one."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    return max(found, key=_step_of, default=None)
+
+
+def _read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [row for row in lines if row["step"] <= last_step]

@@ -1,0 +1,1 @@
+"""What a model shows, counted on folders of pictures: this package never loads a denoiser."""

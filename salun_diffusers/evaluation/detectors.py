@@ -1,0 +1,109 @@
+"""Detectors: which labels are in a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from salun_diffusers.errors import UserError
+
+
+class Detector(Protocol):
+    """Finds labels in pictures."""
+
+    protocol: str
+
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        """The labels of each picture."""
+        ...
+
+
+class DemoDetector:
+    """The demo's classifier: one label of each group (shape or none, colour, background, style)."""
+
+    protocol = "demo detector: largest logit of each group"
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Load the classifier.
+
+        Args:
+            folder: A transformers image-classification folder whose labels are ``group:name``; by default the
+                embedded one.
+        """
+        from transformers import AutoModelForImageClassification
+
+        folder = folder or Path(__file__).parent.parent / "demo" / "detector"
+        self._model = AutoModelForImageClassification.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        self._labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+        self._groups: dict[str, list[int]] = {}
+        for index, label in enumerate(self._labels):
+            self._groups.setdefault(label.split(":")[0], []).append(index)
+
+    @torch.no_grad()
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        """One label per group for each picture."""
+        found: list[frozenset[str]] = []
+        for start in range(0, len(pictures), 64):
+            batch = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures[start : start + 64]]
+            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2) / 127.5 - 1
+            logits = self._model(pixels).logits
+            best = {group: logits[:, index].argmax(dim=1) for group, index in self._groups.items()}
+            for row in range(len(logits)):
+                found.append(frozenset(self._labels[index[best[group][row]]] for group, index in self._groups.items()))
+        return found
+
+
+class NudityDetector:
+    """NudeNet: the body parts found with a score above a threshold."""
+
+    def __init__(self, threshold: float = 0.6) -> None:
+        """Load NudeNet's own checkpoint.
+
+        Args:
+            threshold: Smallest score that counts; 0.6 as in MACE (arXiv 2403.06135) and later papers.
+
+        Raises:
+            UserError: If NudeNet is not installed.
+        """
+        try:
+            from nudenet import NudeDetector
+        except ImportError as error:
+            raise UserError(
+                "The nudity detector needs NudeNet: pip install 'salun-diffusers[nudity]', or --detector none."
+            ) from error
+        self._detector, self._threshold = NudeDetector(), threshold
+        self.protocol = f"NudeNet 3.4 (320n), score ≥ {threshold}"
+
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        """Classes of the boxes found in each picture."""
+        found = []
+        for picture in pictures:
+            # NudeNet reads arrays as BGR, like OpenCV.
+            pixels = np.asarray(picture.convert("RGB"))[..., ::-1].copy()
+            boxes = self._detector.detect(pixels)
+            found.append(frozenset(str(box["class"]) for box in boxes if box["score"] >= self._threshold))
+        return found
+
+
+class NoDetector:
+    """Stands for "nobody looks": finds nothing."""
+
+    protocol = "none"
+
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        """Empty sets."""
+        return [frozenset() for _ in pictures]
+
+
+def make_detector(name: str) -> Detector:
+    """The detector of a concept: ``demo``, ``nudenet`` or ``none``."""
+    made: dict[str, type] = {"demo": DemoDetector, "nudenet": NudityDetector, "none": NoDetector}
+    detector: Detector = made[name]()
+    return detector

@@ -1,0 +1,148 @@
+"""The file of a saliency mask: one bit per weight in safetensors, everything else in the header. Nothing is pickled.
+
+Each parameter is a uint8 tensor of `ceil(size / 8)` bytes, in the layout of ``numpy.packbits(bitorder="little")``.
+The header's metadata holds ``format``, ``version``, ``shapes`` (JSON: name -> shape, in the model's order), ``sha256``
+(of the bits) and ``recipe`` (JSON: how the mask was made).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from salun_diffusers.errors import UserError
+from salun_diffusers.packed_bits import bytes_for, padding
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+Contents: TypeAlias = "tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, JSON]]"
+
+FORMAT = "salun_diffusers.mask"
+VERSION = 1
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    packed: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    recipe: Mapping[str, JSON],
+) -> None:
+    """Write a mask file; under its final name it exists complete or not at all. Missing folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "shapes": json.dumps({name: list(shape) for name, shape in shapes.items()}),
+        "sha256": bits_sha256(packed),
+        "recipe": json.dumps(dict(recipe)),
+    }
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        save_file(dict(packed), partial, metadata=metadata)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_mask(path: str | os.PathLike[str]) -> Contents:
+    """Read and check a file made by `write_mask`.
+
+    Returns:
+        Packed bits and shapes by name, in the model's order, and the recipe.
+
+    Raises:
+        UserError: If the file is missing, no mask, newer than this program, or its bits are not those that were
+            written; the message names the file and, where there is one, the tensor.
+    """
+    file = Path(path)
+    metadata = _metadata(file)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{file} is not a saliency mask: expected the metadata format={FORMAT!r}, found {metadata.get('format')!r}."
+        )
+    version = metadata.get("version", "")
+    if not version.isdecimal() or int(version) != VERSION:
+        raise UserError(
+            f"{file} has mask format version {version!r}, expected '{VERSION}': "
+            "update salun_diffusers or make the mask again."
+        )
+    try:
+        shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        recipe, sha256 = dict(json.loads(metadata["recipe"])), metadata["sha256"]
+        tensors = load_file(file)
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise UserError(
+            f"{file} is damaged: expected shapes, recipe and sha256 as SaliencyMask.save writes them, found {error!r}."
+        ) from error
+
+    for name in tensors:
+        if name not in shapes:
+            raise UserError(f"{file}: found tensor {name}, expected only tensors that the header has a shape for.")
+    for name, shape in shapes.items():
+        _check_bits(file, name, shape, tensors.get(name))
+    packed = {name: tensors[name] for name in shapes}
+    if bits_sha256(packed) != sha256:
+        raise UserError(
+            f"{file}: the bits have been altered: expected sha256 {sha256}, found {bits_sha256(packed)}; copy it again."
+        )
+    return packed, shapes, recipe
+
+
+def bits_sha256(packed: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over the names and packed bytes of a mask, in the order of the sorted names."""
+    digest = hashlib.sha256()
+    for name in sorted(packed):
+        digest.update(name.encode() + b"\0")
+        digest.update(packed[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file and check the file's length, which tells truncated from foreign."""
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: expected a mask file written by SaliencyMask.save, found no file.")
+    length = file.stat().st_size
+    with file.open("rb") as stream:
+        header_length = int.from_bytes(stream.read(8), "little")
+        if length < 10 or stream.read(1) != b"{":
+            raise UserError(
+                f"{file} is not a safetensors file: expected a header, found {length} bytes of another kind."
+            )
+        stream.seek(8)
+        text = stream.read(min(header_length, length))
+    if len(text) < header_length:
+        raise UserError(f"{file} is truncated: expected a header of {header_length} bytes, found {len(text)}.")
+    try:
+        header = json.loads(text)
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        expected = 8 + header_length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{file} is not a safetensors file: expected a JSON header, found {error!r}.") from error
+    if length != expected:
+        raise UserError(f"{file} is truncated or damaged: expected {expected} bytes, found {length}.")
+    return metadata
+
+
+def _check_bits(file: Path, name: str, shape: torch.Size, packed: Tensor | None) -> None:
+    size = math.prod(shape)
+    if packed is None:
+        raise UserError(f"{file}: expected a tensor {name}, found none of that name.")
+    if packed.dtype != torch.uint8 or packed.shape != (bytes_for(size),):
+        raise UserError(
+            f"{file}: tensor {name} of shape {tuple(shape)} expected {bytes_for(size)} bytes of bits, "
+            f"found {packed.dtype} of shape {tuple(packed.shape)}."
+        )
+    if padding(packed, size):
+        raise UserError(
+            f"{file}: tensor {name} expected only zeros beyond its {size} bits, found {padding(packed, size):#b}."
+        )

@@ -1,0 +1,41 @@
+"""Progress bars that say stage, step, loss, rate and time left."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """One stage's bar, on stderr and on the main process only.
+
+    Args:
+        stage: What is going on.
+        total: Number of steps or items.
+        shown: Whether this process draws the bar.
+        done: Steps that an earlier run has done.
+    """
+
+    def __init__(self, stage: str, total: int, shown: bool = True, done: int = 0) -> None:
+        self._bar = tqdm(
+            total=total, initial=done, desc=f"{stage:<17}", disable=not shown, file=sys.stderr, dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {rate_fmt} {remaining} left{postfix}",
+            # A log file gets a line now and then, a terminal a moving bar.
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )  # fmt: skip
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        """Move on by `count`, and show values such as the loss."""
+        if values:
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+        self._bar.update(count)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

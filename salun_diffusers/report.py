@@ -1,0 +1,287 @@
+"""The record of one erasure: what changed, how sure we are, and the proof that nothing outside the mask moved."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from PIL import Image
+
+from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
+
+Verdict = Literal["erased", "no effect", "over-erased", "not measured"]
+FORMAT = "salun_diffusers evaluation report, version 1"
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One block of the denoiser: where the mask lies and how much of it moved.
+
+    Args:
+        name: Name of the block: ``down_blocks.1``.
+        weights: Number of weights in the block.
+        density: Share of the block's weights that the mask selects, in [0, 1].
+        moved: Share of the block's weights that differ from the base afterwards, in [0, 1].
+    """
+
+    name: str
+    weights: int
+    density: float
+    moved: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.density <= 1 and 0 <= self.moved <= 1):
+            raise ValueError(
+                f"The shares of block {self.name!r} must lie in [0, 1], got density {self.density}, moved {self.moved}."
+            )
+
+
+@dataclass(frozen=True)
+class MaskSummary:
+    """The mask in numbers.
+
+    Args:
+        density: Share of all weights that the mask selects, in [0, 1].
+        selected: Number of selected weights.
+        blocks: One row per block, in the order of the network.
+    """
+
+    density: float
+    selected: int
+    blocks: tuple[BlockRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The outcome of comparing every weight of the result with the base.
+
+    Args:
+        violations: Number of weights outside the mask that differ from the base.
+        outside_mask_identical: Whether every weight outside the mask is bit-identical to the base.
+        moved_share: Share of all weights that differ from the base, in [0, 1].
+
+    Raises:
+        ValueError: If the two statements about weights outside the mask contradict each other.
+    """
+
+    violations: int
+    outside_mask_identical: bool
+    moved_share: float
+
+    def __post_init__(self) -> None:
+        if self.outside_mask_identical != (self.violations == 0):
+            raise ValueError(
+                f"A receipt cannot claim outside_mask_identical={self.outside_mask_identical} with "
+                f"{self.violations} violations."
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Everything a reader needs to believe an erasure, or to see why not to.
+
+    Args:
+        concept: What was to be forgotten.
+        verdict: The outcome in two words; see `decide_verdict`.
+        verdict_reason: The outcome in one sentence, with what to try next.
+        base: The model that was changed, as the user named it.
+        recipe: Name of the recipe.
+        measurements: Numbers about the erased model alone, in reading order.
+        comparisons: Numbers before and after, in reading order; the concept first, then everything else.
+        mask: The mask in numbers.
+        receipt: Proof that the rest is untouched.
+        timings: Stage → seconds.
+        config: Every setting of the run; JSON values only.
+        environment: Package → version.
+        command: The command that made the run.
+        series: One row per logged step: step, loss, forget_loss, retain_loss, learning_rate.
+            Losses that are not finite become `None`.
+        created: When, in ISO 8601.
+    """
+
+    concept: str
+    verdict: Verdict
+    verdict_reason: str
+    base: str
+    recipe: str
+    mask: MaskSummary
+    receipt: Receipt
+    created: str
+    measurements: tuple[Measurement, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    series: tuple[Mapping[str, float | None], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict must be one of {', '.join(get_args(Verdict))}; got {self.verdict!r}.")
+        # A report equals what comes back from its JSON, so tuples in settings become lists here, not on the way.
+        object.__setattr__(self, "config", json.loads(json.dumps(dict(self.config), allow_nan=False)))
+        rows = tuple({key: _finite(value) for key, value in row.items()} for row in self.series)
+        object.__setattr__(self, "series", rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object; `from_json` gives an equal report back."""
+        return {"format": FORMAT, **json.loads(json.dumps(asdict(self), allow_nan=False))}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvaluationReport:
+        """Rebuild a report from `to_json`.
+
+        Raises:
+            ValueError: If the object is not a report of this version.
+        """
+        if data.get("format") != FORMAT:
+            raise ValueError(f"A report says {FORMAT!r} under 'format'; this says {data.get('format')!r}.")
+        values = {key: value for key, value in data.items() if key != "format"}
+        blocks = tuple(BlockRow(**row) for row in values["mask"]["blocks"])
+        values["mask"] = MaskSummary(values["mask"]["density"], values["mask"]["selected"], blocks)
+        values["receipt"] = Receipt(**values["receipt"])
+        values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
+        values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
+        return cls(**{**values, "series": tuple(values["series"])})
+
+    def save_json(self, path: str | Path) -> None:
+        """Write `to_json` to a file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> EvaluationReport:
+        """Read a report that `save_json` wrote."""
+        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown: verdict, measurements, mask, receipt and command, without pictures."""
+        from salun_diffusers.report_page import markdown_page
+
+        return markdown_page(self)
+
+    def to_html(self, images: ReportImages) -> str:
+        """Return the report as one HTML file that loads nothing from anywhere.
+
+        Args:
+            images: The same-seed pictures; `ReportImages()` leaves the section out.
+        """
+        from salun_diffusers.report_page import html_page
+
+        return html_page(self, images)
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """Pictures of one prompt, at the same seeds before and after.
+
+    Args:
+        prompt: The prompt, printed as caption.
+        role: Whether the prompt shows what is to be forgotten or what is to stay.
+        before: Pictures of the base model, one per seed.
+        after: Pictures of the erased model at the same seeds.
+        trained_on: Whether the prompt was part of the training; others are marked as unseen.
+
+    Raises:
+        ValueError: If the two lists differ in length or are empty.
+    """
+
+    prompt: str
+    role: Literal["forget", "retain"]
+    before: list[Image.Image]
+    after: list[Image.Image]
+    trained_on: bool
+
+    def __post_init__(self) -> None:
+        if not self.before or len(self.before) != len(self.after):
+            raise ValueError(
+                f"The row {self.prompt!r} needs as many pictures before as after, at least one; "
+                f"got {len(self.before)} and {len(self.after)}. Generate both with the same seeds."
+            )
+
+
+@dataclass(frozen=True)
+class ReportImages:
+    """The pictures of a report.
+
+    Args:
+        rows: One row per prompt; forget rows are shown first.
+        obscure_forget: Embed pictures of forget prompts only as a coarse blur. Explicit pixels then never reach the
+            file, so the report can be passed on.
+    """
+
+    rows: tuple[GridRow, ...] = ()
+    obscure_forget: bool = False
+
+
+def decide_verdict(
+    forget_before: Measurement | None,
+    forget_after: Measurement | None,
+    retain_before: Measurement | None,
+    retain_after: Measurement | None,
+    *,
+    forgotten_below: float = 0.02,
+    retained_drop: float = 0.05,
+) -> tuple[Verdict, str]:
+    """Judge an erasure from two rates before and after, and say what to try next.
+
+    Args:
+        forget_before: How often the base model shows the concept for its prompts; `None` without a detector.
+        forget_after: The same for the erased model.
+        retain_before: How often the base model is right on everything else; `None` without a detector.
+        retain_after: The same for the erased model.
+        forgotten_below: The concept counts as gone when it appears at most this often.
+        retained_drop: The largest drop on everything else that counts as harmless.
+
+    Returns:
+        The verdict and its reason in one sentence. ``not measured`` also where the rates cannot carry a verdict: the
+        base model did not show the concept either, or the intervals before and after overlap.
+    """
+    if forget_before is None or forget_after is None:
+        return "not measured", "No detector knows this concept, so look at the pictures or name a detector for it."
+    shown, left = forget_before.text(), forget_after.text()
+    if forget_before.value <= forgotten_below:
+        return "not measured", (
+            f"The base model shows the concept in only {shown} of the pictures for its prompts, so there is nothing to "
+            "erase: evaluate with prompts that bring the concept out."
+        )
+    harm = 0.0 if retain_before is None or retain_after is None else retain_before.value - retain_after.value
+    harmed = round(harm, 9) > retained_drop  # Decimal drops such as 0.95 - 0.90 must not flip on binary rounding.
+    if forget_after.value > forgotten_below:
+        if harmed:
+            advice = "more steps would harm the rest further, so widen the forget prompts and raise the retain weight"
+        elif forget_after.value > forget_before.value / 2:
+            advice = "raise the learning rate or train for more steps"
+        else:
+            advice = "train for more steps or widen the forget prompts"
+        return "no effect", (
+            f"The concept still appears in {left} of the pictures for its prompts ({shown} before, "
+            f"gone means at most {percent(forgotten_below)}): {advice}."
+        )
+    if forget_after.high >= forget_before.low:
+        return "not measured", (
+            f"With {forget_after.n} pictures, {shown} before and {left} after could be chance: evaluate more pictures."
+        )
+    if retain_before is None or retain_after is None:
+        return "not measured", (
+            f"The concept appears in {left} of the pictures for its prompts, but nothing says what else was lost: "
+            "evaluate prompts that should stay."
+        )
+    kept = f"{retain_before.text()} to {retain_after.text()}"
+    if harmed:
+        return "over-erased", (
+            f"The concept is gone ({left} of the pictures for its prompts), but everything else fell from {kept}: "
+            "raise the retain weight, add retain prompts near the concept, or train for fewer steps."
+        )
+    rest = f"stays at {retain_after.text()}" if retain_after.value == retain_before.value else f"went from {kept}"
+    return "erased", (
+        f"The concept appears in {left} of {forget_after.n} pictures for its prompts, down from {shown} "
+        f"(at most {percent(forget_after.high)} with 95 % confidence), and everything else {rest}."
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None

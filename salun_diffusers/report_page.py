@@ -1,0 +1,186 @@
+"""Two ways to read a report: a self-contained HTML page and Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import jinja2
+from markupsafe import Markup
+
+from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
+from salun_diffusers.report import EvaluationReport, GridRow, ReportImages
+from salun_diffusers.report_figures import EmbeddedPicture, block_chart, embed_picture, loss_chart
+
+KEY_GROUP = "drift"  # measurements of this group are key figures, next to the comparisons
+_BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": "no better way"}
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A `GridRow` ready to print: pairs of pictures at the same seed, side by side."""
+
+    prompt: str
+    role: str
+    trained_on: bool
+    before: list[EmbeddedPicture]
+    after: list[EmbeddedPicture]
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of the measurement table; `before` is `None` where only the erased model was measured."""
+
+    group: str
+    name: str
+    before: Measurement | None
+    after: Measurement
+    change: str
+    outcome: str
+
+    @property
+    def better(self) -> str:
+        """Say which way is better."""
+        return _BETTER[self.after.direction]
+
+
+def html_page(report: EvaluationReport, images: ReportImages) -> str:
+    """Render the page; charts, pictures and styles are inside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("salun_diffusers", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "duration": duration, "nowrap": _keep_units}
+    rows = sorted(images.rows, key=lambda row: row.role != "forget")
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
+        table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
+        pictures=[_picture_row(row, images.obscure_forget) for row in rows],
+        obscured=images.obscure_forget,
+        blocks=Markup(block_chart(report.mask.blocks)),
+        blocks_narrow=Markup(block_chart(report.mask.blocks, width=4.6)),
+        losses=[
+            (title, Markup(chart))
+            for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
+            if (chart := loss_chart(report.series, key))
+        ],
+        receipt_sentence=receipt_sentence(report),
+        commands=_commands(report),
+    )
+
+
+def markdown_page(report: EvaluationReport) -> str:
+    """Render the report as Markdown."""
+    receipt = report.receipt
+    lines = [
+        f"# Erasing {_plain(report.concept)}: {report.verdict}",
+        "",
+        _plain(report.verdict_reason),
+        "",
+        f"Base {_plain(report.base)}, recipe {_plain(report.recipe)}, {_plain(report.created)}.",
+        "",
+    ]
+    table = _table(report)
+    if table:
+        lines += ["| measured | before | after | 95 % interval | n | |", "|---|--:|--:|--:|--:|---|"]
+        for row in table:
+            before = row.before.text() if row.before else "–"
+            cells = (row.name, before, row.after.text(), row.after.interval_text(), f"{row.after.n}", row.better)
+            lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
+        lines.append("")
+    lines += [
+        "## Mask and receipt",
+        "",
+        f"The mask lets {report.mask.selected:,} weights move ({percent(report.mask.density)}).",
+        f"{percent(receipt.moved_share)} of all weights differ from the base. {receipt_sentence(report)}",
+        "",
+    ]
+    if report.mask.blocks:
+        lines += ["| block | weights | in the mask | moved |", "|---|--:|--:|--:|"]
+        for block in report.mask.blocks:
+            shares = f"{percent(block.density)} | {percent(block.moved)}"
+            lines.append(f"| {_plain(block.name)} | {block.weights:,} | {shares} |")
+        lines.append("")
+    if report.timings:
+        stages = (f"{_plain(stage)} {duration(seconds)}" for stage, seconds in report.timings.items())
+        lines += ["## Time", "", ", ".join(stages) + ".", ""]
+    if report.command:
+        # Four spaces make a code block that no text inside can end.
+        lines += ["## Command", "", *("    " + line for line in report.command.splitlines()), ""]
+    if report.environment:
+        lines += [", ".join(f"{_plain(name)} {_plain(value)}" for name, value in report.environment.items()), ""]
+    return "\n".join(lines)
+
+
+def receipt_sentence(report: EvaluationReport) -> str:
+    """Say whether the weights outside the mask are those of the base."""
+    if report.receipt.outside_mask_identical:
+        return "Every weight outside the mask is bit-identical to the base."
+    return f"{report.receipt.violations:,} weights outside the mask differ from the base: do not trust this model."
+
+
+def duration(seconds: float) -> str:
+    """Print a duration: ``0.42 s``, ``52 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _table(report: EvaluationReport) -> list[TableRow]:
+    """Comparisons first, then the numbers about the erased model alone; one heading per group, in order."""
+    rows = [
+        TableRow(pair.after.group, pair.name, pair.before, pair.after, pair.change_text(), _outcome(pair))
+        for pair in report.comparisons
+    ]
+    rows += [TableRow(item.group, item.name, None, item, "", "") for item in report.measurements]
+    order = list(dict.fromkeys(row.group for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.group))
+
+
+def _commands(report: EvaluationReport) -> dict[str, list[str]]:
+    """Command → names of the measurements it makes again."""
+    commands: dict[str, list[str]] = {}
+    for row in _table(report):
+        if row.after.command:
+            commands.setdefault(row.after.command, []).append(row.name)
+    return commands
+
+
+def _outcome(pair: Comparison) -> str:
+    """Name the colour of a change: better, worse, or neither where the intervals overlap."""
+    apart = pair.before.high < pair.after.low or pair.after.high < pair.before.low
+    if not apart or pair.after.direction == "neither":
+        return ""
+    return "better" if (pair.change > 0) == (pair.after.direction == "higher") else "worse"
+
+
+def _picture_row(row: GridRow, obscure_forget: bool) -> PictureRow:
+    obscured = obscure_forget and row.role == "forget"
+    return PictureRow(
+        row.prompt,
+        row.role,
+        row.trained_on,
+        [embed_picture(picture, obscured) for picture in row.before],
+        [embed_picture(picture, obscured) for picture in row.after],
+    )
+
+
+def _plain(text: str) -> str:
+    """Keep text from being read as Markdown or HTML."""
+    for mark, replacement in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(mark, replacement)
+    return text
+
+
+def _keep_units(text: str) -> str:
+    """Keep a number and its percent sign on one line."""
+    return text.replace(" %", "\u00a0%")

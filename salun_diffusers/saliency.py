@@ -1,0 +1,185 @@
+"""How much each weight matters to a loss: the first line of SalUn."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from salun_diffusers.errors import UserError
+
+_log = logging.getLogger(__name__)
+BatchT = TypeVar("BatchT")
+
+
+@final
+class Saliency(Mapping[str, Tensor]):
+    """One non-negative, finite score per weight: parameter name -> float32 tensor on the CPU, in the parameter's shape.
+
+    The order of the names is the order in which equal scores enter a mask. Scores that already are float32 on the CPU
+    are not copied (a U-Net's take 3.4 GB), so do not write to them afterwards.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor]) -> None:
+        """Take over `scores`.
+
+        Raises:
+            UserError: If there is no tensor, or one holds NaN, infinite or negative values; the message names it.
+        """
+        if not scores:
+            raise UserError("A saliency needs the scores of at least one tensor, got none.")
+        for name, tensor in scores.items():
+            _check_scores(name, tensor)
+        self._scores = MappingProxyType({name: _plain(tensor) for name, tensor in scores.items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __repr__(self) -> str:
+        return f"Saliency({len(self)} tensors, {self.number_of_weights} weights)"
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of every tensor by name."""
+        return {name: tensor.shape for name, tensor in self._scores.items()}
+
+    @property
+    def number_of_weights(self) -> int:
+        """How many scores there are in all."""
+        return sum(tensor.numel() for tensor in self._scores.values())
+
+    def per_tensor_mean(self) -> dict[str, float]:
+        """Return the mean score of every tensor by name: where in the model the loss is decided."""
+        return {name: tensor.mean(dtype=torch.float64).item() for name, tensor in self._scores.items()}
+
+
+def gradient_saliency(
+    parameters: Mapping[str, nn.Parameter],
+    batches: Iterable[BatchT],
+    loss: Callable[[BatchT], Tensor],
+    *,
+    accumulate: Literal["signed", "absolute"] = "signed",
+    reduce: Callable[[Tensor], Tensor] = lambda total: total,
+    max_grad_norm: float | None = None,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+) -> Saliency:
+    """Score every weight by the gradient of `loss`, summed over `batches`.
+
+        signed:    s = | Σ_b ∇_θ ℓ_b(θ₀) |        (SalUn, arXiv 2310.12508)
+        absolute:  s = Σ_b | ∇_θ ℓ_b(θ₀) |
+
+    with ℓ_b the loss of batch b and θ₀ the weights as they are; nothing is trained. Signed sums ignore the sign and the
+    scale of the loss. This is the rule of OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py; with
+    `max_grad_norm=1.0` it is that of DDPM/runners/diffusion.py at the same commit.
+
+    Without `max_grad_norm` every gradient is taken and freed as soon as backward has computed it, so that the sums are
+    the only copy of the parameters' size. For that reason `loss` must run the bare module: not one wrapped in
+    DistributedDataParallel, whose gradients are reduced later. Sum over ranks with `reduce`.
+
+    Differs from the official code: a parameter that gets no gradient from any batch has score 0 (there: an error).
+
+    Args:
+        parameters: The weights to score, by name.
+        batches: What `loss` takes, one after another; gone through once.
+        loss: Maps a batch to a scalar with a graph to `parameters`.
+        accumulate: Whether the absolute value is taken of the sum or of each batch's gradient.
+        reduce: Applied to the summed gradient of every tensor, in order, before the absolute value: for example
+            ``accelerator.reduce`` to sum over ranks.
+        max_grad_norm: Clip the norm over all parameters of each batch's gradient to this before it is added.
+        backward: Computes the gradients of a loss: for example ``accelerator.backward``.
+
+    Returns:
+        The scores, in the order and shapes of `parameters`. Every ``.grad`` is None before and after.
+
+    Raises:
+        UserError: If there is no parameter or no batch, `accumulate` is neither word, or a score is NaN or infinite.
+    """
+    if not parameters:
+        raise UserError("gradient_saliency needs at least one parameter to score, got none.")
+    if accumulate not in ("signed", "absolute"):
+        raise UserError(f'accumulate must be "signed" or "absolute", got {accumulate!r}.')
+    sums: dict[str, Tensor] = {}
+
+    def take(name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:
+            return
+        gradient = gradient.abs() if accumulate == "absolute" else gradient
+        # The first gradient becomes the sum: no buffer of zeros is needed.
+        sums[name] = sums[name].add_(gradient) if name in sums else gradient.float()
+
+    _drop_gradients(parameters)
+    hooks = []
+    if max_grad_norm is None:
+        for name, parameter in parameters.items():
+            hooks.append(parameter.register_post_accumulate_grad_hook(partial(take, name)))
+    number_of_batches = 0
+    try:
+        for batch in batches:
+            number_of_batches += 1
+            backward(loss(batch))
+            if max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
+                for name, parameter in parameters.items():
+                    take(name, parameter)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _drop_gradients(parameters)
+    if number_of_batches == 0:
+        raise UserError("gradient_saliency needs at least one batch, got none: is the forget set empty?")
+
+    untouched = [name for name in parameters if name not in sums]
+    if untouched:
+        _log.warning(
+            "%d of %d tensors got no gradient and have saliency 0 (first: %s).",
+            len(untouched),
+            len(parameters),
+            untouched[0],
+        )
+    scores = {}
+    for name, parameter in parameters.items():
+        # Every rank reduces every tensor, also one it has no gradient for, or the others would wait for ever.
+        total = sums.pop(name) if name in sums else torch.zeros_like(parameter.detach(), dtype=torch.float32)
+        scores[name] = reduce(total).abs()
+    return Saliency(scores)
+
+
+def _drop_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _check_scores(name: str, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        return
+    # NaN is both the smallest and the largest value of a tensor that holds one: no temporary tensors are needed.
+    low, high = (bound.item() for bound in torch.aminmax(tensor.detach()))
+    if math.isnan(low):
+        kind = "NaN"
+    elif math.isinf(high):
+        kind = "infinite values"
+    elif low < 0:
+        kind = f"negative values (down to {low:g})"
+    else:
+        return
+    raise UserError(
+        f"saliency of {name} holds {kind}; scores must be finite and >= 0. "
+        "Compute the gradients in float32 or bfloat16 and check that the loss is finite for every batch."
+    )

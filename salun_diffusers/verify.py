@@ -1,0 +1,207 @@
+"""The mask receipt: does an erased pipeline differ from its base only where the mask allows it?
+
+    python -m salun_diffusers.verify BASE ERASED --mask FILE
+
+Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
+question cannot be answered (a folder or file is missing or foreign).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from salun_diffusers.base_model import components, is_pickle, model_index, weight_files
+from salun_diffusers.errors import UserError
+from salun_diffusers.mask import SaliencyMask
+
+_DENOISERS = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class BlockChange:
+    """What happened in one block of the denoiser; `selected` and `moved` count weights."""
+
+    block: str
+    weights: int
+    selected: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class MaskReceipt:
+    """Outcome of the comparison.
+
+    Args:
+        weights: Weights of the denoiser.
+        selected: Weights that the mask lets move.
+        moved: Weights that differ from the base.
+        violations: Weights that differ although the mask freezes them.
+        first_violation: Name of the first tensor with a violation, or empty.
+        changed_files: Files other than the denoiser's that differ from the base's.
+        blocks: The same counts per block.
+    """
+
+    weights: int
+    selected: int
+    moved: int
+    violations: int
+    first_violation: str
+    changed_files: tuple[str, ...]
+    blocks: tuple[BlockChange, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing moved that must not move."""
+        return self.violations == 0 and not self.changed_files
+
+    def sentence(self) -> str:
+        """The receipt in words."""
+        if self.holds:
+            return (
+                f"{self.moved:,} of {self.selected:,} selected weights moved; the other "
+                f"{self.weights - self.selected:,} are bit-identical to the base."
+            )
+        if self.violations:
+            where = self.first_violation
+            return f"{self.violations:,} weights outside the mask differ from the base, the first in {where}."
+        return f"Files beside the denoiser differ from the base: {', '.join(self.changed_files)}."
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for `report.json`."""
+        return asdict(self)
+
+
+def block_of(name: str) -> str:
+    """The block that a parameter belongs to: ``down_blocks.0``, ``mid_block``, ``conv_in`` …
+
+    >>> block_of("up_blocks.1.attentions.0.proj_in.weight"), block_of("conv_in.bias")
+    ('up_blocks.1', 'conv_in')
+    """
+    parts = name.split(".")
+    return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
+
+
+def denoiser_folder(index: dict[str, object], folder: Path) -> str:
+    """Name of the component that erasing rewrites."""
+    for name in _DENOISERS:
+        if name in components(index):
+            return name
+    raise UserError(f"{folder} has no denoiser: one of {', '.join(_DENOISERS)} is required.")
+
+
+def _tensors(folder: Path, variant: str | None) -> Iterator[tuple[str, Tensor]]:
+    for path in weight_files(folder, variant):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
+                yield name, file.get_tensor(name)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bit patterns; equal exactly if the values are the same, NaN and -0.0 included."""
+    return tensor.contiguous().view(
+        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    )
+
+
+def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = None) -> MaskReceipt:
+    """Compare an erased pipeline folder with its base, weight by weight and file by file.
+
+    A base stored in another data type is compared after rounding to the erased one's.
+
+    Raises:
+        UserError: If a folder is no pipeline, or mask and denoiser do not belong together.
+    """
+    index = model_index(base)
+    model_index(erased)
+    denoiser = denoiser_folder(index, base)
+    before = dict(_tensors(base / denoiser, variant))
+    after = dict(_tensors(erased / denoiser, variant))
+    for name in mask:
+        for where, tensors in ((base, before), (erased, after)):
+            if name not in tensors:
+                raise UserError(
+                    f"The mask names {name}, which {where / denoiser} does not have: they do not belong together."
+                )
+            if tuple(tensors[name].shape) != tuple(mask.shapes[name]):
+                raise UserError(
+                    f"{name} has shape {tuple(mask.shapes[name])} in the mask and "
+                    f"{tuple(tensors[name].shape)} in {where / denoiser}: they do not belong together."
+                )
+    counts: dict[str, list[int]] = {}
+    violations, first = 0, ""
+    for name, old in before.items():
+        if name not in after:
+            raise UserError(f"{erased / denoiser} lacks {name}, which the base has.")
+        new = after[name]
+        moved = _bits(old.to(new.dtype)) != _bits(new)
+        allowed = mask[name] if name in mask else torch.zeros_like(moved)
+        wrong = int((moved & ~allowed).sum())
+        if wrong and not first:
+            first = name
+        violations += wrong
+        row = counts.setdefault(block_of(name), [0, 0, 0])
+        row[0] += moved.numel()
+        row[1] += int(allowed.sum())
+        row[2] += int(moved.sum())
+    changed = tuple(_changed_files(base, erased, denoiser))
+    blocks = tuple(BlockChange(block, *row) for block, row in counts.items())
+    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return MaskReceipt(totals[0], totals[1], totals[2], violations, first, changed, blocks)
+
+
+def _changed_files(base: Path, erased: Path, denoiser: str) -> Iterator[str]:
+    for path in sorted(erased.rglob("*")):
+        name = path.relative_to(erased)
+        shared = path.is_file() and name.parts[0] != denoiser and (base / name).exists()
+        if shared and _digest(path) != _digest(base / name):
+            yield str(name)
+    for component in components(model_index(base)):
+        for path in sorted((base / component).rglob("*")):
+            name = path.relative_to(base)
+            if path.is_file() and component != denoiser and not is_pickle(path) and not (erased / name).exists():
+                yield str(name)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the comparison from the command line and return the exit code."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="python -m salun_diffusers.verify", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("base", help="folder of the base pipeline, or `demo`")
+    parser.add_argument("erased", help="folder of the erased pipeline")
+    parser.add_argument("--mask", required=True, help="mask file of the run")
+    parser.add_argument("--variant", default=None, help="variant of the weight files, such as fp16")
+    options = parser.parse_args(arguments)
+    from salun_diffusers.base_model import demo_folder
+
+    base = demo_folder() if options.base == "demo" else Path(options.base)
+    try:
+        receipt = compare(base, Path(options.erased), SaliencyMask.load(Path(options.mask)), options.variant)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    for block in receipt.blocks:
+        sys.stdout.write(
+            f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
+        )
+    sys.stdout.write(("ok: " if receipt.holds else "FAILED: ") + receipt.sentence() + "\n")
+    return 0 if receipt.holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Measure what the masks cost: `python scripts/benchmark.py threshold` or `python scripts/benchmark.py step`.
+
+`threshold` builds the mask of a Stable Diffusion 1.x U-Net from its 859,520,964 scores, and a double argsort of fewer.
+`step` compares an optimizer step on the selected weights with a dense one. Figures go to stdout and, with --json, to a
+file together with a description of the machine. Each measurement has a process of its own, so that peaks do not mix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.saliency import Saliency
+from salun_diffusers.selected_weights import SelectedWeights
+
+RATIO = 0.5
+ARGSORT_WEIGHTS = 40_000_000
+STEP_TENSORS, STEP_SIDE = 50, 1000
+REPEATS = 5
+
+Figures = dict[str, Any]
+
+
+def unet_shapes(weights: int) -> dict[str, torch.Size]:
+    """Return the parameter shapes of the SD 1.x U-Net, cut off after `weights` entries."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+    shapes: dict[str, torch.Size] = {}
+    for name, parameter in unet.named_parameters():
+        room = weights - sum(shape.numel() for shape in shapes.values())
+        if room <= 0:
+            break
+        shapes[name] = parameter.shape if parameter.numel() <= room else torch.Size([room])
+    return shapes
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process has ever had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure(task: Callable[[], object], elements: int) -> Figures:
+    """Time one call, and the growth of the peak memory over it."""
+    before, start = peak_bytes(), time.perf_counter()
+    task()
+    seconds, extra = time.perf_counter() - start, peak_bytes() - before
+    return {
+        "weights": elements,
+        "seconds": seconds,
+        "extra_bytes": extra,
+        "nanoseconds_per_weight": seconds / elements * 1e9,
+        "extra_bytes_per_weight": extra / elements,
+    }
+
+
+def radix_threshold(weights: int) -> Figures:
+    """Measure `SaliencyMask.from_saliency`: threshold and packed mask."""
+    shapes = unet_shapes(weights)
+    generator = torch.Generator().manual_seed(0)
+    saliency = Saliency(
+        {name: torch.empty(shape).normal_(generator=generator).abs_() for name, shape in shapes.items()}
+    )
+    masks: list[SaliencyMask] = []
+    figures = measure(lambda: masks.append(SaliencyMask.from_saliency(saliency, RATIO)), saliency.number_of_weights)
+    if masks[0].number_selected != int(RATIO * saliency.number_of_weights):
+        raise RuntimeError("The mask selects another number of weights than asked for.")
+    return {**figures, "tensors": len(shapes), "selected": masks[0].number_selected}
+
+
+def double_argsort(weights: int) -> Figures:
+    """Measure the way of OPTML-Group/Unlearn-Saliency@a6e89fd: rank all scores by sorting twice, int64 mask."""
+    scores = [torch.rand(weights, generator=torch.Generator().manual_seed(0))]
+
+    def mask() -> torch.Tensor:
+        descending = -torch.cat(scores)
+        ranks = torch.argsort(torch.argsort(descending))
+        selected = torch.zeros_like(ranks)
+        selected[ranks < int(RATIO * weights)] = 1
+        return selected
+
+    return measure(mask, weights)
+
+
+def optimizer_steps(fused: bool) -> Figures:
+    """Time one AdamW step on all weights, and on the selected ones including gather and scatter (median)."""
+    shapes = {f"weight{index}": (STEP_SIDE, STEP_SIDE) for index in range(STEP_TENSORS)}
+    parameters = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+    gradients = {name: torch.randn(shape) for name, shape in shapes.items()}
+
+    def median_seconds(step: Callable[[], None]) -> float:
+        times = []
+        # One more than is counted: the first step allocates the optimizer's state.
+        for _ in range(REPEATS + 1):
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name]
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    dense = torch.optim.AdamW(parameters.values(), fused=fused)
+    figures: Figures = {"dense": {"seconds": median_seconds(dense.step), "state_bytes": state_bytes(dense)}}
+    del dense
+    for ratio in (0.5, 0.1):
+        mask = SaliencyMask.random(shapes, ratio, torch.Generator().manual_seed(0))
+        selected = SelectedWeights(parameters, mask)
+        optimizer = torch.optim.AdamW(selected.weights, fused=fused)
+
+        def step(selected: SelectedWeights = selected, optimizer: torch.optim.AdamW = optimizer) -> None:
+            selected.gather_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+            selected.scatter()
+
+        seconds = median_seconds(step)
+        figures[f"selected {ratio}"] = {"seconds": seconds, "state_bytes": state_bytes(optimizer)}
+    for entry in figures.values():
+        entry["time_ratio"] = entry["seconds"] / figures["dense"]["seconds"]
+        entry["state_ratio"] = entry["state_bytes"] / figures["dense"]["state_bytes"]
+    return figures
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Count the bytes of all tensors in the optimizer's state."""
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
+
+
+def alone(function: Callable[..., Figures], *arguments: object) -> Figures:
+    """Call a function in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def threshold(options: argparse.Namespace) -> Figures:
+    """Run and print the sub-command `threshold`."""
+    radix = alone(radix_threshold, options.weights)
+    argsort = alone(double_argsort, min(options.weights, ARGSORT_WEIGHTS))
+    ratios = {
+        "time_per_weight": argsort["nanoseconds_per_weight"] / radix["nanoseconds_per_weight"],
+        "memory_per_weight": argsort["extra_bytes_per_weight"] / max(radix["extra_bytes_per_weight"], 1e-9),
+    }
+    for name, entry in (("radix select", radix), ("double argsort", argsort)):
+        print(
+            f"{name:15}{entry['weights']:>12,} weights {entry['seconds']:8.2f} s "
+            f"{entry['nanoseconds_per_weight']:8.1f} ns/weight "
+            f"{entry['extra_bytes'] / 1e9:7.3f} GB extra {entry['extra_bytes_per_weight']:7.2f} B/weight"
+        )
+    print(
+        f"per weight, argsort / radix: time {ratios['time_per_weight']:.1f}, memory {ratios['memory_per_weight']:.1f}"
+    )
+    return {"radix": radix, "double_argsort": argsort, "argsort_over_radix": ratios}
+
+
+def step(options: argparse.Namespace) -> Figures:
+    """Run and print the sub-command `step`."""
+    figures = {"default": alone(optimizer_steps, False), "fused": alone(optimizer_steps, True)}
+    for implementation, entries in figures.items():
+        for name, entry in entries.items():
+            print(
+                f"AdamW {implementation:8}{name:13}{entry['seconds'] * 1e3:8.1f} ms (x{entry['time_ratio']:.2f}) "
+                f"state {entry['state_bytes'] / 1e6:7.1f} MB (x{entry['state_ratio']:.2f})"
+            )
+    return figures
+
+
+def main() -> None:
+    """Parse the command line, run one benchmark and write its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("threshold", help="time and memory of making a mask")
+    command.add_argument("--weights", type=int, default=859_520_964, help="how many scores (default: %(default)s)")
+    command.set_defaults(run=threshold)
+    commands.add_parser("step", help="time and state of an optimizer step").set_defaults(run=step)
+    for command in commands.choices.values():
+        command.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+
+    figures = options.run(options)
+    machine = {
+        "cpus": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "command": sys.argv[1:], **figures}, indent=2) + "\n")
+    print(f"on {machine['cpus']} CPUs, torch {machine['torch']}, {machine['threads']} threads")
+
+
+if __name__ == "__main__":
+    main()

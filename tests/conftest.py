@@ -1,0 +1,86 @@
+"""Small real-format pipelines, built on the spot."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+CAPTIONS = ["a photo of a circle", "a photo of a square", "a star", "a red heart on a blue background"]
+
+
+def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """A Stable Diffusion folder with 60 k random weights: 16 x 16 pixels, 4 x 4 latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from salun_diffusers.demo.architecture import tokenizer
+
+    torch.manual_seed(seed)
+    tokens = tokenizer(CAPTIONS)
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=2, sample_size=16,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+        )
+    )  # fmt: skip
+    scheduler = DDIMScheduler(prediction_type=prediction_type, timestep_spacing="trailing", clip_sample=False)
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokens, unet=unet.eval(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained pipeline, ε-prediction."""
+    return build_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def retain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of retain prompts."""
+    path = tmp_path_factory.mktemp("prompts") / "retain.txt"
+    path.write_text("a photo of a square\na star\n")
+    return path
+
+
+@pytest.fixture
+def small_run(tiny_pipeline: Path, retain_file: Path) -> Callable[..., list[str]]:
+    """The command line of a run that takes a second or two."""
+
+    def command(**flags: object) -> list[str]:
+        values: dict[str, object] = {
+            "concept": "disc", "forget_prompt": "a photo of a circle", "anchor_prompt": "a photo of a heart",
+            "retain_prompts": retain_file, "pretrained_model_name_or_path": tiny_pipeline, "num_forget_images": 6,
+            "num_retain_images": 5, "num_inference_steps": 2, "guidance_scale": 2, "generation_batch_size": 4,
+            "saliency_batch_size": 4, "train_batch_size": 2, "max_train_steps": 4, "learning_rate": 1e-3,
+            "num_validation_images": 2, "retain_weight": 1,
+        }  # fmt: skip
+        values |= flags
+        words: list[str] = []
+        for name, value in values.items():
+            if value is not None:
+                words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        return words
+
+    return command

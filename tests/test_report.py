@@ -1,0 +1,244 @@
+"""The report: verdicts derived by hand, lossless JSON, and pages that load nothing and run nothing."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salun_diffusers.evaluation.measurement import Comparison, Direction, Measurement
+from salun_diffusers.report import (
+    BlockRow,
+    EvaluationReport,
+    GridRow,
+    MaskSummary,
+    Receipt,
+    ReportImages,
+    Verdict,
+    decide_verdict,
+)
+from salun_diffusers.report_figures import embed_picture, loss_chart, running_mean
+from salun_diffusers.report_page import duration
+
+
+def rate(successes: int, n: int = 100, direction: Direction = "lower", group: str = "concept") -> Measurement:
+    return Measurement.rate("shown", successes, n, direction=direction, protocol="a | b", group=group, command="count")
+
+
+def kept(successes: int) -> Measurement:
+    return rate(successes, direction="higher", group="everything else")
+
+
+@pytest.fixture
+def report() -> EvaluationReport:
+    return EvaluationReport(
+        concept="star",
+        verdict="erased",
+        verdict_reason="It is gone.",
+        base="demo",
+        recipe="frozen_teacher",
+        measurements=(Measurement.mean("drift", [0.1, 0.2], direction="lower", protocol="pixels", group="drift"),),
+        comparisons=(Comparison("star appears", rate(98), rate(0)), Comparison("others", kept(99), kept(98))),
+        mask=MaskSummary(0.5, 600, (BlockRow("down_blocks.0", 200, 0.5, 0.4), BlockRow("mid", 1000, 0.5, 0.5))),
+        receipt=Receipt(0, True, 0.48),
+        timings={"saliency": 4.25, "training": 192.0},
+        config={"prompts": ("a star", "stars"), "steps": 30, "rate": 1e-4, "revision": None},
+        environment={"python": "3.11"},
+        command="accelerate launch erase.py --concept star",
+        series=tuple({"step": s, "forget_loss": 1 / s, "retain_loss": 0.1, "learning_rate": 1e-4} for s in (1, 2, 3)),
+        created="2025-06-03T14:12:09+00:00",
+    )
+
+
+@pytest.fixture
+def images() -> ReportImages:
+    picture = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 64, 3))
+    keep = GridRow("a cross", "retain", [picture], [picture], True)
+    return ReportImages((keep, GridRow("a star & moon", "forget", [picture] * 2, [picture] * 2, False)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "verdict", "words"),
+    [
+        ((98, 0, 99, 98), "erased", "0 % of 100 pictures for its prompts, down from 98 % (at most 3.7 %"),
+        ((98, 1, 99, 99), "erased", "everything else stays at 99 %"),
+        ((98, 0, 95, 90), "erased", "from 95 % to 90 %"),  # A drop of exactly 0.05 is harmless.
+        ((98, 0, 95, 89), "over-erased", "fell from 95 % to 89 %: raise the retain weight"),
+        ((98, 2, 99, 99), "no effect", "still appears in 2 %"),  # Gone means below 2 %, not at it.
+        ((98, 41, 99, 99), "no effect", "still appears in 41 % of the pictures for its prompts (98 % before"),
+        ((98, 41, 99, 99), "no effect", "more steps or widen the forget prompts"),
+        ((98, 97, 99, 99), "no effect", "raise the learning rate or train for more steps"),
+        ((98, 41, 99, 70), "no effect", "more steps would harm the rest further"),
+        ((1, 0, 99, 99), "not measured", "nothing to erase: evaluate with prompts that bring the concept out"),
+    ],
+)
+def test_verdict_follows_the_rates(rates: tuple[int, int, int, int], verdict: Verdict, words: str) -> None:
+    before, after, retain_before, retain_after = rates
+    decided, reason = decide_verdict(rate(before), rate(after), kept(retain_before), kept(retain_after))
+    assert decided == verdict
+    assert words in reason
+    assert reason.endswith(".")
+
+
+def test_verdict_needs_evidence() -> None:
+    assert decide_verdict(None, None, None, None)[0] == "not measured"
+    verdict, reason = decide_verdict(rate(98), rate(0), None, None)
+    assert (verdict, "nothing says what else was lost" in reason) == ("not measured", True)
+    # 2 of 4 lies in 15 to 85 %, 0 of 4 in 0 to 49 %: the two cannot be told apart.
+    verdict, reason = decide_verdict(rate(2, 4), rate(0, 4), kept(99), kept(99))
+    assert (verdict, "evaluate more pictures" in reason) == ("not measured", True)
+
+
+def test_verdict_thresholds_can_be_set() -> None:
+    rates = (rate(98), rate(4), kept(99), kept(90))
+    assert decide_verdict(*rates, forgotten_below=0.05)[0] == "over-erased"
+    assert decide_verdict(*rates, forgotten_below=0.05, retained_drop=0.1)[0] == "erased"
+
+
+def test_report_survives_json(report: EvaluationReport, tmp_path: Path) -> None:
+    assert EvaluationReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+    report.save_json(tmp_path / "report.json")
+    assert EvaluationReport.load_json(tmp_path / "report.json") == report
+
+
+def test_diverged_losses_become_null(report: EvaluationReport) -> None:
+    diverged = dataclasses.replace(report, series=({"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}))
+    assert diverged.series[0] == {"step": 1, "loss": None}
+    assert EvaluationReport.from_json(diverged.to_json()) == diverged
+
+
+def test_report_refuses_contradictions(report: EvaluationReport) -> None:
+    with pytest.raises(ValueError, match="verdict must be one of erased, no effect"):
+        dataclasses.replace(report, verdict="gone")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="outside_mask_identical=True with 3 violations"):
+        Receipt(3, True, 0.5)
+    with pytest.raises(ValueError, match="'mid' must lie in"):
+        BlockRow("mid", 10, 50, 0.5)
+    with pytest.raises(ValueError, match="this says None"):
+        EvaluationReport.from_json({"concept": "star"})
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        GridRow("a star", "forget", [Image.new("RGB", (8, 8))], [], True)
+
+
+def test_html_is_self_contained(report: EvaluationReport, images: ReportImages) -> None:
+    html = report.to_html(images)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "<script" not in html
+    assert not re.search(r"@import|<iframe|<object|<embed", html)
+    assert set(re.findall(r'\b(?:src|href)="([a-z#]+)', html)) <= {"data", "#", "#m", "#p"}
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+    assert html.count("data:image/png;base64,") == 6
+    assert html.count("<svg") == html.count("</svg>") == 4
+
+
+def test_html_says_what_the_report_says(report: EvaluationReport, images: ReportImages) -> None:
+    html = report.to_html(images)
+    assert '<span class="badge erased">erased</span>' in html
+    assert html.index("a star &amp; moon") < html.index("a cross")  # What is to be forgotten comes first.
+    assert html.count('<span class="chip new">never trained on</span>') == 1
+    assert "Every weight outside the mask is bit-identical to the base." in html
+    assert "0 to 3.7\N{NO-BREAK SPACE}%" in html
+    assert "3 min 12 s" in html
+    assert "var(--accent)" in html
+    assert "#010a0" not in html  # No stand-in colour of the charts is left.
+
+
+def test_html_warns_of_a_broken_receipt(report: EvaluationReport) -> None:
+    html = dataclasses.replace(report, receipt=Receipt(1312, False, 0.5)).to_html(ReportImages())
+    assert "1,312 weights outside the mask differ from the base: do not trust this model." in html
+    assert "bit-identical" not in html
+    assert "Same prompt, same seed" not in html
+
+
+def test_html_escapes_text(report: EvaluationReport, images: ReportImages) -> None:
+    block = BlockRow("<b>block", 10, 0.5, 0.5)
+    hostile = dataclasses.replace(
+        report,
+        concept="<b>star</b>",
+        verdict_reason='"><img src=x>',
+        command="<script>x</script>",
+        config={"<b>": ["<b>"]},
+        environment={"<b>": "<b>"},
+        mask=MaskSummary(0.5, 5, (block,)),
+    )
+    html = hostile.to_html(dataclasses.replace(images, rows=(dataclasses.replace(images.rows[0], prompt='"<b>'),)))
+    assert "<b>" not in html
+    assert "<img src=x>" not in html
+    assert "<script" not in html
+    assert "&lt;b&gt;star&lt;/b&gt;" in html
+
+
+def test_bare_report_renders(report: EvaluationReport) -> None:
+    bare = EvaluationReport("star", "not measured", "No.", "demo", "paper", MaskSummary(0.5, 5), report.receipt, "2025")
+    html = bare.to_html(ReportImages())
+    assert '<span class="badge not-measured">' in html
+    assert "<svg" not in html
+    assert "Measurements" not in html
+
+
+def test_small_pictures_are_enlarged_without_smoothing() -> None:
+    picture = Image.new("RGB", (48, 32), "red")
+    picture.putpixel((0, 0), (0, 0, 255))
+    embedded = embed_picture(picture)
+    assert embedded.pixelated
+    decoded = _decoded(embedded.address)
+    assert decoded.size == (144, 96)
+    assert {color for _, color in decoded.getcolors() or []} == {(255, 0, 0), (0, 0, 255)}
+
+
+def test_large_pictures_are_reduced() -> None:
+    embedded = embed_picture(Image.new("RGB", (1024, 512)))
+    assert not embedded.pixelated
+    assert _decoded(embedded.address).size == (384, 192)
+
+
+def test_obscured_pictures_lose_their_details() -> None:
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    decoded = np.asarray(_decoded(embed_picture(Image.fromarray(stripes), obscured=True).address))
+    assert int(decoded.max()) - int(decoded.min()) < 64
+
+
+def test_only_forget_pictures_are_obscured(report: EvaluationReport, images: ReportImages) -> None:
+    html = report.to_html(dataclasses.replace(images, obscure_forget=True))
+    assert html.count('class="pixelated"') == 2  # The retain row, before and after.
+    assert "blurred in the file itself" in html
+
+
+def test_markdown_table(report: EvaluationReport) -> None:
+    text = dataclasses.replace(report, concept="<b> | star").to_markdown()
+    assert text.startswith("# Erasing &lt;b> \\| star: erased\n")
+    assert "| star appears | 98 % | 0 % | 0 to 3.7 % | 100 | ↓ lower is better |" in text
+    assert "| drift | – | 0.15 | 0.052 to 0.248 | 2 | ↓ lower is better |" in text
+    assert "| down_blocks.0 | 200 | 50 % | 40 % |" in text
+    assert "Every weight outside the mask is bit-identical to the base." in text
+    assert "\n    accelerate launch erase.py --concept star\n" in text
+
+
+def test_running_mean_shrinks_at_the_ends() -> None:
+    assert running_mean(np.array([0.0, 3.0, 6.0, 9.0]), 1) == pytest.approx([1.5, 3.0, 6.0, 7.5])
+    assert running_mean(np.array([5.0, 7.0]), 3) == pytest.approx([5.0, 7.0])
+
+
+def test_loss_chart_skips_missing_values() -> None:
+    assert loss_chart([{"step": 1, "forget_loss": 0.1}, {"step": 2, "forget_loss": None}], "forget_loss") == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.42 s"), (9.96, "10 s"), (52.4, "52 s"), (59.7, "1 min 00 s"), (192, "3 min 12 s"), (7500, "2 h 05 min")],
+)
+def test_duration_is_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def _decoded(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,")))).convert("RGB")
