@@ -12,6 +12,7 @@ help:
 	@echo "make demo      erase 'circle' from the embedded model and write a report"
 	@echo "make test      install, lint, type-check and test"
 	@echo "make test-all  the same with the long tests"
+	@echo "make test-floor  the tests with every dependency at its lower bound"
 	@echo "make lint      ruff and mypy only"
 
 $(INSTALLED): pyproject.toml
@@ -35,5 +36,13 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-floor:
+	$(PYTHON) -m venv .venv-floor
+	$(PYTHON) scripts/floor_requirements.py > .venv-floor/floor.txt
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" pytest
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-floor/bin/python -m pytest
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .venv-floor .mypy_cache .pytest_cache .ruff_cache build dist

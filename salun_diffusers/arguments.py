@@ -42,11 +42,11 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage page in front."""
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are a `UserError`, so one line without the usage page in front."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
+        raise UserError(f"{message} (see --help)")
 
 
 def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "") -> T:
@@ -60,10 +60,10 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         description: Text above the flags in ``--help``.
 
     Raises:
-        UserError: If a value is outside its range.
-        SystemExit: With code 2 if a flag is unknown or a value has the wrong type; one line on stderr says which.
+        UserError: If a flag is unknown, or a value has the wrong type or is outside its range.
+        SystemExit: With code 0 after ``--help``.
     """
-    parser = _OneLineParser(
+    parser = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     hints = typing.get_type_hints(config_type)
@@ -78,7 +78,8 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         groups[title].add_argument(
             *names, dest=field.name, default=field.default, **_argument(hints[field.name], field)
         )
-    config = config_type(**vars(parser.parse_args(arguments)))
+    values = vars(parser.parse_args(arguments))
+    config = config_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     check(config)
     return config
 
@@ -100,7 +101,7 @@ def _argument(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     if hint is int:
         return {"type": _integer, "help": text, "metavar": "N"}
     if hint is float:
-        return {"type": float, "help": text, "metavar": "X"}
+        return {"type": _number, "help": text, "metavar": "X"}
     return {"type": str, "help": text, "metavar": "TEXT"}
 
 
@@ -108,17 +109,24 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-_integer.__name__ = "whole number"
+def _number(text: str) -> float:
+    return float(text)
+
+
+_integer.__name__, _number.__name__ = "whole number", "number"  # argparse puts these names into its messages.
 
 
 def check(config: Any) -> None:
-    """Check every value of a config against its field's range.
+    """Check every value of a config against its field's type and range.
 
     Raises:
         UserError: Naming the setting, what is required and what arrived.
     """
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if not _fits(value, hints[field.name]):
+            raise UserError(f"--{field.name} must be {_in_words(hints[field.name])}, got {value!r}.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         limits = field.metadata
@@ -133,4 +141,30 @@ def check(config: Any) -> None:
         too_low |= limits["above"] is not None and value <= limits["above"]
         too_high = limits["maximum"] is not None and value > limits["maximum"]
         if too_low or too_high or not math.isfinite(value):
-            raise UserError(f"--{field.name} must be {' and '.join(words) or 'a finite number'}, got {value}.")
+            percent = too_high and limits["maximum"] == 1 and value <= 100
+            hint = f" It is a fraction: {value / 100:g} is {value:g} %." if percent else ""
+            raise UserError(f"--{field.name} must be {' and '.join(words) or 'a finite number'}, got {value}.{hint}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field declares; a whole number will do for a fraction."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    """A field's type for people."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(_in_words(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "a tuple of texts"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}.get(hint, "None")

@@ -8,7 +8,9 @@ from pathlib import Path
 from salun_diffusers.errors import UserError
 
 DEMO_NAME = "demo"
+_DENOISERS = ("unet", "transformer")
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+_WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"} | _PICKLES
 
 
 def demo_folder() -> Path:
@@ -16,7 +18,19 @@ def demo_folder() -> Path:
     return Path(__file__).parent / "demo" / "pipeline"
 
 
-def locate(name: str, *, revision: str | None = None, variant: str | None = None, cache_dir: str | None = None) -> Path:
+def is_local(name: str) -> bool:
+    """Whether a model is at hand: the embedded one or a folder."""
+    return name == DEMO_NAME or Path(name).expanduser().is_dir()
+
+
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | None = None,
+    download: bool = True,
+) -> Path:
     """The local folder of a pipeline: the embedded one, a folder of the user's, or a download from the hub.
 
     Args:
@@ -24,6 +38,7 @@ def locate(name: str, *, revision: str | None = None, variant: str | None = None
         revision: Hub revision.
         variant: Variant of the weight files.
         cache_dir: The hub's cache.
+        download: Whether weights are fetched from the hub; otherwise only `model_index.json` is.
 
     Raises:
         UserError: If there is no such model; the message says what was tried.
@@ -37,6 +52,10 @@ def locate(name: str, *, revision: str | None = None, variant: str | None = None
             f"there is no folder {name}."
         )
     try:
+        if not download:
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(name, "model_index.json", revision=revision, cache_dir=cache_dir)).parent
         from diffusers import DiffusionPipeline
 
         return Path(
@@ -56,18 +75,19 @@ def model_index(folder: Path) -> dict[str, object]:
     """The pipeline's `model_index.json`.
 
     Raises:
-        UserError: If the folder is no diffusers pipeline, or a component that the index names is missing.
+        UserError: If there is no such folder, or it is no diffusers pipeline.
     """
     path = folder / "model_index.json"
+    if not folder.is_dir():
+        raise UserError(f"A pipeline folder is required, there is no folder {folder}.")
     if not path.is_file():
         raise UserError(f"{folder} is not a diffusers pipeline: it has no model_index.json.")
     try:
-        index: dict[str, object] = json.loads(path.read_text())
+        index: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from error
-    for component in components(index):
-        if not (folder / component).is_dir() and component not in ("safety_checker", "feature_extractor"):
-            raise UserError(f"{folder} is incomplete: model_index.json names {component!r}, the folder has none.")
+    if not isinstance(index, dict):
+        raise UserError(f"{path} must hold a JSON object that names the components, found {type(index).__name__}.")
     return index
 
 
@@ -75,20 +95,87 @@ def components(index: dict[str, object]) -> list[str]:
     """Names of the component folders that a `model_index.json` lists."""
     return [
         name for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, list) and value[0] is not None
+        if not name.startswith("_") and isinstance(value, list) and value and value[0] is not None
     ]  # fmt: skip
 
 
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files of one component, sorted.
+def denoiser_folder(index: dict[str, object], folder: Path) -> str:
+    """Name of the component that erasing rewrites."""
+    for name in _DENOISERS:
+        if name in components(index):
+            return name
+    raise UserError(f"{folder} has no denoiser: one of {', '.join(_DENOISERS)} is required.")
+
+
+def check_complete(folder: Path, variant: str | None = None) -> None:
+    """Look whether a pipeline folder holds every component whole, without loading any.
+
+    The safety checker and its feature extractor are not needed here and may be absent.
 
     Raises:
-        UserError: If there are none; pickled weights are named as such.
+        UserError: Naming the first component or file that is missing, pickled or truncated.
+    """
+    index = model_index(folder)
+    for component in components(index):
+        place = folder / component
+        if component in ("safety_checker", "feature_extractor"):
+            continue
+        if not place.is_dir():
+            raise UserError(f"{folder} is incomplete: model_index.json names {component!r}, the folder has none.")
+        if component in _DENOISERS and not (place / "config.json").is_file():
+            raise UserError(f"{folder} is incomplete: {place} has no config.json.")
+        if (place / "config.json").is_file():  # It is a model; schedulers and tokenizers name theirs otherwise.
+            for file in weight_files(place, variant, strictly=component in _DENOISERS):
+                check_whole(file)
+
+
+def check_whole(file: Path) -> None:
+    """Compare the length of a safetensors file with what its header promises.
+
+    Raises:
+        UserError: If they differ, or it is no safetensors file.
+    """
+    length = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        size = int.from_bytes(start, "little")
+        text = stream.read(size) if size < length else b""
+    if start == b"version ":
+        raise UserError(f"{file} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder.")
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{file} is damaged: a safetensors header is required, found {length} bytes without one; copy it again."
+        ) from error
+    expected = 8 + size + max(ends, default=0)
+    if length != expected:
+        raise UserError(
+            f"{file} is truncated or damaged: {expected} bytes are required, found {length}; copy it again."
+        )
+
+
+def weight_files(folder: Path, variant: str | None = None, *, strictly: bool = True) -> list[Path]:
+    """The safetensors files of one component, sorted.
+
+    Args:
+        folder: The component's folder.
+        variant: Such as ``fp16``.
+        strictly: Whether plain weights will not do where there are none of the variant.
+
+    Raises:
+        UserError: If there are none, or a shard is missing; pickled weights are named as such.
     """
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if not _variant_of(file)]
     chosen = [file for file in files if _variant_of(file) == variant] if variant else plain
+    if not chosen and not strictly:
+        chosen = plain
     if chosen:
+        for listing in folder.glob("*.safetensors.index.json"):
+            for shard in set(json.loads(listing.read_text())["weight_map"].values()):
+                if _variant_of(Path(shard)) == _variant_of(chosen[0]) and not (folder / shard).is_file():
+                    raise UserError(f"{folder} is incomplete: {listing.name} names {shard}, the folder has none.")
         return chosen
     pickled = [file.name for file in folder.glob("*") if file.suffix in _PICKLES]
     if pickled:
@@ -108,3 +195,8 @@ def _variant_of(file: Path) -> str:
 def is_pickle(file: Path) -> bool:
     """Whether a file's ending says that it is a pickle."""
     return file.suffix in _PICKLES
+
+
+def is_weights(file: Path) -> bool:
+    """Whether a file's ending says that it holds weights, of whatever format."""
+    return file.suffix in _WEIGHTS

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from salun_diffusers.disk import replace_folder
 from salun_diffusers.errors import UserError
+from salun_diffusers.run_folder import checkpoints
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
@@ -56,21 +58,12 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / _TENSORS)
-    (partial / _STATE).write_text(json.dumps(dict(state)))
-    replace_folder(partial, folder)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; a folder already at `target` stays until the very end."""
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        target.replace(old)
-        source.replace(target)
-        shutil.rmtree(old)
-    else:
-        source.replace(target)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / _TENSORS)
+        (partial / _STATE).write_text(json.dumps(dict(state)))
+        replace_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,3 +80,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if type(error).__module__.startswith("safetensors"):
             raise UserError(f"The checkpoint {folder} is damaged ({error}); delete it to start over.") from error
         raise
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a run with the highest step, if there is one."""
+    return next(reversed(checkpoints(folder)), None)

@@ -12,29 +12,30 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import shlex
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salun_diffusers.arguments import check, parse
-from salun_diffusers.base_model import locate, model_index
-from salun_diffusers.diffusion.concepts import Concept, resolve
+from salun_diffusers.arguments import parse
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets import find_concept
-from salun_diffusers.errors import UserError
+from salun_diffusers.diffusion.plan import plan
+from salun_diffusers.diffusion.request import Request, accept, prompts
+from salun_diffusers.errors import Interrupted, ReceiptError, UserError, tell
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from salun_diffusers.diffusion.families import Family
+    from salun_diffusers.evaluation.detectors import Detector
     from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.progress import Clock
     from salun_diffusers.report import EvaluationReport
     from salun_diffusers.run_folder import RunFolder
 
@@ -54,19 +55,6 @@ class EraseResult:
     mask: SaliencyMask
     report: EvaluationReport
     folder: Path | None
-
-
-@dataclass
-class _Clock:
-    """Seconds per stage, for the report."""
-
-    seconds: dict[str, float]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 2)
 
 
 def erase(config: EraseConfig) -> EraseResult:
@@ -108,65 +96,107 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
     Raises:
         UserError: As for `erase`.
     """
-    check(config)
-    concept = find_concept(config)
-    config = resolve(config, concept)
-    base = locate(
-        config.pretrained_model_name_or_path,
-        revision=config.revision, variant=config.variant, cache_dir=config.cache_dir,
-    )  # fmt: skip
-    index = model_index(base)
+    request = accept(config)
+    config = request.config
 
     # Heavy imports wait until everything that is quickly known is known.
     import torch
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    from salun_diffusers.diffusion.stages import check_fits, given_mask, warn_of_cut_words, what_counts
+    from salun_diffusers.engine import decided_by_main, engine, start_tracker
+    from salun_diffusers.progress import Clock
+    from salun_diffusers.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, under_way
+
+    make_family, detector = _parts(request)
+    given = given_mask(config)
+    clock = Clock({})
+    with engine(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps,
+        report_to=config.report_to,
+    ) as accelerator:  # fmt: skip
+        if config.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        base_identity = identity_of(request.base)
+        identity = fingerprint(
+            base=base_identity, processes=accelerator.num_processes, precision=accelerator.mixed_precision,
+            prompts=prompts(request.concept), given_mask=given.sha256 if given else None, **what_counts(config),
+        )  # fmt: skip
+
+        def choose() -> str:
+            check_output(config.output_dir, config.resume_from_checkpoint, identity)
+            return ""
+
+        decided_by_main(accelerator, choose)
+        set_seed(config.seed)
+        precision = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+        load_family = partial(
+            make_family, device=accelerator.device, variant=config.variant,
+            dtype=precision if accelerator.device.type != "cpu" else torch.float32,
+        )  # fmt: skip
+        # The base is loaded before the run folder is made: a model that cannot be used leaves nothing behind.
+        with clock.stage("load"):
+            family = load_family(request.base)
+            if given:
+                check_fits(given, config.mask, family)
+            if accelerator.is_main_process:
+                warn_of_cut_words(family, request.concept)
+
+        def prepare() -> str:
+            details = f"{config.recipe}-{'given' if given else config.mask}-{config.mask_ratio:g}"
+            run = open_run(
+                config.output_dir, request.concept.name, details,
+                resume=config.resume_from_checkpoint, identity=identity,
+            )  # fmt: skip
+            run.write_json("config.json", {**dataclasses.asdict(config), "concept_prompts": prompts(request.concept)})
+            return str(run.root)
+
+        run = RunFolder(Path(decided_by_main(accelerator, prepare)))
+        with under_way(run):
+            start_tracker(accelerator, run.root)
+            report = _carry_out(
+                accelerator, run, request, family, load_family,
+                detector=detector, base_identity=base_identity, clock=clock, command=command,
+            )  # fmt: skip
+    return run, report
+
+
+def _parts(request: Request) -> tuple[Callable[..., Family], Detector]:
+    """What the model and the concept ask for beyond torch: a family that knows the pipeline, and the detector."""
     from salun_diffusers.diffusion.families import family_of
-    from salun_diffusers.diffusion.objectives import PromptSwap
-    from salun_diffusers.diffusion.stages import (
-        latent_sets,
-        make_mask,
-        named_checkpoint,
-        save_dtype,
-        warn_of_cut_words,
-        what_counts,
-    )
-    from salun_diffusers.diffusion.trainer import fine_tune, latest_checkpoint
-    from salun_diffusers.diffusion.validation import draw_samples
     from salun_diffusers.evaluation.detectors import make_detector
-    from salun_diffusers.run_folder import fingerprint, identity_of, open_run, require_space, size_of, write_pipeline
+
+    wanted = "none" if request.config.detector == "none" else request.concept.detector
+    return family_of(request.class_name), make_detector(wanted)
+
+
+def _carry_out(
+    accelerator: Accelerator,
+    run: RunFolder,
+    request: Request,
+    family: Family,
+    load_family: Callable[..., Family],
+    *,
+    detector: Detector,
+    base_identity: str,
+    clock: Clock,
+    command: str,
+) -> EvaluationReport:
+    """The stages of a run in its folder."""
+    import torch
+
+    from salun_diffusers.checkpoint import latest_checkpoint
+    from salun_diffusers.diffusion.objectives import PromptSwap
+    from salun_diffusers.diffusion.run_report import write_report
+    from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
+    from salun_diffusers.diffusion.trainer import fine_tune
+    from salun_diffusers.diffusion.validation import draw_samples
+    from salun_diffusers.run_folder import named_checkpoint, write_pipeline
     from salun_diffusers.selected_weights import SelectedWeights
 
-    make_family = family_of(str(index.get("_class_name", "")))
-    detector = make_detector("none" if config.detector == "none" else concept.detector)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision, log_with=config.report_to, project_dir=config.output_dir,
-    )  # fmt: skip
-    _refuse_unsupported(accelerator)
-    if config.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-    base_identity = identity_of(base)
-    identity = fingerprint(base=base_identity, **what_counts(config))
-    details = f"{config.recipe}-{config.mask}-{config.mask_ratio:g}"
-    run = open_run(
-        config.output_dir, concept.name, details, resume=config.resume_from_checkpoint, identity=identity
-    )  # fmt: skip
-    require_space(run.root, 2 * size_of(base), "The erased pipeline with its work files")
-    run.write_json("config.json", {**dataclasses.asdict(config), "concept_prompts": _prompts(concept)})
-    clock = _Clock({})
-    main = accelerator.is_main_process
+    config, concept, base, main = request.config, request.concept, request.base, accelerator.is_main_process
 
-    # Load the base and let it draw.
-    set_seed(config.seed)
-    precision = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    with clock.stage("load"):
-        family = make_family(
-            base, device=accelerator.device, dtype=precision if accelerator.device.type != "cpu" else torch.float32,
-            variant=config.variant,
-        )  # fmt: skip
-        warn_of_cut_words(family, concept)
+    # Let the base draw.
     with clock.stage("latent sets"):
         data = latent_sets(accelerator, family, concept, config, run, base_identity)
     with clock.stage("pictures before"):
@@ -205,38 +235,17 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
         accelerator.wait_for_everyone()
         receipt = _receipt(base, run, mask, config)
     with clock.stage("pictures after"):
-        family = make_family(run.pipeline, device=accelerator.device, dtype=precision, variant=config.variant)
+        family = load_family(run.pipeline)
         after = tuple(
             draw_samples(family, samples.prompts, config, f"after, {name}", main)
             for name, samples in zip(("forget", "retain"), before, strict=True)
         )
-    from salun_diffusers.diffusion.run_report import write_report
-
     report = write_report(
         run, concept=concept, config=config, detector=detector, before=before, after=after, mask=mask,
         receipt=receipt, history=history, clock=clock.seconds, command=command, write=main,
     )  # fmt: skip
     accelerator.end_training()
-    return run, report
-
-
-def _prompts(concept: Concept) -> dict[str, Any]:
-    return {
-        "forget": list(concept.forget_prompts),
-        "anchor": list(concept.anchor_prompts),
-        "retain": list(concept.retain_prompts),
-    }
-
-
-def _refuse_unsupported(accelerator: Accelerator) -> None:
-    from accelerate.utils import DistributedType
-
-    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-    if accelerator.distributed_type not in supported:
-        raise UserError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, since "
-            "the mask needs whole parameters. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
-        )
+    return report
 
 
 def _receipt(base: Path, run: RunFolder, mask: SaliencyMask, config: EraseConfig) -> Any:
@@ -244,7 +253,7 @@ def _receipt(base: Path, run: RunFolder, mask: SaliencyMask, config: EraseConfig
 
     receipt = compare(base, run.pipeline, mask, config.variant)
     if not receipt.holds:
-        raise RuntimeError(f"The mask receipt failed, do not use {run.pipeline}: {receipt.sentence()}")
+        raise ReceiptError(f"The mask receipt failed, do not use {run.pipeline}: {receipt.sentence()}")
     return receipt
 
 
@@ -256,59 +265,47 @@ def _quieten_hosts() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def _plan(config: EraseConfig, concept: Concept, base: Path) -> str:
-    """What a run would do, for `--dry_run`."""
-    lines = [
-        json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False),
-        f"base      {base}",
-        f"forget    {len(concept.forget_prompts)} prompts, first: {concept.forget_prompts[0]!r}",
-        f"anchor    {len(concept.anchor_prompts)} prompts, first: {concept.anchor_prompts[0]!r}",
-        f"retain    {len(concept.retain_prompts)} prompts, first: {concept.retain_prompts[0]!r}",
-        f"draw      {config.num_forget_images} + {config.num_retain_images} latents of "
-        f"{config.num_inference_steps} steps",
-        f"mask      {config.mask}, ratio {config.mask_ratio:g}, saliency guidance {config.saliency_guidance:g}",
-        f"fine-tune {config.max_train_steps or f'{config.num_train_epochs} epoch(s)'}"
-        f"{' steps' if config.max_train_steps else ''}, batch {config.train_batch_size} + {config.train_batch_size}, "
-        f"Adam {config.learning_rate:g} ({config.lr_scheduler}), retain weight {config.retain_weight:g}, "
-        f"{config.recipe}",
-        f"report    detector {concept.detector}, {config.num_validation_images} pictures per prompt",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: 0 when done, 2 on a user's mistake, 130 after Ctrl-C."""
+    """The program: 0 when done, 1 if the mask receipt failed, 2 on a user's mistake, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = "accelerate launch erase.py " + shlex.join(words)
-    folder = "the run folder"
     try:
         _quieten_hosts()
         config = parse(EraseConfig, words, description=(__doc__ or ""))
         if config.dry_run:
-            concept = find_concept(config)
-            base = locate(config.pretrained_model_name_or_path, revision=config.revision, cache_dir=config.cache_dir)
-            model_index(base)
-            sys.stdout.write(_plan(resolve(config, concept), concept, base))
+            request = accept(config)
+            _parts(request)
+            sys.stdout.write(plan(request.config, request.concept, request.base))
             return 0
-        folder = config.output_dir or "the newest folder in runs/"
         started = datetime.datetime.now()
         run, report = run_erasure(config, command)
-        seconds = (datetime.datetime.now() - started).seconds
+        seconds = int((datetime.datetime.now() - started).total_seconds())
         sys.stdout.write(
             f"\n{report.verdict}: {report.verdict_reason}\n"
             f"pipeline  {run.pipeline}\nreport    {run.root / 'report.html'}\ntook      {seconds} s\n"
         )
         return 0
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        tell("error", error)
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            f"\ninterrupted: finished stages and checkpoints are kept in {folder}; "
-            "the same command with --resume_from_checkpoint latest goes on from there.\n"
-        )
+    except ReceiptError as error:
+        tell("error", error)
+        return 1
+    except KeyboardInterrupt as stop:
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # The terminal shows ^C on the line.
+        tell("interrupted", stop if isinstance(stop, Interrupted) else "no run had begun, nothing was written.")
         return 130
 
+
+class _CallableModule(types.ModuleType):
+    """`from salun_diffusers import erase` finds this module once it is imported: calling it is calling `erase`."""
+
+    def __call__(self, config: EraseConfig) -> EraseResult:
+        return erase(config)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

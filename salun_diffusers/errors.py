@@ -1,6 +1,9 @@
-"""The one exception for what a user can mend, and how programs end on it."""
+"""The exceptions that programs tell in one line, and how they end."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -8,3 +11,31 @@ class UserError(ValueError):
 
     Programs print it as one line on stderr and exit with code 2; in Python it is a `ValueError`.
     """
+
+
+class ReceiptError(RuntimeError):
+    """A written pipeline differs from its base where the mask forbids it; programs exit with code 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a run was under way.
+
+    Args:
+        folder: The run folder, which keeps what was finished.
+        kept: Names of what was finished.
+    """
+
+    def __init__(self, folder: Path, kept: list[str]) -> None:
+        super().__init__()
+        self.folder, self.kept = folder, kept
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} keeps {', '.join(self.kept) or 'the settings, no stage was finished'}; the same command "
+            f"with --output_dir {self.folder} --resume_from_checkpoint latest goes on from there."
+        )
+
+
+def tell(kind: str, message: object) -> None:
+    """Write ``kind: message`` to stderr, as one line whatever the message holds."""
+    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")

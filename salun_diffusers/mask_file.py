@@ -46,7 +46,7 @@ def write_mask(
         "sha256": bits_sha256(packed),
         "recipe": json.dumps(dict(recipe)),
     }
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.partial")
     try:
         save_file(dict(packed), partial, metadata=metadata)
         partial.replace(target)

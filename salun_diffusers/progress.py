@@ -1,8 +1,12 @@
-"""Progress bars that say stage, step, loss, rate and time left."""
+"""What a run says of its time: bars with stage, step, loss, rate and time left, and seconds per stage."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 from tqdm import tqdm
@@ -39,3 +43,17 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+@dataclass
+class Clock:
+    """Seconds per stage, for the report."""
+
+    seconds: dict[str, float]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.base_model import components, is_pickle, model_index
-from salun_diffusers.checkpoint import replace_folder
-from salun_diffusers.errors import UserError
+from salun_diffusers.base_model import check_whole, components, is_pickle, is_weights, model_index
+from salun_diffusers.disk import full_disk_is_told, replace_folder, write_text
+from salun_diffusers.errors import Interrupted, UserError
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        partial = self.root / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.root / name)
+        write_text(self.root / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def stage_is_done(self, stage: str, mark: str) -> bool:
         """Whether `stage` ended here with the same fingerprint."""
@@ -67,9 +65,12 @@ class RunFolder:
     def mark_done(self, stage: str, mark: str) -> None:
         """Record that `stage` ended; call it last, after the stage's files are complete."""
         self.work.mkdir(parents=True, exist_ok=True)
-        partial = self.work / f".{stage}.partial"
-        partial.write_text(json.dumps({"fingerprint": mark}))
-        partial.replace(self.work / f"{stage}.json")
+        write_text(self.work / f"{stage}.json", json.dumps({"fingerprint": mark}))
+
+    def kept(self) -> list[str]:
+        """What a resumed run would not do again: finished stages, then checkpoints."""
+        stages = sorted(self.work.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        return [*(path.stem for path in stages), *(path.name for path in checkpoints(self.root))]
 
 
 def fingerprint(**parts: Any) -> str:
@@ -81,11 +82,49 @@ def identity_of(folder: Path) -> str:
     """A fingerprint of a pipeline folder: the SHA-256 of every file that erasing reads."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not is_pickle(path) and not path.relative_to(folder).parts[0].startswith("."):
-            digest.update(str(path.relative_to(folder)).encode())
+        name = path.relative_to(folder)
+        beside = len(name.parts) == 1 and is_weights(path)
+        if path.is_file() and not is_pickle(path) and not beside and not name.parts[0].startswith("."):
+            digest.update(str(name).encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_output(output_dir: str | None, resume: str | None, identity: str | None = None) -> None:
+    """Refuse an output folder or checkpoint that cannot be used; makes nothing.
+
+    Args:
+        output_dir: As for `open_run`.
+        resume: As for `open_run`.
+        identity: As for `open_run`; None while it is not yet known.
+
+    Raises:
+        UserError: If the folder holds something else or another run, or cannot be written, or the checkpoint is
+            missing or damaged.
+    """
+    root = _named_root(output_dir, resume)
+    wanted = (root or Path("runs")).absolute()
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "may not be written to" if existing.is_dir() else "is a file"
+        raise UserError(f"--output_dir must be a folder that can be written; {wanted} cannot: {existing} {reason}.")
+    if root is not None and root.is_dir():
+        known = _identity(root)
+        if resume is None and (known or any(root.iterdir())):
+            raise UserError(
+                f"--output_dir must be empty or new, {root} is not; choose another, or go on with the run in it by "
+                "--resume_from_checkpoint latest."
+            )
+        # A run that is killed while it writes its record leaves nothing else.
+        if resume is not None and known is None and any(path.name != ".run.json.partial" for path in root.iterdir()):
+            raise UserError(f"{root} is no run of this program: it has no run.json to resume from.")
+        if identity is not None and known not in (None, identity):
+            raise UserError(
+                f"{root} belongs to a run with other settings (see its config.json); resuming needs the same command."
+            )
+    if resume not in (None, "latest"):
+        named_checkpoint(root or Path("runs"), str(resume))
 
 
 def open_run(output_dir: str | None, concept: str, details: str, *, resume: str | None, identity: str) -> RunFolder:
@@ -102,84 +141,114 @@ def open_run(output_dir: str | None, concept: str, details: str, *, resume: str 
     Raises:
         UserError: If the folder holds something else, belongs to a run with other settings, or cannot be written.
     """
-    if output_dir is None:
-        root = _numbered(Path("runs"), concept, details, resume is not None, identity)
-    else:
-        root = Path(output_dir).expanduser()
+    check_output(output_dir, resume, identity)
+    root = _named_root(output_dir, resume)
+    if root is None and resume == "latest":
+        root = _unfinished(identity)
     try:
+        if root is None:
+            root = _make_numbered(Path("runs"), f"{concept}-{details}")
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
-        probe.touch()
-        probe.unlink()
+        run = RunFolder(root)
+        run.write_json("run.json", {"format": "salun_diffusers.run", "version": 1, "identity": identity})
     except OSError as error:
-        raise UserError(f"--output_dir must be a folder that can be written; {root}: {error.strerror}.") from error
-    occupied = any(path.name != "run.json" for path in root.iterdir())
-    record = root / "run.json"
-    known = json.loads(record.read_text())["identity"] if record.exists() else None
-    if resume is None and (occupied or known):
-        raise UserError(
-            f"--output_dir must be empty or new, {root} is not; choose another, or go on with the run in it by "
-            "--resume_from_checkpoint latest."
-        )
-    if resume is not None and known is not None and known != identity:
-        raise UserError(
-            f"{root} belongs to a run with other settings (see its config.json); resuming needs the same command."
-        )
-    if resume is not None and known is None and occupied:
-        raise UserError(f"{root} is no run of this program: it has no run.json to resume from.")
-    run = RunFolder(root)
-    run.write_json("run.json", {"format": "salun_diffusers.run", "version": 1, "identity": identity})
+        where = root or Path("runs")
+        raise UserError(f"--output_dir must be a folder that can be written; {where}: {error.strerror}.") from error
     return run
 
 
-def _numbered(parent: Path, concept: str, details: str, resume: bool, identity: str) -> Path:
-    numbered = sorted(path for path in parent.glob("[0-9][0-9][0-9][0-9]-*") if path.is_dir())
-    if resume:
-        for path in reversed(numbered):
-            record = path / "run.json"
-            known = json.loads(record.read_text())["identity"] if record.exists() else None
-            if known == identity and not RunFolder(path).finished:
-                return path
-    number = int(numbered[-1].name[:4]) + 1 if numbered else 0
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{concept}-{details}".lower()).strip("-")[:80]
-    return parent / f"{number:04d}-{slug}"
+def named_checkpoint(root: Path, name: str) -> Path:
+    """The checkpoint folder of a run, by name or path.
+
+    Raises:
+        UserError: If there is none, or its tensors are damaged.
+    """
+    path = root / Path(name).name
+    if not path.is_dir():
+        found = ", ".join(item.name for item in checkpoints(root)) or "none"
+        raise UserError(f"--resume_from_checkpoint: {path} does not exist; checkpoints there: {found}.")
+    files = list(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"--resume_from_checkpoint: {path} is no checkpoint of this program; it holds no safetensors.")
+    for file in files:
+        check_whole(file)
+    return path
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in root.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _identity(root: Path) -> str | None:
+    """Fingerprint of the run in a folder, or None where there is no run."""
+    record = root / "run.json"
+    if not record.is_file():
+        return None
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged ({error}); choose another --output_dir.") from error
+
+
+def _named_root(output_dir: str | None, resume: str | None) -> Path | None:
+    """The folder that the user named, if only as the one that a checkpoint lies in."""
+    if output_dir is not None:
+        return Path(output_dir).expanduser()
+    if resume not in (None, "latest") and len(Path(str(resume)).parts) > 1:
+        return Path(str(resume)).expanduser().parent
+    return None
+
+
+def _numbered() -> list[Path]:
+    return sorted(path for path in Path("runs").glob("[0-9][0-9][0-9][0-9]-*") if path.is_dir())
+
+
+def _unfinished(identity: str) -> Path | None:
+    for path in reversed(_numbered()):
+        if _identity(path) == identity and not RunFolder(path).finished:
+            return path
+    return None
+
+
+def _make_numbered(parent: Path, name: str) -> Path:
+    """Make the next free ``NNNN-name``; a run that starts at the same moment gets another number."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
+    earlier = _numbered()
+    number = int(earlier[-1].name[:4]) + 1 if earlier else 0
+    parent.mkdir(exist_ok=True)
+    while True:
+        if not any(parent.glob(f"{number:04d}-*")):
+            try:
+                (parent / f"{number:04d}-{slug}").mkdir()
+            except FileExistsError:
+                pass
+            else:
+                return parent / f"{number:04d}-{slug}"
+        number += 1
 
 
 @contextmanager
-def full_disk_is_told(what: str) -> Iterator[None]:
-    """Turn a full disk into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"The disk is full: {what} could not be written, and nothing half-written was left.") from error
-    except Exception as error:  # safetensors reports a full disk in a type and text of its own.
-        if "No space left" not in str(error):
-            raise
-        raise UserError(f"The disk is full: {what} could not be written, and nothing half-written was left.") from error
-
-
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to start what cannot be stored.
+def under_way(run: RunFolder) -> Iterator[None]:
+    """Tell what a run keeps that stops before its end.
 
     Raises:
-        UserError: If fewer than `needed` bytes are free.
+        Interrupted: After Ctrl-C.
+        UserError: If the disk is full.
     """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(f"{what} needs about {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.")
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    try:
+        with full_disk_is_told(f"a file of {run.root}"):
+            yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(run.root, run.kept()) from stop
 
 
 def write_pipeline(base: Path, target: Path, denoiser: Any, *, name: str, save: Mapping[str, Any]) -> None:
     """Write an erased pipeline: the denoiser anew, everything else byte for byte from the base.
 
-    The folder appears under its final name only when it is complete. Pickles are left behind.
+    The folder appears under its final name only when it is complete. Pickles are left behind, and so are weights
+    beside the component folders: they hold the whole base once more.
 
     Args:
         base: The base pipeline.
@@ -202,7 +271,7 @@ def write_pipeline(base: Path, target: Path, denoiser: Any, *, name: str, save: 
                 if component != name and source.is_dir():
                     shutil.copytree(source, partial / component, ignore=_pickles)
             for path in base.iterdir():
-                if path.is_file() and not is_pickle(path):
+                if path.is_file() and not is_weights(path):
                     shutil.copy(path, partial / path.name)
             denoiser.save_pretrained(partial / name, **save)
             # The weights are new, the configuration is the base's, to the byte.

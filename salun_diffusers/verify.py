@@ -18,11 +18,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from salun_diffusers.base_model import components, is_pickle, model_index, weight_files
-from salun_diffusers.errors import UserError
+from salun_diffusers.arguments import OneLineParser
+from salun_diffusers.base_model import (
+    DEMO_NAME,
+    check_whole,
+    components,
+    demo_folder,
+    denoiser_folder,
+    is_pickle,
+    model_index,
+    weight_files,
+)
+from salun_diffusers.errors import UserError, tell
 from salun_diffusers.mask import SaliencyMask
-
-_DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
@@ -89,16 +97,9 @@ def block_of(name: str) -> str:
     return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
 
 
-def denoiser_folder(index: dict[str, object], folder: Path) -> str:
-    """Name of the component that erasing rewrites."""
-    for name in _DENOISERS:
-        if name in components(index):
-            return name
-    raise UserError(f"{folder} has no denoiser: one of {', '.join(_DENOISERS)} is required.")
-
-
 def _tensors(folder: Path, variant: str | None) -> Iterator[tuple[str, Tensor]]:
     for path in weight_files(folder, variant):
+        check_whole(path)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
                 yield name, file.get_tensor(name)
@@ -137,10 +138,16 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
                 )
     counts: dict[str, list[int]] = {}
     violations, first = 0, ""
+    if first := next(iter(sorted(before.keys() ^ after.keys())), ""):
+        lacking, having = (erased, base) if first in before else (base, erased)
+        raise UserError(f"{lacking / denoiser} lacks {first}, which {having / denoiser} has: they are not one model.")
     for name, old in before.items():
-        if name not in after:
-            raise UserError(f"{erased / denoiser} lacks {name}, which the base has.")
         new = after[name]
+        if old.shape != new.shape:
+            raise UserError(
+                f"{name} has shape {tuple(old.shape)} in {base / denoiser} and {tuple(new.shape)} in "
+                f"{erased / denoiser}: they are not one model."
+            )
         moved = _bits(old.to(new.dtype)) != _bits(new)
         allowed = mask[name] if name in mask else torch.zeros_like(moved)
         wrong = int((moved & ~allowed).sum())
@@ -160,7 +167,8 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
 def _changed_files(base: Path, erased: Path, denoiser: str) -> Iterator[str]:
     for path in sorted(erased.rglob("*")):
         name = path.relative_to(erased)
-        shared = path.is_file() and name.parts[0] != denoiser and (base / name).exists()
+        ours = name.parts[0] == denoiser and name.name != "config.json"
+        shared = path.is_file() and not ours and (base / name).exists()
         if shared and _digest(path) != _digest(base / name):
             yield str(name)
     for component in components(model_index(base)):
@@ -177,23 +185,17 @@ def _digest(path: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison from the command line and return the exit code."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="python -m salun_diffusers.verify", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = OneLineParser(prog="python -m salun_diffusers.verify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("base", help="folder of the base pipeline, or `demo`")
     parser.add_argument("erased", help="folder of the erased pipeline")
     parser.add_argument("--mask", required=True, help="mask file of the run")
     parser.add_argument("--variant", default=None, help="variant of the weight files, such as fp16")
-    options = parser.parse_args(arguments)
-    from salun_diffusers.base_model import demo_folder
-
-    base = demo_folder() if options.base == "demo" else Path(options.base)
     try:
+        options = parser.parse_args(arguments)
+        base = demo_folder() if options.base == DEMO_NAME else Path(options.base)
         receipt = compare(base, Path(options.erased), SaliencyMask.load(Path(options.mask)), options.variant)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        tell("error", error)
         return 2
     for block in receipt.blocks:
         sys.stdout.write(

@@ -16,16 +16,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
+from salun_diffusers.arguments import parse, setting
 from salun_diffusers.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
 from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
@@ -36,19 +37,17 @@ from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_
 class TrainDemoConfig:
     """Settings of the demo's training; the defaults made the shipped weights."""
 
-    output_dir: str = field(default="runs/demo-model", metadata={"help": "Where checkpoints and the pipeline go."})
-    seed: int = field(default=0, metadata={"help": "Seed of pictures, captions, noise and initial weights."})
-    num_pictures: int = field(default=24_000, metadata={"help": "Renders to train on."})
-    autoencoder_steps: int = field(default=4_000, metadata={"help": "Optimizer steps of the autoencoder."})
-    autoencoder_batch_size: int = field(default=16, metadata={"help": "Pictures a step, over all processes."})
-    denoiser_steps: int = field(default=9_000, metadata={"help": "Optimizer steps of denoiser and text encoder."})
-    denoiser_batch_size: int = field(default=64, metadata={"help": "Latents a step, over all processes."})
-    detector_steps: int = field(default=3_000, metadata={"help": "Optimizer steps of the detector."})
-    checkpointing_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    compile: bool = field(default=False, metadata={"help": "torch.compile the trained networks."})
-    stages: str = field(
-        default="autoencoder,denoiser,detector,pipeline", metadata={"help": "Comma-separated stages to run."}
-    )
+    output_dir: str = setting("runs/demo-model", "Where checkpoints and the pipeline go.")
+    seed: int = setting(0, "Seed of pictures, captions, noise and initial weights.")
+    num_pictures: int = setting(24_000, "Renders to train on.")
+    autoencoder_steps: int = setting(4_000, "Optimizer steps of the autoencoder.")
+    autoencoder_batch_size: int = setting(16, "Pictures a step, over all processes.")
+    denoiser_steps: int = setting(9_000, "Optimizer steps of denoiser and text encoder.")
+    denoiser_batch_size: int = setting(64, "Latents a step, over all processes.")
+    detector_steps: int = setting(3_000, "Optimizer steps of the detector.")
+    checkpointing_steps: int = setting(500, "Steps between checkpoints.")
+    compile: bool = setting(False, "torch.compile the trained networks.")
+    stages: str = setting("autoencoder,denoiser,detector,pipeline", "Comma-separated stages to run.")
 
 
 @dataclass
@@ -202,14 +201,13 @@ def autoencoder_loss(data: Tensor, config: TrainDemoConfig, accelerator: Acceler
 
 
 @torch.no_grad()
-def encode(vae: nn.Module, data: Tensor, device: torch.device, accelerator: Accelerator) -> tuple[Tensor, float]:
-    """Latent means of all pictures, and 1 / their standard deviation (the pipeline's scaling factor)."""
+def encode(vae: nn.Module, data: Tensor, accelerator: Accelerator) -> Tensor:
+    """Latent means of all pictures, unscaled."""
     means = []
     for start in tqdm(range(0, len(data), 64), "encoding", disable=not accelerator.is_main_process, mininterval=5):
         index = torch.arange(start, min(start + 64, len(data)))
-        means.append(vae.encode(pixels(data, index, device)).latent_dist.mean.cpu())
-    latents = torch.cat(means)
-    return latents, float(1 / latents.std())
+        means.append(vae.encode(pixels(data, index, accelerator.device)).latent_dist.mean.cpu())
+    return torch.cat(means)
 
 
 class Prediction(nn.Module):
@@ -250,12 +248,17 @@ def denoiser_loss(
 
 
 def write_pipeline(folder: Path, vae: nn.Module, prediction: Prediction, tokenizer: object) -> None:
+    """Save the pipeline in fp16, in a form that loads without being told a data type."""
     from diffusers import StableDiffusionPipeline
 
     StableDiffusionPipeline(
         vae=vae, text_encoder=prediction.text_encoder, tokenizer=tokenizer, unet=prediction.unet,
         scheduler=architecture.scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(folder)  # fmt: skip
+    # transformers 5 loads a text encoder in the data type of its config, diffusers a U-Net in fp32: left at fp16, a
+    # plain `from_pretrained` would mix the two and fail at the first attention layer. Only the file stays fp16.
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def captions(config: TrainDemoConfig) -> Iterator[str]:
@@ -264,7 +267,7 @@ def captions(config: TrainDemoConfig) -> Iterator[str]:
 
 
 def main() -> None:
-    (config,) = HfArgumentParser(TrainDemoConfig).parse_args_into_dataclasses()
+    config = parse(TrainDemoConfig, description=__doc__ or "")
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
     output, stages = Path(config.output_dir), config.stages.split(",")
@@ -279,14 +282,21 @@ def main() -> None:
             trained.to(torch.float16).save_pretrained(output / "detector")
     if not {"autoencoder", "denoiser", "pipeline"} & set(stages):
         return
-    data = pictures(config, accelerator)
     vae = architecture.autoencoder()
-    Fit(
-        "autoencoder", Reconstruction(vae), autoencoder_loss(data, config, accelerator), config.autoencoder_steps, 2e-3
-    ).run(accelerator, config)
+    cache = output / "latents.safetensors"
+    data = torch.empty(0) if cache.exists() else pictures(config, accelerator)
+    loss = autoencoder_loss(data, config, accelerator)
+    Fit("autoencoder", Reconstruction(vae), loss, config.autoencoder_steps, 2e-3).run(accelerator, config)
     if not {"denoiser", "pipeline"} & set(stages):
         return
-    latents, scaling = encode(vae, data, accelerator.device, accelerator)
+    if not cache.exists():
+        latents = encode(vae, data, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_file({"latents": latents}, cache)
+        accelerator.wait_for_everyone()
+    latents = load_file(cache)["latents"]
+    scaling = float(1 / latents.std())
     vae.register_to_config(scaling_factor=scaling)
     prediction = Prediction(architecture.text_encoder(tokenizer), architecture.denoiser())
     loss = denoiser_loss(latents * scaling, scenes(config), tokenizer, config, accelerator)

@@ -41,7 +41,9 @@ def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int 
             pad_token_id=tokens.pad_token_id,
         )
     )  # fmt: skip
-    scheduler = DDIMScheduler(prediction_type=prediction_type, timestep_spacing="trailing", clip_sample=False)
+    scheduler = DDIMScheduler(
+        prediction_type=prediction_type, timestep_spacing="trailing", clip_sample=False, steps_offset=1
+    )
     pipe = StableDiffusionPipeline(
         vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokens, unet=unet.eval(), scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -64,7 +66,7 @@ def retain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_run(tiny_pipeline: Path, retain_file: Path) -> Callable[..., list[str]]:
     """The command line of a run that takes a second or two."""
 

@@ -93,7 +93,10 @@ def generate_latents(
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
             )
-            save_file({"latents": latents.cpu().contiguous()}, path)
+            # Under its final name a shard is complete, whenever the process may be killed.
+            partial = path.with_suffix(".partial")
+            save_file({"latents": latents.cpu().contiguous()}, partial)
+            partial.replace(path)
         progress(len(items))
     wait()
     parts = []

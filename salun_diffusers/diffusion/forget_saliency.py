@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -23,23 +25,27 @@ def forget_saliency(accelerator: Accelerator, family: Family, data: EraseData, c
     """
     size = config.saliency_batch_size or 8
     starts = range(0, len(data.forget), size)
-    mine = starts[accelerator.process_index :: accelerator.num_processes]
+    mine = [(start, 1.0) for start in starts[accelerator.process_index :: accelerator.num_processes]]
+    mine = mine or [(0, 0.0)]  # A process without a batch adds zeros.
+    # fp16 gradients would vanish without a loss scaler; this one pass is worth fp32.
+    precision = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
 
-    def loss(start: int) -> Tensor:
+    def loss(batch: tuple[int, float]) -> Tensor:
+        start, weight = batch
         index = torch.arange(start, min(start + size, len(data.forget)))
         generator = stream(config.seed, "saliency", start)
         latents = data.forget.latents[index].to(family.device)
         timesteps = torch.randint(family.num_train_timesteps, (len(index),), generator=generator).to(family.device)
         noise = torch.randn(latents.shape, generator=generator).to(family.device)
         empty = {name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()}
-        with accelerator.autocast():
+        with precision():
             value = guided_noise_loss(
                 family, family.denoiser, family.noised(latents, noise, timesteps), timesteps, noise,
                 conditions=rows(data.forget_conditions, data.forget.prompt_index[index]), empty=empty,
                 guidance=config.saliency_guidance,
             )  # fmt: skip
         bar.advance(loss=float(value.detach()))
-        return value
+        return weight * value
 
     family.denoiser.eval()
     with Progress("saliency", len(mine), accelerator.is_main_process) as bar:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families import Conditions, Family
+from salun_diffusers.errors import UserError
 
 
 class EraseBatch(NamedTuple):
@@ -58,6 +59,9 @@ class PromptSwap:
         teacher: Which weights make the forget target.
         retain_target: What the retained half is held to.
 
+    Raises:
+        UserError: If the present network is the teacher and the base model should give the retain target.
+
     Example:
         >>> objective = PromptSwap(retain_weight=1.0, teacher="base", retain_target="base")
         >>> prediction = torch.zeros(2, 1, 1, 1)
@@ -68,6 +72,10 @@ class PromptSwap:
     retain_weight: float
     teacher: Literal["base", "current"]
     retain_target: Literal["base", "noise"]
+
+    def __post_init__(self) -> None:
+        if self.teacher == "current" and self.retain_target == "base":
+            raise UserError('retain_target="base" needs teacher="base": the present network cannot give both targets.')
 
     @torch.no_grad()
     def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:

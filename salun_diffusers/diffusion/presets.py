@@ -91,6 +91,11 @@ def find_concept(config: EraseConfig) -> Concept:
         preset = known[name.lower()](config.recipe)
         if not (config.forget_prompt or config.anchor_prompt or retain):
             return preset
+        if config.forget_prompt and not config.anchor_prompt:
+            raise UserError(
+                f"--forget_prompt replaces the prompts of the preset {name!r}, so --anchor_prompt is required too: "
+                "what they shall mean instead."
+            )
         forget = config.forget_prompt or preset.forget_prompts
         anchor = config.anchor_prompt or preset.anchor_prompts
         changed: dict[str, Any] = {"forget_prompts": forget, "anchor_prompts": _paired(forget, anchor)}
@@ -120,12 +125,14 @@ def _paired(forget: tuple[str, ...], anchor: tuple[str, ...]) -> tuple[str, ...]
 
 def _read_prompts(path: str) -> tuple[str, ...]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--retain_prompts must be a text file with one prompt a line; {path} cannot be read ({error})."
         ) from error
     prompts = tuple(line.strip() for line in lines if line.strip())
+    if any("\0" in prompt for prompt in prompts):
+        raise UserError(f"--retain_prompts must be a text file with one prompt a line; {path} is binary.")
     if not prompts:
         raise UserError(f"--retain_prompts must hold at least one prompt; {path} is empty.")
     return prompts

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.validation import Samples, blurred, measure
+from salun_diffusers.disk import write_text
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.report import (
@@ -99,7 +100,7 @@ def write_report(
         )
         _save_samples(run, before, after, hidden)
         html = report.to_html(ReportImages(rows, obscure_forget=hidden))
-        (run.root / "report.html").write_text(html, encoding="utf-8")
+        write_text(run.root / "report.html", html)
         run.write_json("report.json", report.to_json())
     return report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.diffusion.forget_saliency import forget_saliency
+from salun_diffusers.diffusion.request import MADE_MASKS
 from salun_diffusers.diffusion.trainer import EraseData
-from salun_diffusers.errors import UserError
+from salun_diffusers.disk import full_disk_is_told
+from salun_diffusers.errors import UserError, tell
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.mask_file import JSON
 from salun_diffusers.progress import Progress
-from salun_diffusers.run_folder import RunFolder, fingerprint, full_disk_is_told
+from salun_diffusers.run_folder import RunFolder, fingerprint
 from salun_diffusers.seeds import stream
 
 
@@ -34,11 +35,25 @@ def what_counts(config: EraseConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
+def given_mask(config: EraseConfig) -> SaliencyMask | None:
+    """The mask of the user's file, or None where the run makes its own."""
+    return None if config.mask in MADE_MASKS else SaliencyMask.load(Path(config.mask))
+
+
+def check_fits(mask: SaliencyMask, file: str, family: Family) -> None:
+    """Refuse a mask of another model, naming the file."""
+    try:
+        mask.matched_to(dict(family.denoiser.named_parameters()))
+    except UserError as error:
+        raise UserError(f"--mask {file}: {error}") from error
+
+
 def warn_of_cut_words(family: Family, concept: Concept) -> None:
+    """Say which words of the prompts lie beyond the tokenizer's limit."""
     for prompt in dict.fromkeys((*concept.forget_prompts, *concept.anchor_prompts, *concept.retain_prompts)):
         cut = family.cut_words(prompt)
         if cut:
-            sys.stderr.write(f"warning: the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}\n")
+            tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")
 
 
 def latent_sets(
@@ -70,6 +85,11 @@ def latent_sets(
                 process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
                 num_inference_steps=steps, guidance_scale=guidance,
             )  # fmt: skip
+            if not sets[name].latents.isfinite().all():
+                raise UserError(
+                    f"The base model draws NaN or infinite latents for its {name} prompts, so there is nothing to "
+                    "learn from; check its weights, or use --mixed_precision no."
+                )
             if accelerator.is_main_process:
                 sets[name].save(path)
                 run.mark_done(name, mark)
@@ -115,16 +135,8 @@ def make_mask(
     return mask
 
 
-def named_checkpoint(root: Path, name: str) -> Path:
-    path = root / Path(name).name
-    if not path.is_dir():
-        found = ", ".join(sorted(item.name for item in root.glob("checkpoint-*"))) or "none"
-        raise UserError(f"--resume_from_checkpoint: {path} does not exist; checkpoints there: {found}.")
-    return path
-
-
 def save_dtype(config: EraseConfig, base: Path, denoiser: str) -> Any:
-
+    """The data type that the denoiser is saved in."""
     if config.save_dtype != "base":
         return getattr(torch, config.save_dtype)
     with safe_open(weight_files(base / denoiser, config.variant)[0], framework="pt") as file:

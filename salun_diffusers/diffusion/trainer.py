@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from salun_diffusers.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
+from salun_diffusers.checkpoint import (
+    latest_checkpoint,
+    load_optimizer_state,
+    load_state,
+    optimizer_state,
+    save_state,
+)
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet
 from salun_diffusers.diffusion.families import Conditions, Family, rows
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
+from salun_diffusers.diffusion.schedule import learning_rate, total_steps
+from salun_diffusers.disk import full_disk_is_told, write_text
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import Progress
+from salun_diffusers.run_folder import checkpoints
 from salun_diffusers.seeds import stream
 from salun_diffusers.selected_weights import SelectedWeights
 
@@ -86,24 +96,6 @@ def draw(
 
 def _join(first: Conditions, second: Conditions) -> Conditions:
     return {name: torch.cat([first[name], second[name]]) for name in first}
-
-
-def learning_rate(config: EraseConfig, step: int, steps: int) -> float:
-    """The rate of one optimizer step: linear warm-up, then constant, half a cosine to 0, or a line to 0."""
-    assert config.learning_rate is not None
-    warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
-    progress = max(0.0, (step - config.lr_warmup_steps) / max(1, steps - config.lr_warmup_steps))
-    course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}
-    return config.learning_rate * warm_up * course[config.lr_scheduler or "constant"]
-
-
-def total_steps(config: EraseConfig, forget_count: int, processes: int) -> int:
-    """Optimizer steps of a run: `max_train_steps`, or the epochs' worth of forget batches."""
-    if config.max_train_steps is not None:
-        return config.max_train_steps
-    assert config.num_train_epochs is not None and config.train_batch_size is not None
-    batches = math.ceil(forget_count / (config.train_batch_size * processes * config.gradient_accumulation_steps))
-    return config.num_train_epochs * batches
 
 
 def base_targets(
@@ -189,13 +181,12 @@ def fine_tune(
         moments = {n.removeprefix("optimizer."): t for n, t in checkpoint[0].items() if n.startswith("optimizer.")}
         load_optimizer_state(stepper, moments, checkpoint[1]["optimizer"])
     if config.gradient_checkpointing:
-        family.denoiser.train()  # diffusers checkpoints in train mode only.
         family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     network, stepper = accelerator.prepare(family.denoiser, stepper)
     history = list(rows_before)
     metrics = folder / "metrics.jsonl"
     if accelerator.is_main_process:
-        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows_before))
+        write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows_before))
     remaining = iter(positions)
     with Progress("fine-tuning", steps, accelerator.is_main_process, done=first) as bar:
         for step in range(first, steps):
@@ -205,19 +196,18 @@ def fine_tune(
             losses = _step(accelerator, family, network, selected, stepper, data, objective, config, remaining, targets)
             row = {"step": step + 1, **losses, "learning_rate": rate}
             if not math.isfinite(row["loss"]):
-                kept = sorted(folder.glob("checkpoint-*"), key=_step_of)
-                state = f"the last good state is {kept[-1]}" if kept else "no checkpoint had been written"
-                raise UserError(
-                    f"The loss became {row['loss']} at step {step + 1}; nothing was saved from it and {state}. "
-                    "Lower --learning_rate, or set --max_grad_norm 1."
-                )
+                raise _diverged(f"The loss became {row['loss']}", step + 1, folder)
             history.append(row)
             if accelerator.is_main_process:
                 with metrics.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step + 1)
             bar.advance(loss=row["loss"], lr=rate)
-            if (step + 1) % config.checkpointing_steps == 0 and step + 1 < steps and accelerator.is_main_process:
+            # A finite loss says nothing of the update that followed it.
+            saving = (step + 1) % config.checkpointing_steps == 0 or step + 1 == steps
+            if saving and not all(bool(leaf.isfinite().all()) for leaf in selected.weights):
+                raise _diverged("A weight became infinite or NaN", step + 1, folder)
+            if saving and step + 1 < steps and accelerator.is_main_process:
                 _save_checkpoint(folder, step + 1, selected, stepper, config.checkpoints_total_limit)
     family.denoiser = accelerator.unwrap_model(network)
     return history
@@ -264,30 +254,24 @@ def _step(
 def _save_checkpoint(
     folder: Path, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, limit: int | None
 ) -> None:
-    if limit is not None:
-        kept = sorted(folder.glob("checkpoint-*"), key=_step_of)
-        for old in kept[: max(0, len(kept) - limit + 1)]:
-            _remove(old)
     moments, state = optimizer_state(getattr(stepper, "optimizer", stepper))
     tensors = {f"weight.{name}": tensor for name, tensor in selected.state().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
-    save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state})
+    with full_disk_is_told(f"checkpoint-{step}"):
+        save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state})
+    # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
+    if limit is not None:
+        for old in checkpoints(folder)[:-limit]:
+            shutil.rmtree(old)
 
 
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.rsplit("-", 1)[1])
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a run with the highest step, if there is one."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return max(found, key=_step_of, default=None)
+def _diverged(what: str, step: int, folder: Path) -> UserError:
+    kept = latest_checkpoint(folder)
+    state = f"the last good state is {kept}" if kept else "no checkpoint had been written"
+    return UserError(
+        f"{what} at step {step}; nothing was saved from it and {state}. "
+        "Lower --learning_rate, or set --max_grad_norm 1."
+    )
 
 
 def _read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:

@@ -41,9 +41,9 @@ class DemoDetector:
         self._model = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
-        self._labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+        self.names = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
         self._groups: dict[str, list[int]] = {}
-        for index, label in enumerate(self._labels):
+        for index, label in enumerate(self.names):
             self._groups.setdefault(label.split(":")[0], []).append(index)
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ class DemoDetector:
             logits = self._model(pixels).logits
             best = {group: logits[:, index].argmax(dim=1) for group, index in self._groups.items()}
             for row in range(len(logits)):
-                found.append(frozenset(self._labels[index[best[group][row]]] for group, index in self._groups.items()))
+                found.append(frozenset(self.names[index[best[group][row]]] for group, index in self._groups.items()))
         return found
 
 

@@ -1,0 +1,70 @@
+"""What a run is asked to do, checked as far as that goes without loading a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from salun_diffusers.arguments import check
+from salun_diffusers.base_model import check_complete, denoiser_folder, is_local, locate, model_index
+from salun_diffusers.diffusion.concepts import Concept, resolve
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets import find_concept
+from salun_diffusers.disk import require_space, size_of
+from salun_diffusers.errors import UserError
+from salun_diffusers.run_folder import check_output
+
+MADE_MASKS = ("saliency", "random", "full")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that can be carried out, as far as is known.
+
+    Args:
+        config: The settings, none left open.
+        concept: What to forget.
+        base: Folder of the base model.
+        class_name: Its pipeline class.
+    """
+
+    config: EraseConfig
+    concept: Concept
+    base: Path
+    class_name: str
+
+
+def accept(config: EraseConfig) -> Request:
+    """Check a request: values, prompts, mask file, output folder and base model, in the order of what they cost.
+
+    Nothing is made or written. With `dry_run` no weights are fetched from the hub either.
+
+    Raises:
+        UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
+    """
+    check(config)
+    concept = find_concept(config)
+    if config.mask not in MADE_MASKS and not Path(config.mask).is_file():
+        raise UserError(
+            f"--mask must be one of {', '.join(MADE_MASKS)}, or a mask file; there is no file {config.mask}."
+        )
+    check_output(config.output_dir, config.resume_from_checkpoint)
+    base = locate(
+        config.pretrained_model_name_or_path,
+        revision=config.revision, variant=config.variant, cache_dir=config.cache_dir, download=not config.dry_run,
+    )  # fmt: skip
+    index = model_index(base)
+    denoiser_folder(index, base)
+    if not config.dry_run or is_local(config.pretrained_model_name_or_path):
+        check_complete(base, config.variant)
+    require_space(Path(config.output_dir or "runs"), 2 * size_of(base), "The erased pipeline with its work files")
+    return Request(resolve(config, concept), concept, base, str(index.get("_class_name", "")))
+
+
+def prompts(concept: Concept) -> dict[str, list[str]]:
+    """The prompts that decide the result, for the record and the fingerprint."""
+    return {
+        "forget": list(concept.forget_prompts),
+        "anchor": list(concept.anchor_prompts),
+        "retain": list(concept.retain_prompts),
+    }

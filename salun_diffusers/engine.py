@@ -1,0 +1,84 @@
+"""The accelerate engine of a run: made for its settings, and agreed upon by its processes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, broadcast_object_list
+
+from salun_diffusers.errors import UserError
+
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+@contextmanager
+def engine(
+    *, mixed_precision: str | None, gradient_accumulation_steps: int, report_to: str | None
+) -> Iterator[Accelerator]:
+    """An `Accelerator` that knows nothing of an earlier one.
+
+    accelerate keeps the precision in a state that all of a Python process shares: a second run would silently compute
+    in the first one's precision, or be refused. What was there before is there again afterwards.
+
+    Args:
+        mixed_precision: ``no``, ``fp16``, ``bf16``, or None for what accelerate was configured with.
+        gradient_accumulation_steps: Batches per optimizer step.
+        report_to: Name of a tracker, or None.
+
+    Raises:
+        UserError: If accelerate refuses the settings, or is configured for what the mask cannot work with.
+    """
+    shared = AcceleratorState._shared_state
+    earlier = dict(shared)
+    shared.clear()
+    try:
+        try:
+            with warnings.catch_warnings():
+                # A tracker that is not installed is refused below, in our own words.
+                warnings.filterwarnings("ignore", "`log_with=", UserWarning)
+                accelerator = Accelerator(
+                    mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
+                    log_with=report_to, project_dir="runs",
+                )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"accelerate refuses these settings: {error}") from error
+        if report_to and not accelerator.log_with:
+            raise UserError(f"--report_to {report_to} needs a package that is not installed; pip install {report_to}.")
+        if accelerator.distributed_type not in _SUPPORTED:
+            raise UserError(
+                f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, "
+                "since the mask needs whole parameters. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
+            )
+        yield accelerator
+    finally:
+        shared.clear()
+        shared.update(earlier)
+
+
+def start_tracker(accelerator: Accelerator, folder: Path) -> None:
+    """Let the tracker that the engine was made with write below `folder`; without one, nothing happens."""
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.init_trackers("salun_diffusers")
+
+
+def decided_by_main(accelerator: Accelerator, decide: Callable[[], str]) -> str:
+    """The main process decides, all others learn of it.
+
+    Raises:
+        UserError: On every process, if `decide` raises one.
+    """
+    answer: list[str | None] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except UserError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[0] is None:
+        raise UserError(str(answer[1]))
+    return answer[0]

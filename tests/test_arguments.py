@@ -1,0 +1,124 @@
+"""From a dataclass to a command line, and what is refused on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from salun_diffusers.arguments import check, parse, setting
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of every type that a field may have."""
+
+    name: str = setting("x", "A name.")
+    words: tuple[str, ...] = setting((), "Some words.")
+    how_many: int | None = setting(None, "How many; at most 100 % of them.", minimum=1)
+    share: float = setting(0.5, "A share.", above=0, maximum=1, group="Shares")
+    loud: bool = setting(False, "Whether to shout.")
+    kind: Literal["a", "b"] | None = setting(None, "Which kind.")
+
+
+class TestParse:
+    def test_defaults(self):
+        assert parse(Settings, []) == Settings()
+
+    def test_every_type(self):
+        line = "--name y --words one two --how_many 3 --share 1 --loud --kind b"
+        assert parse(Settings, line.split()) == Settings("y", ("one", "two"), 3, 1.0, True, "b")
+
+    def test_hyphens_will_do(self):
+        assert parse(Settings, ["--how-many", "3"]).how_many == 3
+
+    def test_lists_become_tuples_so_that_configs_stay_hashable(self):
+        assert hash(parse(Settings, ["--words", "one"]))
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("--unknown 3", "unrecognized arguments: --unknown 3"),
+            ("--how_m 3", "unrecognized arguments"),
+            ("--how_many three", "invalid whole number value: 'three'"),
+            ("--how_many 0", "--how_many must be at least 1, got 0"),
+            ("--share much", "invalid number value: 'much'"),
+            ("--share 0", "--share must be above 0 and at most 1, got 0.0"),
+            ("--share nan", "got nan"),
+            ("--share 50", "got 50.0. It is a fraction: 0.5 is 50 %."),
+            ("--share 5000", "got 5000.0."),
+            ("--kind c", "invalid choice: 'c'"),
+            ("--name", "expected one argument"),
+        ],
+    )
+    def test_refuses(self, line, words):
+        with pytest.raises(UserError) as refusal:
+            parse(Settings, line.split())
+        assert words in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+    def test_help(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            parse(Settings, ["--help"], description="What it does.")
+        shown = capsys.readouterr().out
+        assert end.value.code == 0
+        for words in ("What it does.", "--how_many", "--how-many", "at most 100 % of them.", "Shares:", "default: 0.5"):
+            assert words in shown
+
+
+class TestCheck:
+    """Python callers get the same answers as the command line."""
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"name": Path("x")}, "--name must be a text, got"),
+            ({"words": "one two"}, "--words must be a tuple of texts, got 'one two'"),
+            ({"words": (1,)}, "--words must be a tuple of texts, got (1,)"),
+            ({"how_many": 1.5}, "--how_many must be a whole number or None, got 1.5"),
+            ({"how_many": True}, "--how_many must be a whole number or None, got True"),
+            ({"share": "0.5"}, "--share must be a number, got '0.5'"),
+            ({"share": float("inf")}, "got inf"),
+            ({"loud": "yes"}, "--loud must be True or False, got 'yes'"),
+            ({"kind": "c"}, "--kind must be one of 'a', 'b' or None, got 'c'"),
+        ],
+    )
+    def test_refuses(self, settings, words):
+        with pytest.raises(UserError) as refusal:
+            check(Settings(**settings))
+        assert words in str(refusal.value)
+
+    def test_accepts(self):
+        check(Settings(words=["one"], share=1, how_many=1))
+        check(EraseConfig())
+
+
+class TestEraseConfig:
+    def test_defaults_are_the_papers_where_the_paper_has_one(self):
+        config = EraseConfig()
+        assert (config.mask, config.mask_ratio, config.saliency_guidance) == ("saliency", 0.5, 7.5)
+        assert config.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
+
+    def test_every_setting_has_a_help_text_of_whole_sentences(self):
+        for field in dataclasses.fields(EraseConfig):
+            assert field.metadata["help"].endswith("."), field.name
+
+    def test_numbers_have_a_range(self):
+        for field in dataclasses.fields(EraseConfig):
+            if field.type.split(" |")[0] in ("int", "float"):
+                assert field.metadata["minimum"] is not None or field.metadata["above"] is not None, field.name
+
+    def test_names_are_those_of_diffusers_scripts(self):
+        names = {field.name for field in dataclasses.fields(EraseConfig)}
+        assert names >= {
+            "pretrained_model_name_or_path", "revision", "variant", "cache_dir", "output_dir", "seed", "learning_rate",
+            "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "lr_scheduler",
+            "gradient_checkpointing", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "report_to",
+            "adam_epsilon", "max_grad_norm", "mixed_precision", "checkpointing_steps", "checkpoints_total_limit",
+            "resume_from_checkpoint", "allow_tf32",
+        }  # fmt: skip

@@ -1,0 +1,100 @@
+"""Latent sets depend on prompts and seeds, not on processes or interruptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from salun_diffusers.diffusion import data
+from salun_diffusers.diffusion.data import LatentSet, generate_latents
+from salun_diffusers.seeds import stream_seed
+
+PROMPTS = ("a star", "a square", "a heart")
+
+
+class Painter:
+    """Draws noise of the item's seed, shifted by the length of its prompt; counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def generate(self, prompts, seeds, *, num_inference_steps, guidance_scale):
+        self.asked += zip(prompts, seeds, strict=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = [torch.randn(4, 2, 2, generator=generator) for generator in generators]
+        return torch.stack([one + len(prompt) for one, prompt in zip(drawn, prompts, strict=True)])
+
+
+def generate(painter: Painter, shards: Path, **changes) -> LatentSet:
+    settings = {
+        "count": 7, "name": "forget", "seed": 5, "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 2,
+        "progress": lambda number: None,
+    }  # fmt: skip
+    return generate_latents(painter, PROMPTS, shards=shards, **(settings | changes))
+
+
+def test_survives_a_file(tmp_path):
+    original = generate(Painter(), tmp_path / "shards")
+    original.save(tmp_path / "set.safetensors")
+    loaded = LatentSet.load(tmp_path / "set.safetensors")
+    assert torch.equal(loaded.latents, original.latents)
+    assert torch.equal(loaded.prompt_index, original.prompt_index)
+    assert loaded.prompts == PROMPTS
+    assert len(loaded) == 7
+
+
+def test_items_go_round_the_prompts_with_a_seed_each(tmp_path):
+    painter = Painter()
+    result = generate(painter, tmp_path)
+    assert result.prompt_index.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert painter.asked == [(PROMPTS[i % 3], stream_seed(5, "forget", i)) for i in range(7)]
+    assert len({seed for _, seed in painter.asked}) == 7
+
+
+def test_seed_streams_are_told_apart():
+    seeds = {stream_seed(0, "forget", 1), stream_seed(1, "forget", 1), stream_seed(0, "retain", 1), stream_seed(0)}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 3}, {"batch_size": 100}])
+def test_batch_size_does_not_matter(tmp_path, change):
+    expected = generate(Painter(), tmp_path / "a")
+    assert torch.equal(generate(Painter(), tmp_path / "b", **change).latents, expected.latents)
+
+
+def test_two_processes_make_the_set_of_one(tmp_path):
+    """Four batches of 2, 2, 2, 1: rank 0 draws the first and third, rank 1 the others."""
+    expected = generate(Painter(), tmp_path / "one")
+    first, second = Painter(), Painter()
+    results = []
+
+    def other_process() -> None:  # Runs to its end while the first one waits at the barrier.
+        results.append(generate(second, tmp_path / "two", process=(1, 2)))
+
+    results.append(generate(first, tmp_path / "two", process=(0, 2), wait=other_process))
+    assert [len(first.asked), len(second.asked)] == [4, 3]
+    assert all(torch.equal(result.latents, expected.latents) for result in results)
+
+
+def test_finished_batches_are_taken_up(tmp_path):
+    expected = generate(Painter(), tmp_path)
+    (tmp_path / "000002-000003.safetensors").unlink()
+    painter = Painter()
+    assert torch.equal(generate(painter, tmp_path).latents, expected.latents)
+    assert [seed for _, seed in painter.asked] == [stream_seed(5, "forget", 2), stream_seed(5, "forget", 3)]
+
+
+def test_a_half_written_batch_is_drawn_again(tmp_path, monkeypatch):
+    expected = generate(Painter(), tmp_path / "whole")
+
+    def interrupted(tensors, path):
+        Path(path).write_bytes(b"half of a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, "save_file", interrupted)
+        generate(Painter(), tmp_path / "cut")
+    assert torch.equal(generate(Painter(), tmp_path / "cut").latents, expected.latents)

@@ -1,0 +1,148 @@
+"""Two processes under accelerate: one saliency, one set of weights, one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from salun_diffusers.erase import main
+from salun_diffusers.mask import SaliencyMask
+
+pytestmark = pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
+
+# Runs the program and keeps what each rank found: its saliency and its weights after fine-tuning.
+SPY = """
+import os, sys
+from pathlib import Path
+from safetensors.torch import save_file
+from salun_diffusers.diffusion import stages, trainer
+from salun_diffusers.erase import main
+
+folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
+saliency_of, fine_tune = stages.forget_saliency, trainer.fine_tune
+
+def spied_saliency(*arguments):
+    saliency = saliency_of(*arguments)
+    save_file({name: tensor.clone() for name, tensor in saliency.items()}, folder / f"saliency-{rank}.safetensors")
+    return saliency
+
+def spied_fine_tune(accelerator, family, *arguments, **keywords):
+    history = fine_tune(accelerator, family, *arguments, **keywords)
+    save_file({name: tensor.clone() for name, tensor in family.denoiser.state_dict().items()},
+              folder / f"weights-{rank}.safetensors")
+    return history
+
+stages.forget_saliency, trainer.fine_tune = spied_saliency, spied_fine_tune
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave; as many batches per step as one process with two accumulated."""
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "spy.py").write_text(SPY)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # What torchrun would set; starting it costs another import of torch.
+    common = {
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    }  # fmt: skip
+    command = [sys.executable, str(folder / "spy.py"), str(folder), *small_run(output_dir=folder / "run")]
+    ranks = [
+        subprocess.Popen(
+            command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=120)
+            assert rank.returncode == 0, errors[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of one process that accumulates two batches a step, on as many threads as each of the two has."""
+    folder = tmp_path_factory.mktemp("single") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(small_run(output_dir=folder, gradient_accumulation_steps=2)) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return folder
+
+
+def test_latent_sets_are_those_of_one_process(pair, single):
+    for name in ("forget", "retain"):
+        ours, expected = (load_file(run / "work" / f"{name}.safetensors") for run in (pair / "run", single))
+        assert torch.equal(ours["latents"], expected["latents"])
+
+
+def test_saliency_is_summed_before_the_absolute_value(pair, single, tiny_pipeline):
+    """Each rank has one of the two batches; |g_0 + g_1| on both, not |g_0| + |g_1|."""
+    first, second = (load_file(pair / f"saliency-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    mine = saliency_of_one_process(single, tiny_pipeline)
+    for name, scores in mine.items():
+        torch.testing.assert_close(first[name], scores, atol=1e-4 * float(scores.max()), rtol=1e-3)
+    # Of two numbers the sum has no order: the mask is the same to the bit.
+    assert SaliencyMask.load(pair / "run" / "mask.safetensors") == SaliencyMask.load(single / "mask.safetensors")
+
+
+def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
+    from salun_diffusers.diffusion.config import EraseConfig
+    from salun_diffusers.diffusion.data import LatentSet
+    from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+    from salun_diffusers.diffusion.forget_saliency import forget_saliency
+    from salun_diffusers.diffusion.trainer import EraseData
+    from salun_diffusers.engine import engine
+
+    family = StableDiffusion(base, device=torch.device("cpu"))
+    sets = [LatentSet.load(run / "work" / f"{name}.safetensors") for name in ("forget", "retain")]
+    prompts = ["a photo of a circle"], ["a photo of a heart"], ["a photo of a square", "a star"], [""]
+    with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+        data = EraseData(*sets, *map(family.encode, prompts))
+        config = EraseConfig(saliency_batch_size=4)
+        return dict(forget_saliency(accelerator, family, data, config))
+
+
+def test_both_ranks_end_with_the_weights_of_one_process(pair, single):
+    """Rank r's batch of step s is number 2 s + r, as is micro-batch r of one process that accumulates two."""
+    first, second = (load_file(pair / f"weights-{rank}.safetensors") for rank in (0, 1))
+    saved = load_file(pair / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    expected = load_file(single / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    far = 0
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name])
+        assert torch.equal(tensor, saved[name])
+        far += int(((tensor - expected[name]).abs() > 1e-4).sum())
+    # Adam turns the rounding of a vanishing gradient into a step; such weights are few.
+    assert far < 1e-3 * sum(tensor.numel() for tensor in first.values())
+
+
+def test_one_folder_one_record(pair, single):
+    rows = [json.loads(line) for line in (pair / "run" / "metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (single / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-2)
+    assert (pair / "run" / "report.json").exists()
+    assert [path.name for path in pair.glob("run*")] == ["run"]

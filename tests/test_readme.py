@@ -1,0 +1,73 @@
+"""The README's commands are commands, its flags exist, its Python compiles, its files are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from salun_diffusers.arguments import parse
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.concepts import resolve
+from salun_diffusers.diffusion.presets import find_concept, presets
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line
+    for language, block in BLOCKS
+    if language in ("", "bash")
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [shlex.split(line)[1] for line in COMMANDS if line.startswith("make ")]
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), target
+
+
+ERASE = [line for line in COMMANDS if re.search(r"erase\.py|salun_diffusers\.erase", line)]
+
+
+@pytest.mark.parametrize("line", ERASE)
+def test_erase_commands_are_valid(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keep.txt").write_text("a painting by Monet\n")
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line)
+    start = next(i for i, word in enumerate(words) if word.endswith(("erase.py", "salun_diffusers.erase")))
+    config = parse(EraseConfig, words[start + 1 :])
+    concept = find_concept(config)
+    assert resolve(config, concept).learning_rate is not None
+
+
+def test_there_are_erase_commands() -> None:
+    assert len(ERASE) >= 3
+
+
+@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
+def test_python_compiles(block: str) -> None:
+    compile(block, "README.md", "exec")
+
+
+def test_every_preset_is_named() -> None:
+    for name in presets():
+        assert f"`{name}`" in README
+
+
+def test_flags_named_in_the_text_exist() -> None:
+    fields = EraseConfig.__dataclass_fields__
+    flags = set(re.findall(r"`?--([a-z_]+)", README))
+    known = set(fields) | {"help", "mask", "json", "output_dir", "num_images"}
+    assert flags <= known, flags - known
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
