@@ -45,6 +45,20 @@ class Progress:
         self._bar.close()
 
 
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """Hide diffusers' own bar while a pipeline of a few files loads."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 @dataclass
 class Clock:
     """Seconds per stage, for the report."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from salun_diffusers.arguments import parse
-from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.concepts import resolve
+from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets import find_concept, presets
 
 ROOT = Path(__file__).parent.parent

@@ -71,7 +71,8 @@ def images() -> ReportImages:
         ((98, 1, 99, 99), "erased", "everything else stays at 99 %"),
         ((98, 0, 95, 90), "erased", "from 95 % to 90 %"),  # A drop of exactly 0.05 is harmless.
         ((98, 0, 95, 89), "over-erased", "fell from 95 % to 89 %: raise the retain weight"),
-        ((98, 2, 99, 99), "no effect", "still appears in 2 %"),  # Gone means below 2 %, not at it.
+        ((98, 2, 99, 99), "erased", "appears in 2 % of 100 pictures"),  # Gone means at most 2 %.
+        ((98, 3, 99, 99), "no effect", "still appears in 3 %"),
         ((98, 41, 99, 99), "no effect", "still appears in 41 % of the pictures for its prompts (98 % before"),
         ((98, 41, 99, 99), "no effect", "more steps or widen the forget prompts"),
         ((98, 97, 99, 99), "no effect", "raise the learning rate or train for more steps"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
@@ -96,16 +98,14 @@ def tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
         vocabulary[special] = len(vocabulary)
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]  # annotated as text, documented and stored as pairs
         model_max_length=MAX_TOKENS,
-        pad_token="<|endoftext|>",  # type: ignore[arg-type]
+        pad_token="<|endoftext|>",
     )
 
 
-def _merges_of(tokenizer: object) -> list[tuple[str, str]]:
-    import json
-
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]  # type: ignore[attr-defined]
+def _merges_of(tokenizer: Any) -> list[tuple[str, str]]:
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in merges]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.errors import UserError
+from salun_diffusers.progress import loading_quietly
 
 
 class StableDiffusion:
@@ -34,11 +35,12 @@ class StableDiffusion:
             UserError: If the folder does not hold a complete pipeline.
         """
         try:
-            self.pipe = StableDiffusionPipeline.from_pretrained(
-                folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
-                safety_checker=None, requires_safety_checker=False,
-                local_files_only=True, use_safetensors=True,
-            )  # fmt: skip
+            with loading_quietly():
+                self.pipe = StableDiffusionPipeline.from_pretrained(
+                    folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
+                    safety_checker=None, requires_safety_checker=False,
+                    local_files_only=True, use_safetensors=True,
+                )  # fmt: skip
         except (OSError, ValueError) as error:
             line = " ".join(str(error).split())[:300]
             raise UserError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {line}") from error
