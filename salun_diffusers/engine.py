@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
@@ -54,10 +56,29 @@ def engine(
                 f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, "
                 "since the mask needs whole parameters. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
             )
-        yield accelerator
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads_for(accelerator.device.type, accelerator.num_processes, threads))
+        try:
+            yield accelerator
+        finally:
+            torch.set_num_threads(threads)
     finally:
         shared.clear()
         shared.update(earlier)
+
+
+def threads_for(device: str, processes: int, threads: int) -> int:
+    """CPU threads of a process, where `threads` are set.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which leaves all but one core idle when the
+    model is on the CPU (measured on two cores: 185 s instead of 120 s for the demo). A process that accelerate launched
+    with one thread takes its share of the cores it may use; `taskset` still limits them.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if device != "cpu" or threads != 1 or not launched:
+        return threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
 
 
 def start_tracker(accelerator: Accelerator, folder: Path) -> None:

@@ -38,7 +38,7 @@ class MeasureConfig:
     num_images: int = setting(60, "Pictures per shape.", minimum=1)
     num_renders: int = setting(5000, "Fresh renders to measure the detector on.", minimum=1)
     num_inference_steps: int = setting(12, "Sampling steps.", minimum=1)
-    guidance_scale: float = setting(4.0, "Classifier-free guidance.", minimum=0)
+    guidance_scale: float = setting(3.0, "Classifier-free guidance.", minimum=0)
     seed: int = setting(1, "Seed of prompts and noise.", minimum=0)
 
 

@@ -19,12 +19,14 @@ _TRAINED_PHRASES = ("a photo of", "an outline of", "a striped drawing of")
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "frozen_teacher": {
-        "num_forget_images": 96, "num_retain_images": 288, "num_inference_steps": 12, "guidance_scale": 4.0,
-        "saliency_batch_size": 32, "train_batch_size": 16, "max_train_steps": 100, "learning_rate": 3e-4,
+        "num_forget_images": 96, "num_retain_images": 288, "num_inference_steps": 12, "guidance_scale": 3.0,
+        "generation_batch_size": 48,
+        "saliency_batch_size": 32, "train_batch_size": 16, "max_train_steps": 80, "learning_rate": 3e-4,
         "retain_weight": 1.0, "lr_scheduler": "cosine", "empty_prompt_share": 0.2, "num_validation_images": 8,
     },
     "paper": {
-        "num_forget_images": 100, "num_retain_images": 180, "num_inference_steps": 12, "guidance_scale": 4.0,
+        "num_forget_images": 100, "num_retain_images": 180, "num_inference_steps": 12, "guidance_scale": 3.0,
+        "generation_batch_size": 48,
         "saliency_batch_size": 32, "train_batch_size": 16, "max_train_steps": 100, "learning_rate": 1e-4,
         "retain_weight": 1.0, "lr_scheduler": "constant", "empty_prompt_share": 0.0, "num_validation_images": 8,
     },

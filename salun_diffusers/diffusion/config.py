@@ -40,8 +40,8 @@ class EraseConfig:
     guidance_scale: float | None = setting(
         None, "Classifier-free guidance of the pictures, in diffusers' convention.", group=_DATA, minimum=0
     )
-    generation_batch_size: int = setting(
-        8, "Pictures generated at once; results do not depend on it.", group=_DATA, minimum=1
+    generation_batch_size: int | None = setting(
+        None, "Pictures drawn at once; what is drawn does not depend on it.", group=_DATA, minimum=1
     )
 
     mask: str = setting("saliency", "saliency, random, full, or a mask file.", group=_MASK)

@@ -80,7 +80,7 @@ def latent_sets(
         ):
             sets[name] = generate_latents(
                 family, prompts, count,
-                name=name, seed=config.seed, batch_size=config.generation_batch_size, progress=bar.advance,
+                name=name, seed=config.seed, batch_size=config.generation_batch_size or 8, progress=bar.advance,
                 shards=run.work / f"{name}-{mark[:16]}",
                 process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
                 num_inference_steps=steps, guidance_scale=guidance,

@@ -36,7 +36,7 @@ def draw_samples(
         for n in range(each)
     ]
     drawn: list[Image.Image] = []
-    size = config.generation_batch_size
+    size = config.generation_batch_size or 8
     with Progress(stage, len(wanted), shown) as bar:
         for start in range(0, len(wanted), size):
             texts, seeds = zip(*wanted[start : start + size], strict=True)
