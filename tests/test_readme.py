@@ -64,7 +64,7 @@ def test_every_preset_is_named() -> None:
 def test_flags_named_in_the_text_exist() -> None:
     fields = EraseConfig.__dataclass_fields__
     flags = set(re.findall(r"`?--([a-z_]+)", README))
-    known = set(fields) | {"help", "mask", "json", "output_dir", "num_images"}
+    known = set(fields) | {"help", "mask", "json", "output_dir", "num_images", "multi_gpu", "num_processes"}
     assert flags <= known, flags - known
 
 
