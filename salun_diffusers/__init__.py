@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from salun_diffusers.erase import EraseResult, erase
     from salun_diffusers.errors import UserError
     from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
     from salun_diffusers.saliency import Saliency, gradient_saliency
     from salun_diffusers.selected_weights import SelectedWeights
 
 _HOMES = {
+    "ClassConditionalDDPMPipeline": "pipelines.class_conditional_ddpm",
     "EraseConfig": "diffusion.config",
     "EraseResult": "erase",
     "Saliency": "saliency",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassConditionalDDPMPipeline",
     "EraseConfig",
     "EraseResult",
     "Saliency",

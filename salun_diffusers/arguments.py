@@ -27,6 +27,7 @@ def setting(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    alias: str | None = None,
 ) -> Any:
     """A dataclass field that knows its help text, its group in ``--help`` and its range.
 
@@ -37,8 +38,10 @@ def setting(
         minimum: Smallest allowed value.
         above: The value must be larger than this.
         maximum: Largest allowed value.
+        alias: A second name of the flag.
     """
-    metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum}
+    metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum,
+                "alias": alias}  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -75,6 +78,8 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         names = [f"--{field.name}"]
         if "_" in field.name:
             names.append("--" + field.name.replace("_", "-"))
+        if field.metadata["alias"]:
+            names.append("--" + field.metadata["alias"])
         groups[title].add_argument(
             *names, dest=field.name, default=field.default, **_argument(hints[field.name], field)
         )

@@ -7,20 +7,17 @@ from pathlib import Path
 
 from salun_diffusers.errors import UserError
 
-DEMO_NAME = "demo"
+CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
+_HERE = Path(__file__).parent / "demo"
+EMBEDDED = {"demo": _HERE / "pipeline", "digits": _HERE / "digits" / "pipeline"}
 _DENOISERS = ("unet", "transformer")
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"} | _PICKLES
 
 
-def demo_folder() -> Path:
-    """The embedded pipeline."""
-    return Path(__file__).parent / "demo" / "pipeline"
-
-
 def is_local(name: str) -> bool:
-    """Whether a model is at hand: the embedded one or a folder."""
-    return name == DEMO_NAME or Path(name).expanduser().is_dir()
+    """Whether a model is at hand: an embedded one or a folder."""
+    return name in EMBEDDED or Path(name).expanduser().is_dir()
 
 
 def locate(
@@ -34,7 +31,7 @@ def locate(
     """The local folder of a pipeline: the embedded one, a folder of the user's, or a download from the hub.
 
     Args:
-        name: ``demo``, a local folder, or a hub id.
+        name: ``demo`` or ``digits``, a local folder, or a hub id.
         revision: Hub revision.
         variant: Variant of the weight files.
         cache_dir: The hub's cache.
@@ -43,12 +40,12 @@ def locate(
     Raises:
         UserError: If there is no such model; the message says what was tried.
     """
-    folder = demo_folder() if name == DEMO_NAME else Path(name).expanduser()
+    folder = EMBEDDED.get(name) or Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id or `demo`; "
+            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id, `demo` or `digits`; "
             f"there is no folder {name}."
         )
     try:
@@ -67,7 +64,7 @@ def locate(
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"The model {name} is neither a local folder nor could it be had from the hub ({reason}). "
-            "--pretrained_model_name_or_path takes a local pipeline folder, or `demo` for the embedded model."
+            "--pretrained_model_name_or_path takes a local pipeline folder, or `demo` for an embedded model."
         ) from error
 
 
@@ -89,6 +86,12 @@ def model_index(folder: Path) -> dict[str, object]:
     if not isinstance(index, dict):
         raise UserError(f"{path} must hold a JSON object that names the components, found {type(index).__name__}.")
     return index
+
+
+def class_name(index: dict[str, object]) -> str:
+    """The pipeline's class; a folder that carries its own code names the file as well."""
+    named = index.get("_class_name", "")
+    return str(named[-1] if isinstance(named, list) and named else named)
 
 
 def components(index: dict[str, object]) -> list[str]:

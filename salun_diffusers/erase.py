@@ -32,6 +32,7 @@ from salun_diffusers.errors import Interrupted, ReceiptError, UserError, tell
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from salun_diffusers.diffusion.data import LatentSet
     from salun_diffusers.diffusion.families import Family
     from salun_diffusers.evaluation.detectors import Detector
     from salun_diffusers.mask import SaliencyMask
@@ -72,14 +73,13 @@ def erase(config: EraseConfig) -> EraseResult:
         >>> result.report.verdict  # doctest: +SKIP
         'erased'
     """
-    from diffusers import DiffusionPipeline
-
+    from salun_diffusers.diffusion.families import load_pipeline
     from salun_diffusers.mask import SaliencyMask
 
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         folder = config.output_dir or str(Path(scratch) / "run")
         run, report = run_erasure(dataclasses.replace(config, output_dir=folder))
-        pipeline = DiffusionPipeline.from_pretrained(run.pipeline, variant=config.variant, local_files_only=True)
+        pipeline = load_pipeline(run.pipeline, config.variant)
         return EraseResult(pipeline, SaliencyMask.load(run.mask), report, run.root if config.output_dir else None)
 
 
@@ -103,7 +103,7 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
     import torch
     from accelerate.utils import set_seed
 
-    from salun_diffusers.diffusion.stages import check_fits, given_mask, warn_of_cut_words, what_counts
+    from salun_diffusers.diffusion.stages import check_fits, given_mask, real_sets, warn_of_cut_words, what_counts
     from salun_diffusers.engine import decided_by_main, engine, start_tracker
     from salun_diffusers.progress import Clock
     from salun_diffusers.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, under_way
@@ -139,6 +139,7 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
             family = load_family(request.base)
             if given:
                 check_fits(given, config.mask, family)
+            real = real_sets(family, request.concept, config)
             if accelerator.is_main_process:
                 warn_of_cut_words(family, request.concept)
 
@@ -155,7 +156,7 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
         with under_way(run):
             start_tracker(accelerator, run.root)
             report = _carry_out(
-                accelerator, run, request, family, load_family,
+                accelerator, run, request, family, load_family, real,
                 detector=detector, base_identity=base_identity, clock=clock, command=command,
             )  # fmt: skip
     return run, report
@@ -176,6 +177,7 @@ def _carry_out(
     request: Request,
     family: Family,
     load_family: Callable[..., Family],
+    real: Mapping[str, LatentSet],
     *,
     detector: Detector,
     base_identity: str,
@@ -186,7 +188,7 @@ def _carry_out(
     import torch
 
     from salun_diffusers.checkpoint import latest_checkpoint
-    from salun_diffusers.diffusion.objectives import PromptSwap
+    from salun_diffusers.diffusion.baselines import make_objective
     from salun_diffusers.diffusion.run_report import write_report
     from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
     from salun_diffusers.diffusion.trainer import fine_tune
@@ -198,7 +200,7 @@ def _carry_out(
 
     # Let the base draw.
     with clock.stage("latent sets"):
-        data = latent_sets(accelerator, family, concept, config, run, base_identity)
+        data = latent_sets(accelerator, family, concept, config, run, base_identity, real)
     with clock.stage("pictures before"):
         before = tuple(
             draw_samples(family, prompts, config, f"before, {name}", main)
@@ -212,11 +214,7 @@ def _carry_out(
         selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
 
     # Let only those move.
-    paper = config.recipe == "paper"
-    objective = PromptSwap(
-        retain_weight=config.retain_weight or 0.0,
-        teacher="current" if paper else "base", retain_target="noise" if paper else "base",
-    )  # fmt: skip
+    objective = make_objective(config)
     checkpoint = latest_checkpoint(run.root) if config.resume_from_checkpoint == "latest" else None
     if config.resume_from_checkpoint not in (None, "latest"):
         checkpoint = named_checkpoint(run.root, str(config.resume_from_checkpoint))

@@ -197,6 +197,15 @@ class SaliencyMask(Mapping[str, Tensor]):
             )
         return mask
 
+    def extended_to(self, parameters: Shapes) -> SaliencyMask:
+        """Add the tensors of `parameters` that this mask lacks, frozen; in the order of `parameters`."""
+        shapes = _shapes(parameters)
+        packed = {
+            name: self.packed[name] if name in self else torch.zeros(bytes_for(shape.numel()), dtype=torch.uint8)
+            for name, shape in shapes.items()
+        }
+        return SaliencyMask(packed, shapes | dict(self.shapes), self.recipe).matched_to(parameters)
+
     def matched_to(self, parameters: Shapes) -> SaliencyMask:
         """Return this mask in the order of `parameters`, sure to have exactly their names and shapes.
 

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from salun_diffusers.arguments import OneLineParser
 from salun_diffusers.base_model import (
-    DEMO_NAME,
+    EMBEDDED,
     check_whole,
     components,
-    demo_folder,
     denoiser_folder,
     is_pickle,
     model_index,
@@ -192,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--variant", default=None, help="variant of the weight files, such as fp16")
     try:
         options = parser.parse_args(arguments)
-        base = demo_folder() if options.base == DEMO_NAME else Path(options.base)
+        base = EMBEDDED.get(options.base) or Path(options.base)
         receipt = compare(base, Path(options.erased), SaliencyMask.load(Path(options.mask)), options.variant)
     except UserError as error:
         tell("error", error)

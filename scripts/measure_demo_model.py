@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from salun_diffusers.arguments import parse, setting
-from salun_diffusers.base_model import demo_folder
+from salun_diffusers.base_model import EMBEDDED
 from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group_slices
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
@@ -32,7 +32,7 @@ from salun_diffusers.seeds import stream_seed
 class MeasureConfig:
     """Settings of the measurement."""
 
-    pipeline: str = setting(str(demo_folder()), "Pipeline folder to measure.")
+    pipeline: str = setting(str(EMBEDDED["demo"]), "Pipeline folder to measure.")
     detector: str | None = setting(None, "Detector folder; by default the embedded one.")
     output_dir: str = setting("runs/demo-quality", "Where quality.json and samples.png go.")
     num_images: int = setting(60, "Pictures per shape.", minimum=1)

@@ -13,11 +13,10 @@ Every stage writes checkpoints (safetensors and JSON) into `--output_dir`; the s
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from salun_diffusers.arguments import parse, setting
-from salun_diffusers.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
 from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
+from salun_diffusers.fit import Fit
 
 
 @dataclass(frozen=True)
@@ -54,102 +53,7 @@ class TrainDemoConfig:
     init_from: str = setting("", "Pipeline folder whose autoencoder is kept and whose denoiser is trained on.")
     detector_steps: int = setting(1_600, "Optimizer steps of the detector.")
     checkpointing_steps: int = setting(500, "Steps between checkpoints.")
-    compile: bool = setting(False, "torch.compile the trained networks.")
     stages: str = setting("autoencoder,denoiser,detector,pipeline", "Comma-separated stages to run.")
-
-
-@dataclass
-class Fit:
-    """One training run of one module: AdamW, warm-up and cosine decay, EMA, checkpoints.
-
-    Every random draw of step `i` comes from a generator seeded with (seed, i, rank): a resumed run repeats nothing
-    and skips nothing.
-    """
-
-    name: str
-    module: nn.Module
-    loss: Callable[[nn.Module, int, torch.Generator], Tensor]
-    steps: int
-    learning_rate: float
-    ema_decay: float = 0.999
-    weight_decay: float = 1e-2
-
-    def run(self, accelerator: Accelerator, config: TrainDemoConfig) -> nn.Module:
-        """Train to the last step and return the module with its averaged weights."""
-        folder = Path(config.output_dir) / f"{self.name}-checkpoint"
-        self.module.to(accelerator.device)
-        optimizer = torch.optim.AdamW(
-            self.module.parameters(),
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
-        average = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-        first = 0
-        if folder.exists():
-            tensors, state = load_state(folder)
-            first = state["step"]
-            self.module.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-            average = {n[4:]: t.to(accelerator.device) for n, t in tensors.items() if n.startswith("ema.")}
-            load_optimizer_state(
-                optimizer, {n[10:]: t for n, t in tensors.items() if n.startswith("optimizer.")}, state["optimizer"]
-            )
-        network = torch.compile(self.module) if config.compile else self.module
-        network, optimizer = accelerator.prepare(network, optimizer)
-        network.train()
-        log = (Path(config.output_dir) / f"{self.name}.jsonl").open("a")
-        bar = tqdm(
-            range(first, self.steps),
-            self.name,
-            self.steps,
-            initial=first,
-            disable=not accelerator.is_main_process,
-            mininterval=5,
-        )
-        losses: list[float] = []
-        started = time.time()
-        for step in bar:
-            rate = self.learning_rate * self.schedule(step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            generator = torch.Generator(accelerator.device).manual_seed(
-                (config.seed * 1_000_003 + step) * 64 + accelerator.process_index
-            )
-            loss = self.loss(network, step, generator)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            decay = min(self.ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for name, tensor in self.module.state_dict().items():
-                    if tensor.is_floating_point():
-                        average[name].lerp_(tensor, 1 - decay)
-                    else:
-                        average[name].copy_(tensor)
-            losses.append(float(loss))
-            if (step + 1) % 50 == 0:
-                bar.set_postfix(loss=f"{np.mean(losses):.4f}", lr=f"{rate:.1e}")
-                if accelerator.is_main_process:
-                    row = {"step": step + 1, "loss": float(np.mean(losses)), "seconds": round(time.time() - started, 1)}
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                losses.clear()
-            if ((step + 1) % config.checkpointing_steps == 0 or step + 1 == self.steps) and accelerator.is_main_process:
-                tensors, state = optimizer_state(optimizer.optimizer)
-                packed = {f"optimizer.{n}": t for n, t in tensors.items()}
-                packed |= {f"model.{n}": t for n, t in self.module.state_dict().items()}
-                packed |= {f"ema.{n}": t for n, t in average.items()}
-                save_state(folder, packed, {"step": step + 1, "optimizer": state})
-        accelerator.wait_for_everyone()
-        self.module.load_state_dict(average)
-        return self.module.eval().requires_grad_(False)
-
-    def schedule(self, step: int) -> float:
-        """Share of the learning rate: linear warm-up over 100 steps, then half a cosine down to 0."""
-        warm_up = min(1.0, (step + 1) / 100)
-        return warm_up * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def scenes(config: TrainDemoConfig) -> list[Scene]:
@@ -279,11 +183,11 @@ def main() -> None:
     output, stages = Path(config.output_dir), config.stages.split(",")
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = architecture.tokenizer(captions(config))
+    course: dict[str, Any] = {"seed": config.seed, "checkpointing_steps": config.checkpointing_steps}
     if "detector" in stages:
-        detector = Fit(
-            "detector", architecture.detector(), detector_loss(detector_batch, accelerator), config.detector_steps, 2e-3
-        )
-        trained = detector.run(accelerator, config)
+        loss = detector_loss(detector_batch, accelerator)
+        detector = Fit("detector", architecture.detector(), loss, config.detector_steps, 2e-3, **course)
+        trained = detector.run(accelerator, output)
         if accelerator.is_main_process:
             trained.to(torch.float16).save_pretrained(output / "detector")
     if not {"autoencoder", "denoiser", "pipeline"} & set(stages):
@@ -301,7 +205,7 @@ def main() -> None:
     if config.init_from:
         vae.requires_grad_(False).eval()
     else:
-        Fit("autoencoder", Reconstruction(vae), loss, config.autoencoder_steps, 2e-3).run(accelerator, config)
+        Fit("autoencoder", Reconstruction(vae), loss, config.autoencoder_steps, 2e-3, **course).run(accelerator, output)
     if not {"denoiser", "pipeline"} & set(stages):
         return
     if not cache.exists():
@@ -315,7 +219,8 @@ def main() -> None:
     vae.register_to_config(scaling_factor=scaling)
     prediction = Prediction(text_encoder, unet)
     loss = denoiser_loss(latents * scaling, scenes(config), tokenizer, config, accelerator)
-    Fit("denoiser", prediction, loss, config.denoiser_steps, config.denoiser_learning_rate).run(accelerator, config)
+    fit = Fit("denoiser", prediction, loss, config.denoiser_steps, config.denoiser_learning_rate, **course)
+    fit.run(accelerator, output)
     if accelerator.is_main_process:
         write_pipeline(output / "pipeline", vae, prediction, tokenizer)
     accelerator.end_training()

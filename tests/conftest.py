@@ -52,6 +52,29 @@ def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int 
     return folder
 
 
+def build_ddpm(folder: Path, *, names: tuple[str, ...] = ("cat", "dog", "7"), prediction_type: str = "epsilon") -> Path:
+    """A class-conditional DDPM folder with 20 k random weights: 8 x 8 grey pixels."""
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    from salun_diffusers import ClassConditionalDDPMPipeline
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4, attention_head_dim=4, num_class_embeds=len(names) + 1,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(prediction_type=prediction_type, timestep_spacing="trailing")
+    ClassConditionalDDPMPipeline(unet, scheduler, dict(enumerate(names))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained class-conditional DDPM."""
+    return build_ddpm(tmp_path_factory.mktemp("models") / "ddpm")
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained pipeline, ε-prediction."""

@@ -10,19 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from salun_diffusers.base_model import check_complete, demo_folder, is_pickle
+from salun_diffusers.base_model import EMBEDDED, check_complete, is_pickle
 from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group_slices
 from salun_diffusers.demo.renderer import negative, render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.evaluation.detectors import DemoDetector
 
-DETECTOR = demo_folder().parent / "detector"
+DEMO = EMBEDDED["demo"]
+DETECTOR = DEMO.parent / "detector"
 
 
 @pytest.fixture(scope="module")
 def family() -> StableDiffusion:
-    return StableDiffusion(demo_folder(), device=torch.device("cpu"))
+    return StableDiffusion(DEMO, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +36,16 @@ def size(folder: Path) -> int:
 
 
 def test_the_weights_are_complete_small_and_no_pickles() -> None:
-    check_complete(demo_folder())
-    assert size(demo_folder()) + size(DETECTOR) <= 20_000_000
+    check_complete(DEMO)
+    assert size(DEMO) + size(DETECTOR) <= 20_000_000
     assert size(DETECTOR) <= 2_000_000
-    assert not [path for path in demo_folder().parent.rglob("*") if is_pickle(path)]
+    assert not [path for path in DEMO.parent.rglob("*") if is_pickle(path)]
 
 
 def test_it_loads_and_draws_without_being_told_a_data_type() -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(demo_folder())
+    pipe = StableDiffusionPipeline.from_pretrained(DEMO)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     pipe.set_progress_bar_config(disable=True)
     picture = pipe("a photo of a circle", num_inference_steps=2).images[0]

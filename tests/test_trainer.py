@@ -97,7 +97,7 @@ class TestDraws:
     def test_prompts_go_with_their_latents(self, family, data):
         """x_t = √ᾱ x_0 + √(1-ᾱ) ε is solved for x_0, which tells the item and hence its prompts."""
         batch = draw(family, data, 3, batch_size=2, seed=7, empty_prompt_share=0.0)
-        alpha = family._alphas[batch.timesteps].view(-1, 1, 1, 1)
+        alpha = family.noise_schedule.alphas[batch.timesteps].view(-1, 1, 1, 1)
         clean = (batch.noised - (1 - alpha).sqrt() * batch.noise) / alpha.sqrt()
         for row, (kind, states, anchors) in enumerate(
             [(data.forget, data.forget_conditions, data.anchor_conditions)] * 2

@@ -90,8 +90,9 @@ def _plain(prompt: str) -> str:
 _PAPER_SETTINGS: dict[str, Any] = {
     "num_forget_images": 800, "num_retain_images": 800, "num_inference_steps": 50, "guidance_scale": 7.5,
     "generation_batch_size": 8,
-    "saliency_batch_size": 8, "train_batch_size": 8, "num_train_epochs": 1, "learning_rate": 1e-5,
-    "retain_weight": 0.1, "lr_scheduler": "constant", "empty_prompt_share": 0.0, "num_validation_images": 4,
+    "saliency_guidance": 7.5, "saliency_batch_size": 8, "train_batch_size": 8, "num_train_epochs": 1,
+    "learning_rate": 1e-5, "retain_weight": 0.1, "lr_scheduler": "constant", "empty_prompt_share": 0.0,
+    "num_validation_images": 4,
 }  # fmt: skip
 
 
@@ -100,6 +101,8 @@ def resolve(config: EraseConfig, concept: Concept) -> EraseConfig:
     values = _PAPER_SETTINGS | dict(concept.settings)
     if config.recipe == "frozen_teacher" and "lr_scheduler" not in concept.settings:
         values |= {"lr_scheduler": "cosine", "empty_prompt_share": 0.2}
+    if config.objective in ("ascent", "esd"):
+        values["retain_weight"] = 0.0  # As these were published.
     if config.num_train_epochs is not None or config.max_train_steps is not None:
         values.pop("max_train_steps", None)
     open_settings = {name: value for name, value in values.items() if getattr(config, name) is None}

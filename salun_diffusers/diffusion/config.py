@@ -8,6 +8,7 @@ from typing import Literal
 from salun_diffusers.arguments import setting
 
 Recipe = Literal["frozen_teacher", "paper"]
+ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
 _MODEL, _CONCEPT, _DATA, _MASK = "Model", "Concept", "Generated data", "Saliency mask"
 _TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
 
@@ -21,14 +22,17 @@ class EraseConfig:
         (), "Prompts that must lose the concept; they replace the preset's.", group=_CONCEPT
     )
     anchor_prompt: tuple[str, ...] = setting(
-        (), "What each forget prompt shall mean afterwards: one for all, or one for each.", group=_CONCEPT
+        (),
+        "What each forget prompt shall mean afterwards: one for all, or one for each; for a DDPM the other class.",
+        group=_CONCEPT,
+        alias="anchor",
     )
     retain_prompts: str | None = setting(
         None, "Text file, one prompt a line, of what must stay as it is.", group=_CONCEPT
     )
 
     pretrained_model_name_or_path: str = setting(
-        "CompVis/stable-diffusion-v1-4", "Hub id, local pipeline folder, or `demo`.", group=_MODEL
+        "CompVis/stable-diffusion-v1-4", "Hub id, local pipeline folder, `demo` or `digits`.", group=_MODEL
     )
     revision: str | None = setting(None, "Revision of the model on the hub.", group=_MODEL)
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.", group=_MODEL)
@@ -36,6 +40,12 @@ class EraseConfig:
 
     num_forget_images: int | None = setting(None, "Latents generated for the forget set.", group=_DATA, minimum=1)
     num_retain_images: int | None = setting(None, "Latents generated for the retain set.", group=_DATA, minimum=1)
+    train_data: str | None = setting(
+        None,
+        "Class-conditional models: take both sets from real pictures instead, `digits`, a folder with one folder per "
+        "class, or a `datasets` name.",
+        group=_DATA,
+    )
     num_inference_steps: int | None = setting(None, "Sampling steps for every picture.", group=_DATA, minimum=1)
     guidance_scale: float | None = setting(
         None, "Classifier-free guidance of the pictures, in diffusers' convention.", group=_DATA, minimum=0
@@ -49,16 +59,34 @@ class EraseConfig:
     mask_scope: Literal["global", "per_tensor"] = setting(
         "global", "Rank weights over the whole denoiser or within each tensor.", group=_MASK
     )
-    saliency_guidance: float = setting(
-        7.5, "w of the guided prediction (1+w)ε(c) - wε(∅) in the saliency loss.", group=_MASK, minimum=0
+    saliency_guidance: float | None = setting(
+        None, "w of the guided prediction (1+w)ε(c) - wε(∅) in the saliency loss.", group=_MASK, minimum=0
     )
     saliency_batch_size: int | None = setting(None, "Latents a batch in the saliency pass.", group=_MASK, minimum=1)
+    saliency_max_grad_norm: float | None = setting(
+        None,
+        "Clip each batch's gradient before it is added, as the official DDPM code does (1.0).",
+        group=_MASK,
+        above=0,
+    )
+    train_method: str = setting(
+        "full",
+        "Which tensors may be selected: full, xattn, noxattn, selfattn, or a regular expression on their names.",
+        group=_MASK,
+    )
 
     recipe: Recipe = setting(
         "frozen_teacher",
         "frozen_teacher: both targets are the base model's predictions; paper: SalUn as published.",
         group=_TRAIN,
     )
+    objective: ObjectiveName = setting(
+        "relabel",
+        "relabel: SalUn; baselines: ascent (GA), finetune (FT), l1_sparse, esd (negative guidance).",
+        group=_TRAIN,
+    )
+    l1_weight: float = setting(1e-5, "Weight of l1_sparse's penalty, decaying to 0.", group=_TRAIN, minimum=0)
+    negative_guidance: float = setting(1.0, "η of esd.", group=_TRAIN, minimum=0)
     train_batch_size: int | None = setting(
         None, "Forget latents a step and process; as many retain latents go with them.", group=_TRAIN, minimum=1
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families import Family, rows
@@ -17,8 +18,14 @@ from salun_diffusers.saliency import Saliency, gradient_saliency
 from salun_diffusers.seeds import stream
 
 
-def forget_saliency(accelerator: Accelerator, family: Family, data: EraseData, config: EraseConfig) -> Saliency:
-    """Score the weights by the guided noise loss over one pass of the forget set.
+def forget_saliency(
+    accelerator: Accelerator,
+    family: Family,
+    parameters: Mapping[str, nn.Parameter],
+    data: EraseData,
+    config: EraseConfig,
+) -> Saliency:
+    """Score some weights of the denoiser by the guided noise loss over one pass of the forget set.
 
     Each process takes every n-th batch; signed gradients are summed over processes before the absolute value. As in
     the official code a smaller last batch counts with its own mean.
@@ -42,7 +49,7 @@ def forget_saliency(accelerator: Accelerator, family: Family, data: EraseData, c
             value = guided_noise_loss(
                 family, family.denoiser, family.noised(latents, noise, timesteps), timesteps, noise,
                 conditions=rows(data.forget_conditions, data.forget.prompt_index[index]), empty=empty,
-                guidance=config.saliency_guidance,
+                guidance=config.saliency_guidance or 0.0,
             )  # fmt: skip
         bar.advance(loss=float(value.detach()))
         return weight * value
@@ -50,6 +57,6 @@ def forget_saliency(accelerator: Accelerator, family: Family, data: EraseData, c
     family.denoiser.eval()
     with Progress("saliency", len(mine), accelerator.is_main_process) as bar:
         return gradient_saliency(
-            dict(family.denoiser.named_parameters()), mine, loss,
+            parameters, mine, loss, max_grad_norm=config.saliency_max_grad_norm,
             reduce=lambda total: accelerator.reduce(total.to(family.device), reduction="sum").cpu(),
         )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,9 +14,14 @@ from torch import Tensor, nn
 from salun_diffusers.diffusion.families import Conditions, Family
 from salun_diffusers.errors import UserError
 
+Teacher = Literal["base", "current", "noise"]
+Half = Literal["forget", "retain"]
+
 
 class EraseBatch(NamedTuple):
     """One step's draws; forget and retain halves have the same number of rows.
+
+    An objective that uses one half alone is given that half's rows only.
 
     Attributes:
         noised: x_t of the forget latents, then of the retain latents, `(2b, channels, height, width)`.
@@ -22,6 +29,7 @@ class EraseBatch(NamedTuple):
         noise: The ε that was added, like `noised`.
         conditions: c of the forget half, then c_r of the retain half.
         anchor_conditions: c′ of the forget half, then c_r again.
+        empty_conditions: ∅, as many rows.
     """
 
     noised: Tensor
@@ -29,6 +37,7 @@ class EraseBatch(NamedTuple):
     noise: Tensor
     conditions: Conditions
     anchor_conditions: Conditions
+    empty_conditions: Conditions = {}  # noqa: RUF012  # never written to
 
 
 class ObjectiveLoss(NamedTuple):
@@ -39,8 +48,44 @@ class ObjectiveLoss(NamedTuple):
     retain: Tensor
 
 
+class Objective(ABC):
+    """What fine-tuning minimises; a subclass is a frozen dataclass of hyper-parameters with the equation as its call.
+
+    Attributes:
+        teacher: Whose predictions make the targets: the base's (computed before fine-tuning), those of the present
+            network, or nobody's (the target is the drawn noise).
+        halves: The halves of a batch that it uses.
+    """
+
+    teacher: Teacher
+    halves: tuple[Half, ...] = ("forget", "retain")
+
+    @abstractmethod
+    def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
+        """What the prediction is compared with, in its shape.
+
+        Args:
+            family: How the denoiser is called.
+            denoiser: The teacher: the base model or the present one.
+            batch: The step's draws.
+        """
+
+    @abstractmethod
+    def __call__(self, prediction: Tensor, target: Tensor) -> ObjectiveLoss:
+        """The loss of one forward pass."""
+
+    def penalty(self, parameters: Iterable[Tensor], progress: float) -> Tensor | float:
+        """A term on the weights themselves, added to the loss; none by default.
+
+        Args:
+            parameters: All weights of the denoiser.
+            progress: Share of the steps that are done, in [0, 1).
+        """
+        return 0.0
+
+
 @dataclass(frozen=True)
-class PromptSwap:
+class PromptSwap(Objective):
     """Relabelling: the forget prompt comes to mean what the anchor prompt means (arXiv 2310.12508, eq. 6).
 
         ℓ = ‖ε_θ(x_t, c) - ε_T(x_t, c′)‖² + α ‖ε_θ(x_r, c_r) - y_r‖²
@@ -70,7 +115,7 @@ class PromptSwap:
     """
 
     retain_weight: float
-    teacher: Literal["base", "current"]
+    teacher: Teacher
     retain_target: Literal["base", "noise"]
 
     def __post_init__(self) -> None:
@@ -79,13 +124,7 @@ class PromptSwap:
 
     @torch.no_grad()
     def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
-        """Targets of both halves, `(2b, channels, height, width)`.
-
-        Args:
-            family: How the denoiser is called.
-            denoiser: The teacher: the base model or the present one.
-            batch: The step's draws.
-        """
+        """Targets of both halves, `(2b, channels, height, width)`."""
         if self.retain_target == "base":
             return family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)
         half = len(batch.noised) // 2

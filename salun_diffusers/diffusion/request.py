@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.arguments import check
-from salun_diffusers.base_model import check_complete, denoiser_folder, is_local, locate, model_index
+from salun_diffusers.base_model import (
+    CLASS_CONDITIONAL,
+    check_complete,
+    class_name,
+    denoiser_folder,
+    is_local,
+    locate,
+    model_index,
+)
+from salun_diffusers.diffusion.class_concepts import class_concept
 from salun_diffusers.diffusion.concepts import Concept, resolve
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets import find_concept
@@ -14,7 +23,7 @@ from salun_diffusers.disk import require_space, size_of
 from salun_diffusers.errors import UserError
 from salun_diffusers.run_folder import check_output
 
-MADE_MASKS = ("saliency", "random", "full")
+MADE_MASKS = ("saliency", "random", "full", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -43,22 +52,48 @@ def accept(config: EraseConfig) -> Request:
         UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
     """
     check(config)
-    concept = find_concept(config)
+    name = config.pretrained_model_name_or_path
+    concept: Concept | UserError
+    try:
+        concept = find_concept(config)
+    except UserError as error:
+        concept = error  # It may still be a class of the model.
+        if not (is_local(name) or _is_class_conditional_on_hub(config)):
+            raise
     if config.mask not in MADE_MASKS and not Path(config.mask).is_file():
         raise UserError(
             f"--mask must be one of {', '.join(MADE_MASKS)}, or a mask file; there is no file {config.mask}."
         )
     check_output(config.output_dir, config.resume_from_checkpoint)
     base = locate(
-        config.pretrained_model_name_or_path,
+        name,
         revision=config.revision, variant=config.variant, cache_dir=config.cache_dir, download=not config.dry_run,
     )  # fmt: skip
     index = model_index(base)
     denoiser_folder(index, base)
-    if not config.dry_run or is_local(config.pretrained_model_name_or_path):
+    if class_name(index) == CLASS_CONDITIONAL:
+        concept = class_concept(config, index)
+    if isinstance(concept, UserError):
+        raise concept
+    if config.train_data and class_name(index) != CLASS_CONDITIONAL:
+        raise UserError(
+            f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
+            f"{class_name(index)}, which draws its own sets."
+        )
+    if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
     require_space(Path(config.output_dir or "runs"), 2 * size_of(base), "The erased pipeline with its work files")
-    return Request(resolve(config, concept), concept, base, str(index.get("_class_name", "")))
+    return Request(resolve(config, concept), concept, base, class_name(index))
+
+
+def _is_class_conditional_on_hub(config: EraseConfig) -> bool:
+    try:
+        base = locate(
+            config.pretrained_model_name_or_path, revision=config.revision, cache_dir=config.cache_dir, download=False
+        )
+        return class_name(model_index(base)) == CLASS_CONDITIONAL
+    except UserError:
+        return False
 
 
 def prompts(concept: Concept) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
+from torch import nn
 
 from salun_diffusers.base_model import weight_files
+from salun_diffusers.diffusion.class_images import load_class_images
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
@@ -25,6 +28,7 @@ from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.mask_file import JSON
 from salun_diffusers.progress import Progress
 from salun_diffusers.run_folder import RunFolder, fingerprint
+from salun_diffusers.saliency import Saliency
 from salun_diffusers.seeds import stream
 
 
@@ -56,10 +60,46 @@ def warn_of_cut_words(family: Family, concept: Concept) -> None:
             tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")
 
 
+def real_sets(family: Family, concept: Concept, config: EraseConfig) -> dict[str, LatentSet]:
+    """Forget and retain set from the user's labelled pictures; empty where there are none.
+
+    Raises:
+        UserError: If a class of the model has no pictures.
+    """
+    if not config.train_data:
+        return {}
+    model: Any = getattr(family.denoiser, "config", None)
+    images = load_class_images(config.train_data, size=model.sample_size, channels=model.in_channels)
+    sets = {}
+    for name, prompts, count in (
+        ("forget", concept.forget_prompts, config.num_forget_images or 1),
+        ("retain", concept.retain_prompts, config.num_retain_images or 1),
+    ):
+        missing = set(prompts) - set(images.names)
+        if missing:
+            raise UserError(
+                f"--train_data must hold pictures of each of the model's classes; {config.train_data} has "
+                f"{', '.join(images.names)}, which lacks {sorted(missing)[0]!r}."
+            )
+        row = torch.tensor([prompts.index(label) if label in prompts else -1 for label in images.names])
+        of_prompt = row[images.labels]
+        found = (of_prompt >= 0).nonzero().squeeze(1)
+        chosen = found[torch.randperm(len(found), generator=stream(config.seed, "real", name))][:count]
+        pixels = images.pixels[chosen].float() / 127.5 - 1
+        sets[name] = LatentSet(pixels, of_prompt[chosen], prompts)
+    return sets
+
+
 def latent_sets(
-    accelerator: Accelerator, family: Family, concept: Concept, config: EraseConfig, run: RunFolder, base: str
+    accelerator: Accelerator,
+    family: Family,
+    concept: Concept,
+    config: EraseConfig,
+    run: RunFolder,
+    base: str,
+    real: Mapping[str, LatentSet],
 ) -> EraseData:
-    """Draw the forget and the retain set, or take up those of an interrupted run."""
+    """Draw the forget and the retain set, or take up those of an interrupted run, or the user's `real` ones."""
     sets = {}
     for name, prompts, count in (
         ("forget", concept.forget_prompts, config.num_forget_images or 1),
@@ -71,6 +111,9 @@ def latent_sets(
             steps=steps, guidance=guidance,
         )  # fmt: skip
         path = run.work / f"{name}.safetensors"
+        if real:
+            sets[name] = real[name]
+            continue
         if run.stage_is_done(name, mark):
             sets[name] = LatentSet.load(path)
             continue
@@ -103,6 +146,43 @@ def latent_sets(
     )
 
 
+def trained_parameters(parameters: Mapping[str, nn.Parameter], method: str) -> dict[str, nn.Parameter]:
+    """The parameters that a train method lets into the mask.
+
+        xattn      cross-attention: names with attn2
+        selfattn   self-attention: names with attn1, or any attention of a network that has no text to attend to
+        noxattn    all but cross-attention, the time embedding and the last convolution
+                   (rohitgandikota/erasing, train-esd.py, arXiv 2303.07345)
+
+    Args:
+        parameters: All parameters of the denoiser.
+        method: ``full``, one of the words above, or a regular expression that is searched in the names.
+
+    Raises:
+        UserError: If no parameter is left, or the expression is none.
+    """
+    unconditional = not any("attn2" in name for name in parameters)
+    patterns = {
+        "full": "",
+        "xattn": r"attn2",
+        "selfattn": r"attentions?\." if unconditional else r"attn1",
+        "noxattn": r"^(?!.*(attn2|time_embed|conv_out))",
+    }
+    try:
+        pattern = re.compile(patterns.get(method, method))
+    except re.error as error:
+        raise UserError(
+            f"--train_method must be one of {', '.join(patterns)}, or a regular expression; {method!r}: {error}."
+        ) from error
+    kept = {name: tensor for name, tensor in parameters.items() if pattern.search(name)}
+    if not kept:
+        raise UserError(
+            f"--train_method {method} leaves no tensor to train; the denoiser's names are such as "
+            f"{next(iter(parameters))}."
+        )
+    return kept
+
+
 def make_mask(
     accelerator: Accelerator, family: Family, data: EraseData, config: EraseConfig, run: RunFolder, base: str
 ) -> SaliencyMask:
@@ -111,22 +191,31 @@ def make_mask(
     mark = fingerprint(base=base, **what_counts(config))
     if run.stage_is_done("mask", mark):
         return SaliencyMask.load(run.mask).matched_to(parameters)
+    trained = trained_parameters(parameters, config.train_method)
+    recipe: dict[str, JSON] = {
+        "concept": config.concept,
+        "base": config.pretrained_model_name_or_path,
+        "base_sha256": base,
+        "train_method": config.train_method,
+        "seed": config.seed,
+    }
     if config.mask == "saliency":
-        saliency = forget_saliency(accelerator, family, data, config)
-        recipe: Mapping[str, JSON] = {
-            "concept": config.concept,
-            "base": config.pretrained_model_name_or_path,
-            "base_sha256": base,
-            "guidance": config.saliency_guidance,
-            "seed": config.seed,
-        }
+        saliency = forget_saliency(accelerator, family, trained, data, config)
+        recipe |= {"guidance": config.saliency_guidance}
         mask = SaliencyMask.from_saliency(saliency, config.mask_ratio, config.mask_scope, recipe)
+    elif config.mask == "magnitude":
+        sizes = Saliency({name: tensor.detach().abs() for name, tensor in trained.items()})
+        recipe |= {"scores": "magnitude"}
+        mask = SaliencyMask.from_saliency(sizes, config.mask_ratio, config.mask_scope, recipe)
     elif config.mask == "random":
-        mask = SaliencyMask.random(parameters, config.mask_ratio, stream(config.seed, "mask"), config.mask_scope)
+        mask = SaliencyMask.random(trained, config.mask_ratio, stream(config.seed, "mask"), config.mask_scope)
     elif config.mask == "full":
-        mask = SaliencyMask.full(parameters)
+        mask = SaliencyMask.full(trained)
     else:
         mask = SaliencyMask.load(Path(config.mask)).matched_to(parameters)
+        if len(trained) < len(parameters):
+            mask = mask.restrict(trained.__contains__)
+    mask = mask.extended_to(parameters)
     if accelerator.is_main_process:
         with full_disk_is_told("the mask"):
             mask.save(run.mask)

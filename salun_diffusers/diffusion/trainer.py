@@ -24,7 +24,7 @@ from salun_diffusers.checkpoint import (
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet
 from salun_diffusers.diffusion.families import Conditions, Family, rows
-from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
+from salun_diffusers.diffusion.objectives import EraseBatch, Half, Objective
 from salun_diffusers.diffusion.schedule import learning_rate, total_steps
 from salun_diffusers.disk import full_disk_is_told, write_text
 from salun_diffusers.errors import UserError
@@ -70,9 +70,19 @@ def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> 
 
 
 def draw(
-    family: Family, data: EraseData, position: int, *, batch_size: int, seed: int, empty_prompt_share: float
+    family: Family,
+    data: EraseData,
+    position: int,
+    *,
+    batch_size: int,
+    seed: int,
+    empty_prompt_share: float,
+    halves: Sequence[Half] = ("forget", "retain"),
 ) -> EraseBatch:
-    """The draws of one micro-batch, a function of `position` (its number over all processes) and `seed` alone."""
+    """The draws of one micro-batch, a function of `position` (its number over all processes) and `seed` alone.
+
+    An objective that uses one half is given the same draws of it as one that uses both.
+    """
     forget = shuffled(len(data.forget), batch_size, position * batch_size, seed=seed, name="forget")
     retain = shuffled(len(data.retain), batch_size, position * batch_size, seed=seed, name="retain")
     generator = stream(seed, "draw", position)
@@ -85,12 +95,20 @@ def draw(
         tensor[blank.to(tensor.device)] = data.empty[name][0]
     prompts = data.forget.prompt_index[forget]
     timesteps, noise = timesteps.to(family.device), noise.to(family.device)
+    used = slice(0 if "forget" in halves else batch_size, None if "retain" in halves else batch_size)
+    both = (
+        _join(rows(data.forget_conditions, prompts), retained),
+        _join(rows(data.anchor_conditions, prompts), retained),
+        {name: tensor.expand(2 * batch_size, *tensor.shape[1:]) for name, tensor in data.empty.items()},
+    )
+    conditions, anchors, empty = ({name: tensor[used] for name, tensor in one.items()} for one in both)
     return EraseBatch(
-        noised=family.noised(latents.to(family.device), noise, timesteps),
-        timesteps=timesteps,
-        noise=noise,
-        conditions=_join(rows(data.forget_conditions, prompts), retained),
-        anchor_conditions=_join(rows(data.anchor_conditions, prompts), retained),
+        noised=family.noised(latents.to(family.device), noise, timesteps)[used],
+        timesteps=timesteps[used],
+        noise=noise[used],
+        conditions=conditions,
+        anchor_conditions=anchors,
+        empty_conditions=empty,
     )
 
 
@@ -102,7 +120,7 @@ def base_targets(
     accelerator: Accelerator,
     family: Family,
     data: EraseData,
-    objective: PromptSwap,
+    objective: Objective,
     config: EraseConfig,
     positions: Sequence[int],
 ) -> dict[int, Tensor]:
@@ -111,17 +129,18 @@ def base_targets(
     with Progress("targets", len(positions), accelerator.is_main_process) as bar, torch.no_grad():
         for position in positions:
             with accelerator.autocast():
-                target = objective.target(family, family.denoiser, _batch(family, data, config, position))
+                target = objective.target(family, family.denoiser, _batch(family, data, objective, config, position))
             targets[position] = target.float().cpu()
             bar.advance()
     return targets
 
 
-def _batch(family: Family, data: EraseData, config: EraseConfig, position: int) -> EraseBatch:
+def _batch(family: Family, data: EraseData, objective: Objective, config: EraseConfig, position: int) -> EraseBatch:
     assert config.train_batch_size is not None and config.empty_prompt_share is not None
     return draw(
         family, data, position,
         batch_size=config.train_batch_size, seed=config.seed, empty_prompt_share=config.empty_prompt_share,
+        halves=objective.halves,
     )  # fmt: skip
 
 
@@ -130,7 +149,7 @@ def fine_tune(
     family: Family,
     selected: SelectedWeights,
     data: EraseData,
-    objective: PromptSwap,
+    objective: Objective,
     config: EraseConfig,
     *,
     folder: Path,
@@ -193,7 +212,10 @@ def fine_tune(
             rate = learning_rate(config, step, steps)
             for group in stepper.param_groups:
                 group["lr"] = rate
-            losses = _step(accelerator, family, network, selected, stepper, data, objective, config, remaining, targets)
+            losses = _step(
+                accelerator, family, network, selected, stepper, data, objective, config, remaining, targets,
+                progress=step / steps,
+            )  # fmt: skip
             row = {"step": step + 1, **losses, "learning_rate": rate}
             if not math.isfinite(row["loss"]):
                 raise _diverged(f"The loss became {row['loss']}", step + 1, folder)
@@ -220,24 +242,26 @@ def _step(
     selected: SelectedWeights,
     stepper: torch.optim.Optimizer,
     data: EraseData,
-    objective: PromptSwap,
+    objective: Objective,
     config: EraseConfig,
     positions: Iterator[int],
     targets: dict[int, Tensor],
+    progress: float,
 ) -> dict[str, float]:
     """One optimizer step: all its micro-batches, then the update."""
     terms = torch.zeros(3, device=family.device)
     for micro in range(config.gradient_accumulation_steps):
         position = next(positions)
-        batch = _batch(family, data, config, position)
+        batch = _batch(family, data, objective, config, position)
         with accelerator.accumulate(network), accelerator.autocast():
             if objective.teacher == "base":
                 target = targets.pop(position).to(family.device)
             else:
                 target = objective.target(family, network, batch)
             loss = objective(family.predict(network, batch.noised, batch.timesteps, batch.conditions), target)
-            accelerator.backward(loss.total)
-            terms += torch.stack([loss.total, loss.forget, loss.retain]).detach() / config.gradient_accumulation_steps
+            total = loss.total + objective.penalty(family.denoiser.parameters(), progress)
+            accelerator.backward(total)
+            terms += torch.stack([total, loss.forget, loss.retain]).detach() / config.gradient_accumulation_steps
             if micro + 1 < config.gradient_accumulation_steps:
                 continue
             # Update weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,9 +24,7 @@ class Detector(Protocol):
 
 
 class DemoDetector:
-    """The demo's classifier: one label of each group (shape or none, colour, background, style)."""
-
-    protocol = "demo detector: largest logit of each group"
+    """A classifier whose labels fall into groups; of each it finds one (demo: shape or none, colour, …)."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Load the classifier.
@@ -38,9 +36,11 @@ class DemoDetector:
         from transformers import AutoModelForImageClassification
 
         folder = folder or Path(__file__).parent.parent / "demo" / "detector"
+        self.protocol = f"{folder.parent.name} {folder.name}: largest logit of each group"
         self._model = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
+        self._mode = "L" if getattr(self._model.config, "num_channels", 3) == 1 else "RGB"
         self.names = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
         self._groups: dict[str, list[int]] = {}
         for index, label in enumerate(self.names):
@@ -51,7 +51,10 @@ class DemoDetector:
         """One label per group for each picture."""
         found: list[frozenset[str]] = []
         for start in range(0, len(pictures), 64):
-            batch = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures[start : start + 64]]
+            batch = [
+                np.atleast_3d(np.asarray(picture.convert(self._mode), dtype=np.float32))
+                for picture in pictures[start : start + 64]
+            ]
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2) / 127.5 - 1
             logits = self._model(pixels).logits
             best = {group: logits[:, index].argmax(dim=1) for group, index in self._groups.items()}
@@ -103,7 +106,11 @@ class NoDetector:
 
 
 def make_detector(name: str) -> Detector:
-    """The detector of a concept: ``demo``, ``nudenet`` or ``none``."""
-    made: dict[str, type] = {"demo": DemoDetector, "nudenet": NudityDetector, "none": NoDetector}
-    detector: Detector = made[name]()
-    return detector
+    """The detector of a concept: ``demo``, ``digits``, ``nudenet`` or ``none``."""
+    made: dict[str, Callable[[], Detector]] = {
+        "demo": DemoDetector,
+        "digits": lambda: DemoDetector(Path(__file__).parent.parent / "demo" / "digits" / "detector"),
+        "nudenet": NudityDetector,
+        "none": NoDetector,
+    }
+    return made[name]()

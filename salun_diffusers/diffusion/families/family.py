@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from salun_diffusers.base_model import CLASS_CONDITIONAL, class_name, model_index
 from salun_diffusers.errors import UserError
 
 Conditions = dict[str, Tensor]
@@ -64,18 +65,33 @@ class Family(Protocol):
         ...
 
 
-def family_of(class_name: str) -> Callable[..., Family]:
+def load_pipeline(folder: Path, variant: str | None = None) -> Any:
+    """Load a pipeline folder of any family, without running code that the folder may carry."""
+    if class_name(model_index(folder)) == CLASS_CONDITIONAL:
+        from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
+
+        return ClassConditionalDDPMPipeline.from_pretrained(folder, variant=variant)
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
+
+
+def family_of(pipeline_class: str) -> Callable[..., Family]:
     """The family that handles a pipeline class.
 
     Raises:
         UserError: If no family does; the message lists those that are known.
     """
+    from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
     from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 
-    known: dict[str, Callable[..., Family]] = {"StableDiffusionPipeline": StableDiffusion}
-    if class_name not in known:
+    known: dict[str, Callable[..., Family]] = {
+        "StableDiffusionPipeline": StableDiffusion,
+        CLASS_CONDITIONAL: ClassConditionalDDPM,
+    }
+    if pipeline_class not in known:
         raise UserError(
             f"A pipeline of class {', '.join(known)} is required, "
-            f"the model is a {class_name or 'folder without a class'}."
+            f"the model is a {pipeline_class or 'folder without a class'}."
         )
-    return known[class_name]
+    return known[pipeline_class]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Conditions
+from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import loading_quietly
 
@@ -48,12 +49,8 @@ class StableDiffusion:
         self.pipe.to(device)
         self.denoiser: nn.Module = self.pipe.unet
         self.folder, self.device, self._dtype = folder, device, dtype
-        config = self.pipe.scheduler.config
-        self.num_train_timesteps = int(config.num_train_timesteps)
-        self._prediction_type = config.prediction_type
-        if self._prediction_type not in ("epsilon", "v_prediction"):
-            raise UserError(f"prediction_type must be epsilon or v_prediction, {folder} has {self._prediction_type!r}.")
-        self._alphas: Tensor = self.pipe.scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
+        self.noise_schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
+        self.num_train_timesteps = self.noise_schedule.num_train_timesteps
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:
@@ -111,14 +108,10 @@ class StableDiffusion:
             torch.cuda.empty_cache()
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = √ᾱ_t x₀ + √(1-ᾱ_t) ε."""
-        alpha: Tensor = self._alphas[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        """x_t of clean latents."""
+        return self.noise_schedule.noised(latents, noise, timesteps)
 
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """ε_θ(x_t, c); a v-prediction is turned into ε = √ᾱ_t v + √(1-ᾱ_t) x_t (arXiv 2202.00512, appendix D)."""
+        """ε_θ(x_t, c)."""
         prediction: Tensor = denoiser(noised, timesteps, **conditions).sample.float()
-        if self._prediction_type == "epsilon":
-            return prediction
-        alpha: Tensor = self._alphas[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * prediction + (1 - alpha).sqrt() * noised
+        return self.noise_schedule.epsilon(prediction, noised, timesteps)

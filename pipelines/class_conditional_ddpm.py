@@ -1,0 +1,1 @@
+../salun_diffusers/pipelines/class_conditional_ddpm.py

@@ -1,0 +1,92 @@
+"""Concepts of class-conditional models: to forget a class is to relabel it as another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.errors import UserError
+
+# The official CIFAR-10 values (Unlearn-Saliency@a6e89fd, DDPM/configs/cifar10_saliency_unlearn.yml and DDPM/README.md).
+# Its α = 1e-3 weighs a sum over 3 · 32 · 32 pixels; our mean over pixels needs 1e-3 · 3072 = 3.072.
+CIFAR10: dict[str, Any] = {
+    "num_forget_images": 5000, "num_retain_images": 45000, "num_inference_steps": 100, "guidance_scale": 3.0,
+    "generation_batch_size": 128, "saliency_guidance": 2.0, "saliency_batch_size": 128,
+    "saliency_max_grad_norm": 1.0, "train_batch_size": 128, "max_train_steps": 1000, "learning_rate": 1e-4,
+    "retain_weight": 3.072, "lr_scheduler": "constant", "empty_prompt_share": 0.1, "max_grad_norm": 1.0,
+    "num_validation_images": 8,
+}  # fmt: skip
+_DIGITS: dict[str, dict[str, Any]] = {
+    "frozen_teacher": {
+        "num_forget_images": 128, "num_retain_images": 288, "num_inference_steps": 20, "guidance_scale": 2.0,
+        "generation_batch_size": 64, "saliency_guidance": 2.0, "saliency_batch_size": 64, "train_batch_size": 16,
+        "max_train_steps": 100, "learning_rate": 3e-4, "retain_weight": 1.0, "lr_scheduler": "cosine",
+        "empty_prompt_share": 0.2, "num_validation_images": 8,
+    },
+    "paper": {
+        "num_forget_images": 128, "num_retain_images": 288, "num_inference_steps": 20, "guidance_scale": 2.0,
+        "generation_batch_size": 64, "saliency_guidance": 2.0, "saliency_batch_size": 64,
+        "saliency_max_grad_norm": 1.0, "train_batch_size": 16, "max_train_steps": 100, "learning_rate": 1e-4,
+        "retain_weight": 1.0, "lr_scheduler": "constant", "empty_prompt_share": 0.1, "max_grad_norm": 1.0,
+        "num_validation_images": 8,
+    },
+}  # fmt: skip
+
+
+def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
+    """Forget one class: by default it becomes the next one, c′ = (c + 1) mod K, as in the official code.
+
+    Args:
+        config: Its `concept`, and `anchor_prompt` if given, are names or ids of classes.
+        index: The pipeline's model_index.json.
+
+    Raises:
+        UserError: If a class is unknown, is its own anchor, or there is no other class.
+    """
+    names = {int(number): str(name) for number, name in dict(index.get("id2label") or {}).items()}
+    if not names:
+        raise UserError("The model's classes are not known: its model_index.json must hold id2label.")
+    if config.forget_prompt or config.retain_prompts:
+        raise UserError(
+            "A class-conditional model knows classes, not prompts: --concept names the class to forget, "
+            "--anchor_prompt the class it becomes; all others are retained."
+        )
+    forget = _class_of(config.concept, names, "--concept")
+    if len(names) == 1:
+        raise UserError(f"The model has one class, {names[forget]!r}: relabelling needs another one.")
+    if len(config.anchor_prompt) > 1:
+        raise UserError(f"--anchor_prompt takes one class here, got {len(config.anchor_prompt)}.")
+    anchor = (forget + 1) % len(names)
+    if config.anchor_prompt:
+        anchor = _class_of(config.anchor_prompt[0], names, "--anchor_prompt")
+    others = tuple(name for number, name in sorted(names.items()) if number != forget)
+    digits = config.pretrained_model_name_or_path == "digits"
+    return Concept(
+        name=names[forget],
+        forget_prompts=(names[forget],),
+        anchor_prompts=(names[anchor],),
+        retain_prompts=others,
+        forget_evaluation=(EvaluationPrompt(names[forget]),),
+        retain_evaluation=tuple(EvaluationPrompt(name, f"digit:{name}" if digits else "") for name in others),
+        target_labels=frozenset({f"digit:{names[forget]}"} if digits else ()),
+        detector="digits" if digits else "none",
+        settings=_DIGITS[config.recipe] if digits else CIFAR10,
+    )
+
+
+def _class_of(text: str, names: Mapping[int, str], flag: str) -> int:
+    """The id of a class given by name or, where no class has that name, by id."""
+    known = {name.lower(): number for number, name in names.items()}
+    wanted = text.strip().lower()
+    if wanted in known:
+        return known[wanted]
+    if wanted.isdecimal() and int(wanted) in names:
+        return int(wanted)
+    null = wanted.isdecimal() and int(wanted) == len(names)
+    raise UserError(
+        f"{flag} must be one of the model's classes ({', '.join(names[number] for number in sorted(names))}), or an id "
+        f"from 0 to {len(names) - 1}; got {text!r}"
+        + (", the null class, which stands for no class at all." if null else ".")
+    )

@@ -1,0 +1,78 @@
+"""The training programs of the digits model, for a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from salun_diffusers import ClassConditionalDDPMPipeline
+from salun_diffusers.diffusion.class_images import load_class_images
+from salun_diffusers.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--resolution", "8", "--block_out_channels", "8", "16", "--norm_num_groups", "4", "--train_batch_size", "4",
+    "--max_train_steps", "6", "--checkpointing_steps", "3", "--save_dtype", "float32",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The program in this process."""
+    spec = importlib.util.spec_from_file_location("train_ddpm", ROOT / "scripts" / "train_ddpm.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_ddpm", module)
+    spec.loader.exec_module(module)
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *words])
+        return module.main()
+
+    return run
+
+
+def test_digits_are_the_real_ones():
+    images = load_class_images("digits", size=32, channels=1)
+    assert images.pixels.shape == (1797, 1, 32, 32)
+    assert images.names == tuple("0123456789")
+    assert torch.bincount(images.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert load_class_images("digits", size=8, channels=3).pixels.shape == (1797, 3, 8, 8)
+
+
+def test_a_missing_source_is_told():
+    with pytest.raises(UserError, match=r"no folder|neither a folder"):
+        load_class_images("no/such/data", size=8, channels=1)
+
+
+def test_same_seed_same_bits_and_the_folder_loads(train, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        assert train(*SMALL, "--output_dir", str(folder)) == 0
+    weights = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert (one / weights).read_bytes() == (two / weights).read_bytes()
+    pipe = ClassConditionalDDPMPipeline.from_pretrained(one / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(["3"], num_inference_steps=2).images[0].size == (8, 8)
+    assert json.loads((one / "config.json").read_text())["max_train_steps"] == 6
+
+
+def test_bad_input_is_one_line(train, tmp_path, capsys):
+    for words, content in (
+        (["--exclude_class", "eleven"], "--exclude_class must be one of 0, 1"),
+        (["--train_data", str(tmp_path)], "one folder of pictures per class"),
+        (["--block_out_channels", "wide"], "must be whole numbers"),
+        (["--max_train_steps", "0"], "at least 1"),
+        (["--save_dtype", "int8"], "float32, float16 or bfloat16"),
+    ):
+        assert train(*SMALL, *words, "--output_dir", str(tmp_path / "run")) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: ")
+        assert line.count("\n") == 1
+        assert content in line
+        assert not (tmp_path / "run" / "pipeline").exists()
