@@ -88,8 +88,8 @@ def _plain(prompt: str) -> str:
 
 # The official script's values (Unlearn-Saliency@a6e89fd, SD/train-scripts/nsfw_removal.py and SD/README.md).
 _PAPER_SETTINGS: dict[str, Any] = {
-    "num_forget_images": 800, "num_retain_images": 800, "num_inference_steps": 50, "guidance_scale": 7.5,
-    "generation_batch_size": 8,
+    "num_forget_images": 800, "num_anchor_images": 0, "num_retain_images": 800, "num_inference_steps": 50,
+    "guidance_scale": 7.5, "generation_batch_size": 8,
     "saliency_guidance": 7.5, "saliency_batch_size": 8, "train_batch_size": 8, "num_train_epochs": 1,
     "learning_rate": 1e-5, "retain_weight": 0.1, "lr_scheduler": "constant", "empty_prompt_share": 0.0,
     "num_validation_images": 4,

@@ -39,6 +39,12 @@ class EraseConfig:
     cache_dir: str | None = setting(None, "Where downloaded models are kept.", group=_MODEL)
 
     num_forget_images: int | None = setting(None, "Latents generated for the forget set.", group=_DATA, minimum=1)
+    num_anchor_images: int | None = setting(
+        None,
+        "Latents of the anchor prompts that fine-tuning sees with the forget prompts, beside the forget set.",
+        group=_DATA,
+        minimum=0,
+    )
     num_retain_images: int | None = setting(None, "Latents generated for the retain set.", group=_DATA, minimum=1)
     train_data: str | None = setting(
         None,

@@ -73,6 +73,7 @@ def real_sets(family: Family, concept: Concept, config: EraseConfig) -> dict[str
     sets = {}
     for name, prompts, count in (
         ("forget", concept.forget_prompts, config.num_forget_images or 1),
+        ("anchor", concept.anchor_prompts, config.num_anchor_images or 0),
         ("retain", concept.retain_prompts, config.num_retain_images or 1),
     ):
         missing = set(prompts) - set(images.names)
@@ -103,6 +104,7 @@ def latent_sets(
     sets = {}
     for name, prompts, count in (
         ("forget", concept.forget_prompts, config.num_forget_images or 1),
+        ("anchor", concept.anchor_prompts, config.num_anchor_images or 0),
         ("retain", concept.retain_prompts, config.num_retain_images or 1),
     ):
         steps, guidance = config.num_inference_steps or 50, config.guidance_scale or 0.0
@@ -139,6 +141,7 @@ def latent_sets(
     return EraseData(
         forget=sets["forget"],
         retain=sets["retain"],
+        anchor=sets["anchor"],
         forget_conditions=family.encode(concept.forget_prompts),
         anchor_conditions=family.encode(concept.anchor_prompts),
         retain_conditions=family.encode(concept.retain_prompts),

@@ -41,6 +41,8 @@ class EraseData:
     Args:
         forget: Latents of the forget prompts.
         retain: Latents of the retain prompts.
+        anchor: Latents of the anchor prompts, which stand in for forget latents too: where the erased model will pass
+            on its way from noise to the anchor's picture; may be empty.
         forget_conditions: c, one row per forget prompt.
         anchor_conditions: c′, one row per forget prompt.
         retain_conditions: c_r, one row per retain prompt.
@@ -49,6 +51,7 @@ class EraseData:
 
     forget: LatentSet
     retain: LatentSet
+    anchor: LatentSet
     forget_conditions: Conditions
     anchor_conditions: Conditions
     retain_conditions: Conditions
@@ -83,17 +86,18 @@ def draw(
 
     An objective that uses one half is given the same draws of it as one that uses both.
     """
-    forget = shuffled(len(data.forget), batch_size, position * batch_size, seed=seed, name="forget")
+    known = data.forget + data.anchor
+    forget = shuffled(len(known), batch_size, position * batch_size, seed=seed, name="forget")
     retain = shuffled(len(data.retain), batch_size, position * batch_size, seed=seed, name="retain")
     generator = stream(seed, "draw", position)
-    latents = torch.cat([data.forget.latents[forget], data.retain.latents[retain]])
+    latents = torch.cat([known.latents[forget], data.retain.latents[retain]])
     timesteps = torch.randint(family.num_train_timesteps, (2 * batch_size,), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     blank = torch.rand(batch_size, generator=generator) < empty_prompt_share
     retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
     for name, tensor in retained.items():
         tensor[blank.to(tensor.device)] = data.empty[name][0]
-    prompts = data.forget.prompt_index[forget]
+    prompts = known.prompt_index[forget]
     timesteps, noise = timesteps.to(family.device), noise.to(family.device)
     used = slice(0 if "forget" in halves else batch_size, None if "retain" in halves else batch_size)
     both = (
@@ -176,7 +180,7 @@ def fine_tune(
     Raises:
         UserError: If the loss stops being finite; the last checkpoint is kept and named.
     """
-    steps = total_steps(config, len(data.forget), accelerator.num_processes)
+    steps = total_steps(config, len(data.forget) + len(data.anchor), accelerator.num_processes)
     optimizer = torch.optim.Adam if config.adam_weight_decay == 0 else torch.optim.AdamW
     stepper = optimizer(
         selected.weights, lr=config.learning_rate or 0.0, betas=(config.adam_beta1, config.adam_beta2),
