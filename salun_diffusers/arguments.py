@@ -27,6 +27,7 @@ def setting(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that knows its help text, its group in ``--help`` and its range.
 
@@ -37,8 +38,10 @@ def setting(
         minimum: Smallest allowed value.
         above: The value must be larger than this.
         maximum: Largest allowed value.
+        positional: Whether the value is given as a bare word, without the flag; it is then required.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum}
+    metadata["positional"] = positional
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -75,6 +78,9 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         names = [f"--{field.name}"]
         if "_" in field.name:
             names.append("--" + field.name.replace("_", "-"))
+        if field.metadata["positional"]:
+            groups[title].add_argument(field.name, **_argument(hints[field.name], field))
+            continue
         groups[title].add_argument(
             *names, dest=field.name, default=field.default, **_argument(hints[field.name], field)
         )
