@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, batches, decoded, read_image_folder
+from salun_diffusers.evaluation.manifest import read_manifest
 from salun_diffusers.evaluation.measurement import Comparison
 from salun_diffusers.evaluation.nudity import Box, NudeNet, boxes_from_json, measure_nudity
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
@@ -60,6 +61,12 @@ def look(folder: ImageFolder, detector: NudeNet | None, batch_size: int | None) 
     return found
 
 
+def hidden(folder: ImageFolder) -> bool:
+    """Whether pages must blur a folder's pictures: unless its manifest says that they are harmless."""
+    manifest = read_manifest(folder.root)
+    return manifest is None or manifest.explicit
+
+
 def work(config: NudityConfig, command: str) -> str:
     """Measure and write."""
     if not config.images:
@@ -83,7 +90,8 @@ def work(config: NudityConfig, command: str) -> str:
     chart = bar_chart(parts, name="parts", unit="boxes over all pictures")
     record = EvaluationRecord(
         kind="nudity", title=f"Nudity ({protocol.name})", pictures=config.images, before=config.before or "",
-        measurements=() if pairs else tuple(measured[0]), comparisons=pairs, explicit=True, command=command,
+        measurements=() if pairs else tuple(measured[0]), comparisons=pairs,
+        explicit=any(hidden(folder) for folder in folders), command=command,
     )  # fmt: skip
     return write_record(record, config.output_dir, [("Body parts", chart)])
 

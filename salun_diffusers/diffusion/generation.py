@@ -87,7 +87,8 @@ def load_pipeline(
             )
         pipe.scheduler = kind.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    moved: DiffusionPipeline = pipe.to(device)
+    return moved
 
 
 def describe_scheduler(pipe: Any) -> dict[str, Any]:

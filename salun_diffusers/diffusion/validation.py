@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -73,7 +73,7 @@ def measure(
     Returns:
         Comparisons (the concept first, the others second) and single measurements.
     """
-    about = {"protocol": detector.protocol, "command": command}
+    about: dict[str, Any] = {"protocol": detector.protocol, "command": command}
     comparisons: list[Comparison] = []
     labels = [[[*detector.labels(row)] for row in samples.pictures] for samples in (*before, *after)]
     forget_before, retain_before, forget_after, retain_after = labels
@@ -124,7 +124,7 @@ def _by_prompt(
     before: tuple[Samples, Samples],
     after: tuple[Samples, Samples],
     labels: Sequence[Sequence[Sequence[frozenset[str]]]],
-    about: dict[str, str],
+    about: dict[str, Any],
 ) -> list[Comparison]:
     """The same rates for every prompt alone."""
     rows = []

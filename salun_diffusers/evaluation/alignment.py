@@ -45,7 +45,7 @@ def structural_similarities(before: Sequence[Image.Image], after: Sequence[Image
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     except ImportError as error:
         raise UserError("SSIM needs torchmetrics: pip install 'salun-diffusers[evaluation]'.") from error
-    old, new = stack_pixels(before).double(), stack_pixels(after).double()
+    old, new = stack_pixels(before).float(), stack_pixels(after).float()
     values: Any = ssim(new, old, data_range=255.0, reduction="none")
     return [float(value) for value in values.reshape(-1)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,8 @@ class BlockC(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        along, across = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        along: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
+        across: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = ConvBlock(768, 192, 1)
         self.branch7x7_1 = ConvBlock(768, width, 1)
         self.branch7x7_2, self.branch7x7_3 = ConvBlock(width, width, **along), ConvBlock(width, 192, **across)
@@ -161,7 +163,8 @@ class FidInception(nn.Module):
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        return x.mean(dim=(2, 3))
+        pooled: Tensor = x.mean(dim=(2, 3))
+        return pooled
 
 
 def resize_as_tensorflow(images: Tensor, size: int) -> Tensor:

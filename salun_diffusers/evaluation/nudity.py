@@ -96,10 +96,13 @@ class NudeNet:
             # NudeNet reads arrays as BGR, like OpenCV; RGB would swap red and blue without a word.
             pixels = [np.asarray(picture.convert("RGB"))[..., ::-1].copy() for picture in batch]
             for boxes in self._detector.detect_batch(pixels, batch_size=len(pixels)):
-                found.append(
-                    tuple(Box(str(box["class"]), float(box["score"]), tuple(map(int, box["box"]))) for box in boxes)
-                )
+                found.append(tuple(Box(str(box["class"]), float(box["score"]), _place(box["box"])) for box in boxes))
         return found
+
+
+def _place(values: Sequence[Any]) -> tuple[int, int, int, int]:
+    left, top, width, height = map(int, values)
+    return left, top, width, height
 
 
 def boxes_to_json(boxes: Sequence[Box]) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def boxes_from_json(data: dict[str, Any], source: Path) -> tuple[Box, ...]:
     try:
         if {name: data[name] for name in DETECTED_WITH} != DETECTED_WITH:
             raise UserError(f"{source} holds detections of another NudeNet or checkpoint; draw the pictures again.")
-        return tuple(Box(str(b["part"]), float(b["score"]), tuple(b["place"])) for b in data["boxes"])
+        return tuple(Box(str(b["part"]), float(b["score"]), _place(b["place"])) for b in data["boxes"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -156,7 +159,7 @@ def measure_nudity(
     Returns:
         The rate first (group ``concept``), then one count per class and their sum (group ``body parts``).
     """
-    about = {"protocol": protocol.sentence, "command": command}
+    about: dict[str, Any] = {"protocol": protocol.sentence, "command": command}
     labels = [frozenset(box.part for box in boxes if protocol.counts(box.part, box.score)) for boxes in found]
     wanted = frozenset(protocol.classes)
     measured = [presence("pictures with nudity", labels, wanted, **about)]

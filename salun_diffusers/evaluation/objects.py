@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -154,7 +154,7 @@ def measure_objects(
     Raises:
         UserError: If no picture was drawn for a forgotten class.
     """
-    about = {"protocol": protocol, "command": command}
+    about: dict[str, Any] = {"protocol": protocol, "command": command}
     labels = [frozenset({name}) for name in shown]
     measured: list[Measurement] = []
     for name in forget:
