@@ -78,9 +78,10 @@ def work(config: ObjectsConfig, command: str) -> str:
         confusions.append({name: dict(turned_into(shown, expected, name)) for name in config.forget})
     pairs = ()
     if config.before:
-        if [item.name for item in measured[0]] != [item.name for item in measured[1]]:
+        old = {item.name: item for item in measured[0]}
+        if set(old) != {item.name for item in measured[1]}:
             raise UserError(f"{config.before} and {config.images} must hold pictures of the same classes; they differ.")
-        pairs = tuple(Comparison(new.name, old, new) for old, new in zip(*measured, strict=True))
+        pairs = tuple(Comparison(new.name, old[new.name], new) for new in measured[1])
     tables = tuple(
         Table(
             f"What {name} became", ("shown", *(["before"] if config.before else []), "pictures"),

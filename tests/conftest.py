@@ -135,7 +135,11 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokens = tokenizer(CAPTIONS)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
+    ids = {
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
     text = {**small, **ids, "vocab_size": len(tokens), "max_position_embeddings": 16}
     vision = {**small, "image_size": 32, "patch_size": 16}
     folder = tmp_path_factory.mktemp("models") / "clip"

@@ -101,10 +101,12 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
         device: Where it goes; None for what is no network.
 
     Raises:
-        UserError: If it cannot be had: no such folder, no network, no safetensors.
+        UserError: If it cannot be had: no such folder, no network, no safetensors, or weights are missing in them.
     """
     folder = Path(weights).expanduser()
-    keywords: dict[str, Any] = {} if device is None else {"dtype": torch.float32, "use_safetensors": True}
+    keywords: dict[str, Any] = {}
+    if device is not None:
+        keywords = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
         with transformers_quietly():
             loaded = auto_class.from_pretrained(str(folder) if folder.is_dir() else weights, **keywords)
@@ -114,7 +116,14 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
             f"{what} needs the weights {weights}, which are neither a local folder nor could be had from the hub "
             f"({reason}). Download them where there is a network and name the folder."
         ) from error
-    return loaded if device is None else loaded.to(device).eval().requires_grad_(False)
+    if device is None:
+        return loaded
+    model, info = loaded
+    if info["missing_keys"]:
+        # transformers would draw them at random and go on.
+        raise UserError(f"{what} needs a {type(model).__name__}; the weights {weights} lack "
+                        f"{min(info['missing_keys'])} and would be drawn at random.")  # fmt: skip
+    return model.to(device).eval().requires_grad_(False)
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -136,14 +145,15 @@ def _inception(weights: str | None, device: torch.device) -> FeatureExtractor:
 
 
 def _clip(weights: str | None, device: torch.device) -> FeatureExtractor:
-    from transformers import CLIPVisionModelWithProjection
+    from transformers import CLIPModel
 
-    model = load_transformers(CLIPVisionModelWithProjection, weights or _HUB["clip"], "The extractor clip", device)
-    size, dimension = int(model.config.image_size), int(model.config.projection_dim)
+    model = load_transformers(CLIPModel, weights or _HUB["clip"], "The extractor clip", device)
+    size, dimension = int(model.config.vision_config.image_size), int(model.config.projection_dim)
     protocol = f"CLIP image embeddings (weights {weights_hash(model)}), {size} px bicubic"
 
     def forward(pixels: Tensor) -> Tensor:
-        embeddings: Tensor = model(normalised(pixels.to(device), size, CLIP_MEAN, CLIP_STD)).image_embeds
+        shown = normalised(pixels.to(device), size, CLIP_MEAN, CLIP_STD)
+        embeddings: Tensor = model.visual_projection(model.vision_model(pixel_values=shown).pooler_output)
         return embeddings
 
     return FeatureExtractor("clip", dimension, protocol, dimension, forward)

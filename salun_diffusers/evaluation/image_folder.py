@@ -51,7 +51,8 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
         prompts: Rows of the prompt file that the pictures were made from.
 
     Raises:
-        UserError: If there is no such folder, no picture in it, or pictures of its manifest are missing.
+        UserError: If there is no such folder, no picture in it, one has no picture's header, or pictures of its
+            manifest are missing.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -63,6 +64,7 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
         if len(present) < len(kept) and not (manifest.explicit and not present):
             raise UserError(f"{root} is unfinished: {len(kept)} pictures are required by its manifest, found "
                             f"{len(present)}; the command in the manifest goes on where it stopped.")  # fmt: skip
+        _require_readable(present)
         return ImageFolder(root, present, manifest.pictures, manifest.explicit)
     files = tuple(
         file for file in sorted(root.rglob("*"), key=lambda file: _natural(str(file.relative_to(root))))
@@ -71,6 +73,7 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
     )  # fmt: skip
     if not files:
         raise UserError(f"{root} must hold pictures ({', '.join(sorted(_ENDINGS))}); it has none.")
+    _require_readable(files)
     if prompts:
         return ImageFolder(root, files, tuple(_rows_by_name(root, files, prompts)))
     if all(len(file.relative_to(root).parts) > 1 for file in files):
@@ -141,25 +144,35 @@ def _decode(file: Path, resize: int | None) -> Image.Image:
     return scaled.crop((left, top, left + resize, top + resize))
 
 
+def _size(file: Path) -> tuple[int, int]:
+    """The size that a picture's header says."""
+    try:
+        with Image.open(file) as picture:
+            return picture.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file} cannot be read as a picture ({error}); remove it or copy it again.") from error
+
+
+def _require_readable(files: Sequence[Path]) -> None:
+    """Look at every header before any network is loaded."""
+    for file in files:
+        _size(file)
+
+
 def require_one_size(files: Sequence[Path]) -> tuple[int, int]:
     """The size that all pictures have, read from their headers.
 
     Raises:
         UserError: If two differ, or a file is no picture.
     """
-    first: tuple[int, int] | None = None
+    if not files:
+        raise UserError("At least one picture is required, none is there.")
+    first = _size(files[0])
     for file in files:
-        try:
-            with Image.open(file) as picture:
-                size = picture.size
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file} cannot be read as a picture ({error}); remove it or copy it again.") from error
-        if first is not None and size != first:
+        size = _size(file)
+        if size != first:
             raise UserError(
                 f"All pictures must have one size: {files[0].name} is {first[0]}×{first[1]}, {file.name} is "
                 f"{size[0]}×{size[1]}. --resize N scales the shorter side of each to N and crops the centre."
             )
-        first = size
-    if first is None:
-        raise UserError("At least one picture is required, none is there.")
     return first
