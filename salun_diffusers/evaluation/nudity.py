@@ -59,7 +59,8 @@ class NudeNet:
             import onnxruntime
         except ImportError as error:
             raise UserError(
-                "The nudity detector needs NudeNet: pip install 'salun-diffusers[nudity]', or --detector none."
+                "The nudity detector needs NudeNet: pip install 'salun-diffusers[nudity]'; an erasure also runs with "
+                "--detector none."
             ) from error
         installed = version("nudenet")
         if not f"{installed}.".startswith(f"{NUDENET_RELEASE}."):
