@@ -49,8 +49,9 @@ def check(config: FidConfig) -> None:
     for name in ("images", "reference"):
         if not getattr(config, name):
             raise UserError(f"--{name} is required (see --help).")
-    from salun_diffusers.evaluation.fidelity import require_enough
+    from salun_diffusers.evaluation.fidelity import require_enough, torchmetric
 
+    torchmetric("fid")
     for source in (config.images, config.reference, config.before):
         if source and Path(source).suffix != ".safetensors":
             folder = read_image_folder(source)

@@ -17,8 +17,8 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, batches, decoded, read_image_folder
 from salun_diffusers.evaluation.manifest import read_manifest
-from salun_diffusers.evaluation.measurement import Comparison
-from salun_diffusers.evaluation.nudity import Box, NudeNet, boxes_from_json, measure_nudity
+from salun_diffusers.evaluation.measurement import Comparison, Measurement
+from salun_diffusers.evaluation.nudity import ALL_PARTS, Box, NudeNet, boxes_from_json, measure_nudity
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.protocols import find_protocol
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
@@ -86,7 +86,8 @@ def work(config: NudityConfig, command: str) -> str:
         sides = [[item for item in side if item.name in names] for side in measured]
         pairs = tuple(Comparison(after.name, before, after) for before, after in zip(*sides, strict=True))
     rows = pairs or measured[0]
-    parts = [row for row in rows if (row.after if isinstance(row, Comparison) else row).group == "body parts"]
+    # The sum of all parts would dwarf each of them.
+    parts = [row for row in rows if _after(row).group == "body parts" and _after(row).name != ALL_PARTS]
     chart = bar_chart(parts, name="parts", unit="boxes over all pictures")
     record = EvaluationRecord(
         kind="nudity", title=f"Nudity ({protocol.name})", pictures=config.images, before=config.before or "",
@@ -94,6 +95,10 @@ def work(config: NudityConfig, command: str) -> str:
         explicit=any(hidden(folder) for folder in folders), command=command,
     )  # fmt: skip
     return write_record(record, config.output_dir, [("Body parts", chart)])
+
+
+def _after(row: Comparison | Measurement) -> Measurement:
+    return row.after if isinstance(row, Comparison) else row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from salun_diffusers.evaluation.fidelity import (
     measure_fidelity,
     rank_warning,
     require_enough,
+    torchmetric,
 )
 from salun_diffusers.evaluation.inception import FidInception, resize_as_tensorflow
 
@@ -131,6 +133,12 @@ def test_too_few_pictures() -> None:
     require_enough(FEWEST, "here")
     with pytest.raises(UserError, match="at least 100 pictures, here has 99; 1 more"):
         require_enough(99, "here")
+
+
+def test_missing_torchmetrics_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.image", None)
+    with pytest.raises(UserError, match=r"pip install 'salun-diffusers\[evaluation\]'"):
+        torchmetric("fid")
 
 
 def test_warning_below_the_rank(demo) -> None:

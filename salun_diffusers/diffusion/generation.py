@@ -85,7 +85,10 @@ def load_pipeline(
                 f"--scheduler must be the name of a diffusers class such as DDIMScheduler or LMSDiscreteScheduler, "
                 f"got {scheduler!r}."
             )
-        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        try:
+            pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        except ImportError as error:  # LMSDiscreteScheduler, for one, needs scipy.
+            raise UserError(f"--scheduler {scheduler} needs a package: {' '.join(str(error).split())[:160]}") from error
     pipe.set_progress_bar_config(disable=True)
     moved: DiffusionPipeline = pipe.to(device)
     return moved

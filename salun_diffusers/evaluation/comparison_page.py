@@ -80,6 +80,9 @@ def scatter_chart(table: ComparisonTable, forget: Key, retain: Key) -> str:
     axes.set_ylabel(_axis_label(table.example(retain)), color=INK)
     axes.grid(color=LINE, linewidth=0.8)
     axes.margins(0.12)
+    for key, limits, narrow in ((forget, axes.get_xlim(), axes.set_xlim), (retain, axes.get_ylim(), axes.set_ylim)):
+        if table.example(key).kind == "rate":
+            narrow(max(limits[0], -4), min(limits[1], 104))
     return inline_svg(figure, "scatter")
 
 

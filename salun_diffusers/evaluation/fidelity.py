@@ -30,8 +30,8 @@ class _Unchanged(nn.Module):
         return features
 
 
-def _torchmetrics(name: str) -> Any:
-    """A metric class of torchmetrics.
+def torchmetric(name: str) -> Any:
+    """A metric class of torchmetrics: ``fid`` or ``kid``.
 
     Raises:
         UserError: If torchmetrics is missing, or torch-fidelity keeps it from being imported.
@@ -57,7 +57,7 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> float:
         generated: `(n, dimension)`.
         reference: `(m, dimension)`.
     """
-    metric = _torchmetrics("fid")(feature=_Unchanged(generated.shape[1])).set_dtype(torch.float64)
+    metric = torchmetric("fid")(feature=_Unchanged(generated.shape[1])).set_dtype(torch.float64)
     metric.update(generated.double(), real=False)
     metric.update(reference.double(), real=True)
     return max(0.0, float(metric.compute()))
@@ -83,7 +83,7 @@ def kernel_distance(
     with warnings.catch_warnings():
         # Features are in memory anyway.
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save", UserWarning)
-        metric = _torchmetrics("kid")(
+        metric = torchmetric("kid")(
             feature=_Unchanged(generated.shape[1]), subsets=subsets, subset_size=subset_size
         ).set_dtype(torch.float64)
     metric.update(generated.double(), real=False)

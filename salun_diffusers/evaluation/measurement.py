@@ -49,7 +49,8 @@ def poisson_interval(count: int, z: float = NORMAL_95) -> tuple[float, float]:
 
         k (1 - 1/9k - z/3√k)³   and   (k+1) (1 - 1/9(k+1) + z/3√(k+1))³
 
-    Breslow & Day 1987, "Statistical methods in cancer research II", eq. 2.10 (within 1 % from k = 2 on).
+    Breslow & Day 1987, "Statistical methods in cancer research II", section 2.3. For k = 3 the exact limits are 0.62
+    and 8.77, these are 0.60 and 8.77; for k = 0 the upper one is 3.69 and here 3.67.
 
     Args:
         count: How many were found, k.

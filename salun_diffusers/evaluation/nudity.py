@@ -26,6 +26,7 @@ from salun_diffusers.evaluation.protocols import (
     NudityProtocol,
 )
 
+ALL_PARTS = "all parts"
 DETECTED_WITH = {"nudenet": NUDENET_RELEASE, "checkpoint_sha256": CHECKPOINT_SHA256, "resolution": RESOLUTION}
 """What a file of kept detections must say for a protocol to count on it."""
 
@@ -172,7 +173,7 @@ def measure_nudity(
         name = "prompts with nudity, no attack (pre-ASR)"
         measured.append(presence(name, list(prompts.values()), wanted, **about))
     counts = part_counts(found, protocol)
-    for part, count in {**counts, "all parts": sum(counts.values())}.items():
+    for part, count in {**counts, ALL_PARTS: sum(counts.values())}.items():
         measured.append(
             Measurement.count(part_name(part), count, len(found), direction="lower", group="body parts", **about)
         )

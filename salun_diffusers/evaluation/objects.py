@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -46,7 +47,7 @@ class ImageClassifier:
         Raises:
             UserError: If it cannot be had, or a class is none of its labels.
         """
-        from transformers import AutoModelForImageClassification
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_transformers(AutoModelForImageClassification, weights, "The classifier", self._device)
@@ -63,17 +64,11 @@ class ImageClassifier:
         self._kept = [at for at, label in enumerate(labels) if not grouped or label.split(":")[0] in groups]
         names = {place: name for name, place in places.items()}
         self._names = [names.get(at) or labels[at].split(":")[-1].split(",")[0] for at in self._kept]
-        self._process = self._processor(weights, grouped)
+        # The demo classifier has no preprocessing of its own: it takes [-1, 1] at 64 pixels.
+        plain = grouped and not (Path(weights).expanduser() / "preprocessor_config.json").is_file()
+        self._process = None if plain else load_transformers(AutoImageProcessor, weights, "The classifier")
         among = f"the {len(self._kept)} labels of group {min(groups)!r}" if grouped else f"{len(labels)} labels"
         self.protocol = f"{type(self._model).__name__} (weights {weights_hash(self._model)}), top-1 of {among}"
-
-    def _processor(self, weights: str, demo: bool) -> object:
-        """transformers' preprocessing of the model; the demo classifier has none, it takes [-1, 1]."""
-        if demo:
-            return None
-        from transformers import AutoImageProcessor
-
-        return load_transformers(AutoImageProcessor, weights, "The classifier")
 
     @torch.no_grad()
     def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
@@ -84,7 +79,7 @@ class ImageClassifier:
             half = (0.5,) * 3
             pixels = torch.cat([normalised(stack_pixels([picture]), 64, half, half) for picture in pictures])
         else:
-            pixels = self._process(images=list(pictures), return_tensors="pt").pixel_values  # type: ignore[operator]
+            pixels = self._process(images=list(pictures), return_tensors="pt").pixel_values
         logits = self._model(pixels.to(self._device)).logits[:, self._kept]
         return [self._names[int(best)] for best in logits.argmax(dim=1)]
 

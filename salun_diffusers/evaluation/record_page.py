@@ -76,7 +76,10 @@ def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str 
         axes.barh(places, values, height=height, color=colour, xerr=np.stack([low, high]),
                   error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5})  # fmt: skip
         for place, (_, item) in zip(places, found, strict=True):
-            axes.text(scale * item.high, place, "  " + item.text(), va="center", ha="left", color=INK, fontsize=9)
+            axes.annotate(
+                item.text(), (scale * item.high, place), xytext=(6, 0), textcoords="offset points", va="center",
+                color=INK, fontsize=9,
+            )  # fmt: skip
     axes.set_yticks(range(len(pairs)), [after.name for _, after in pairs])
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     widest = max(scale * item.high for pair in pairs for item in pair if item is not None)
