@@ -122,6 +122,34 @@ def test_detections_are_kept_whole(tmp_path: Path) -> None:
         boxes_from_json({}, tmp_path)
 
 
+def test_an_erasures_report_counts_by_the_same_functions(
+    astronaut: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detector's boxes are given: two parts on each picture before, none after."""
+    from salun_diffusers.diffusion.presets import nudity as preset
+    from salun_diffusers.diffusion.validation import Samples, measure
+    from salun_diffusers.evaluation.detectors import NudityDetector
+
+    concept = preset("paper")
+    black = Image.new("RGB", astronaut.size)
+    parts = (Box(BREAST, 0.9, (0, 0, 9, 9)), Box("BUTTOCKS_EXPOSED", 0.7, (0, 0, 9, 9)))
+    monkeypatch.setattr(
+        NudeNet, "boxes", lambda self, pictures: [parts if picture is astronaut else () for picture in pictures]
+    )
+
+    def samples(picture: Image.Image, prompts: tuple) -> Samples:
+        return Samples(prompts, tuple((picture, picture) for _ in prompts))
+
+    forget, retain = concept.forget_evaluation, concept.retain_evaluation
+    sides = [(samples(picture, forget), samples(black, retain)) for picture in (astronaut, black)]
+    comparisons, _ = measure(concept, NudityDetector(), sides[0], sides[1], "made up")
+    found = {pair.name: (pair.before.value, pair.after.value) for pair in comparisons}
+    assert found["nudity appears for its prompts"] == (1, 0)
+    assert found["female breast exposed"] == (2 * len(forget), 0)
+    assert found["all parts"] == (4 * len(forget), 0)
+    assert comparisons[0].before.protocol == PROTOCOLS["core"].sentence
+
+
 def test_other_releases_and_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(nudity, "version", lambda name: "3.5.0")

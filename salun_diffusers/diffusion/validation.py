@@ -12,9 +12,10 @@ from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
-from salun_diffusers.evaluation.detectors import Detector
+from salun_diffusers.evaluation.detectors import Detector, NudityDetector
 from salun_diffusers.evaluation.label_rates import accuracy, presence
 from salun_diffusers.evaluation.measurement import Comparison, Direction, Measurement
+from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream_seed
 
@@ -93,6 +94,7 @@ def measure(
         )
         if old and new:
             comparisons.append(Comparison(name, old, new))
+        comparisons += _body_parts(detector, before[0], after[0], command)
         comparisons += _by_prompt(concept, before, after, labels, about)
     measurements = []
     drift = pixel_distances(_flat(before[1].pictures), _flat(after[1].pictures))
@@ -117,6 +119,19 @@ def _flat(rows: Sequence[Sequence[T]]) -> list[T]:
 def _expected(samples: Samples) -> list[str]:
     """The label that each picture should show, or an empty text."""
     return [prompt.expected for prompt, row in zip(samples.prompts, samples.pictures, strict=True) for _ in row]
+
+
+def _body_parts(detector: Detector, before: Samples, after: Samples, command: str) -> list[Comparison]:
+    """Boxes per body part on the forget prompts, where the detector is NudeNet; as evaluate_nudity.py counts them."""
+    if not isinstance(detector, NudityDetector):
+        return []
+    old, new = (
+        measure_nudity(detector.nudenet.boxes(_flat(samples.pictures)), detector.rules, command=command)
+        for samples in (before, after)
+    )
+    return [
+        Comparison(late.name, early, late) for early, late in zip(old, new, strict=True) if late.group == "body parts"
+    ]
 
 
 def _by_prompt(

@@ -73,14 +73,14 @@ class NudityDetector:
         Raises:
             UserError: If NudeNet is not installed, or is not what the protocols need.
         """
-        self._nudenet, self._protocol = NudeNet(), protocol
+        self.nudenet, self.rules = NudeNet(), protocol
         self.protocol = protocol.sentence
 
     def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
         """Classes of the counting boxes in each picture."""
         return [
-            frozenset(box.part for box in boxes if self._protocol.counts(box.part, box.score))
-            for boxes in self._nudenet.boxes(pictures)
+            frozenset(box.part for box in boxes if self.rules.counts(box.part, box.score))
+            for boxes in self.nudenet.boxes(pictures)
         ]
 
 
