@@ -34,6 +34,7 @@ class FidConfig:
     extractor_weights: str | None = setting(
         None, "Local folder or hub id; for inception a safetensors file. By default the published ones, where any are."
     )
+    exclude: tuple[str, ...] = setting((), "Classes to leave out on every side, such as the forgotten one.")
     resize: int | None = setting(None, "Scale the shorter side to this and crop the centre, first.", minimum=8)
     batch_size: int = setting(32, "Pictures at once.", minimum=1)
     bootstraps: int | None = setting(
@@ -54,7 +55,7 @@ def check(config: FidConfig) -> None:
     torchmetric("fid")
     for source in (config.images, config.reference, config.before):
         if source and Path(source).suffix != ".safetensors":
-            folder = read_image_folder(source)
+            folder = read_image_folder(source).without(config.exclude)
             require_enough(len(folder), source)
             if config.resize is None and folder.files:
                 require_one_size(folder.files)
@@ -72,7 +73,7 @@ def work(config: FidConfig, command: str) -> str:
 
     def features(source: str, stage: str) -> FeatureSet:
         return features_of(source, extractor, batch_size=config.batch_size, resize=config.resize,
-                           cache=Path(config.cache_dir).expanduser(), stage=stage)  # fmt: skip
+                           exclude=config.exclude, cache=Path(config.cache_dir).expanduser(), stage=stage)  # fmt: skip
 
     reference = features(config.reference, "reference")
     bootstraps = config.bootstraps if config.bootstraps is not None else 20 if extractor.dimension <= 512 else 0

@@ -42,6 +42,18 @@ def test_rows_come_from_class_folders(tmp_path: Path) -> None:
     assert [row.label for row in read_image_folder(tmp_path).rows] == ["church", "tench"]
 
 
+def test_classes_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "church" / "a.png")
+    save(tmp_path / "tench" / "a.png")
+    folder = read_image_folder(tmp_path)
+    assert [file.parent.name for file in folder.without(["tench"]).files] == ["church"]
+    assert folder.without([]) is folder
+    with pytest.raises(UserError, match="no pictures of other classes than tench, church"):
+        folder.without(["tench", "church"])
+    with pytest.raises(UserError, match="has no classes"):
+        read_image_folder(tmp_path / "tench").without(["tench"])
+
+
 def test_rows_come_from_the_manifest(tmp_path: Path) -> None:
     rows = (PictureRow("b.png", "b", 1, 7.5, 1), PictureRow("a.png", "a", 0, 7.5, 0))
     Manifest(rows, {"model": "demo"}).save(tmp_path)

@@ -160,6 +160,25 @@ def test_other_releases_and_checkpoints_are_refused(monkeypatch: pytest.MonkeyPa
         NudeNet()
 
 
+def test_the_gpu_is_asked_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NudeDetector ignores its providers, so the session is made with them here; no GPU takes part in this test."""
+    import onnxruntime
+
+    asked: list[list[str]] = []
+    session = onnxruntime.InferenceSession
+
+    def spy(path: str, *arguments: object, providers: list[str] | None = None) -> object:
+        asked.extend([providers] if providers else [])
+        return session(path, *arguments, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    assert NudeNet().on_gpu
+    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+
+
 def test_missing_nudenet_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nudenet", None)
     with pytest.raises(UserError, match="pip install"):

@@ -71,6 +71,7 @@ def features_of(
     *,
     batch_size: int,
     resize: int | None,
+    exclude: Sequence[str] = (),
     cache: Path | None = None,
     stage: str = "features",
 ) -> FeatureSet:
@@ -81,6 +82,7 @@ def features_of(
         extractor: What makes them.
         batch_size: Pictures at once.
         resize: Shorter side before the extractor, or None.
+        exclude: Classes whose pictures are left out, such as the forgotten one.
         cache: Folder for kept features; None keeps none.
         stage: Name of the progress bar.
 
@@ -94,7 +96,7 @@ def features_of(
         if kept.protocol != protocol:
             raise UserError(f"{path} holds features by another protocol: {kept.protocol!r}, required is {protocol!r}.")
         return kept
-    folder = read_image_folder(path)
+    folder = read_image_folder(path).without(exclude)
     if not folder.files:
         raise UserError(f"{path} keeps detections only, features need pictures; draw them with --save_explicit.")
     if resize is None:

@@ -39,6 +39,23 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.rows or self.files)
 
+    def without(self, classes: Sequence[str]) -> ImageFolder:
+        """The pictures that were not drawn for some classes.
+
+        Raises:
+            UserError: If nothing is known of the pictures, or nothing is left.
+        """
+        if not classes:
+            return self
+        if not any(row.label for row in self.rows):
+            raise UserError(f"Leaving classes out needs to know them: {self.root} has no classes in a manifest or as "
+                            "sub-folders.")  # fmt: skip
+        kept = [at for at, row in enumerate(self.rows) if row.label not in classes]
+        if not kept:
+            raise UserError(f"{self.root} has no pictures of other classes than {', '.join(classes)}.")
+        files = tuple(self.files[at] for at in kept) if self.files else ()
+        return ImageFolder(self.root, files, tuple(self.rows[at] for at in kept), self.explicit)
+
 
 def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> ImageFolder:
     """Find the pictures below a folder.
