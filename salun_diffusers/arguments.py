@@ -52,7 +52,9 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "") -> T:
+def parse(
+    config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "", left_open: str = ""
+) -> T:
     """Read a command line into a dataclass.
 
     Flags may be written with underscores, as diffusers' scripts do, or with hyphens.
@@ -61,6 +63,7 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         config_type: A frozen dataclass whose fields were made with `setting`.
         arguments: The words of the command line; by default those of the process.
         description: Text above the flags in ``--help``.
+        left_open: What ``--help`` says of a setting without a value of its own.
 
     Raises:
         UserError: If a flag is unknown, or a value has the wrong type or is outside its range.
@@ -79,10 +82,10 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         if "_" in field.name:
             names.append("--" + field.name.replace("_", "-"))
         if field.metadata["positional"]:
-            groups[title].add_argument(field.name, **_argument(hints[field.name], field))
+            groups[title].add_argument(field.name, **_argument(hints[field.name], field, left_open))
             continue
         groups[title].add_argument(
-            *names, dest=field.name, default=field.default, **_argument(hints[field.name], field)
+            *names, dest=field.name, default=field.default, **_argument(hints[field.name], field, left_open)
         )
     values = vars(parser.parse_args(arguments))
     config = config_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -90,16 +93,16 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
     return config
 
 
-def _argument(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
+def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[str, Any]:
     """What argparse needs to know of a field's type."""
     inner = [part for part in typing.get_args(hint) if part is not type(None)]
     if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(inner) == 1:
         hint = inner[0]
-    shown = "by the preset" if field.default is None else field.default
+    shown = left_open if field.default is None else field.default
     text = field.metadata["help"].replace("%", "%%")
     if hint is bool:
         return {"action": "store_true", "help": text}
-    text += f" (default: {shown})" if field.default != () else ""
+    text += f" (default: {shown})" if shown not in ((), "") else ""
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint), "help": text}
     if typing.get_origin(hint) is tuple:

@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = "accelerate launch erase.py " + shlex.join(words)
     try:
         quieten_libraries()
-        config = parse(EraseConfig, words, description=(__doc__ or ""))
+        config = parse(EraseConfig, words, description=(__doc__ or ""), left_open="by the preset")
         if config.dry_run:
             request = accept(config)
             _parts(request)

@@ -79,6 +79,16 @@ def test_any_transformers_classifier(tmp_path: Path) -> None:
     assert len(found) == 2 and set(found) <= {"tench", "church"}
 
 
+def test_a_folder_without_its_last_layer_is_refused(tmp_path: Path) -> None:
+    """transformers would draw the layer at random and classify with it."""
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
+    ResNetModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lack classifier\.1\.bias and would be drawn at random"):
+        ImageClassifier(str(tmp_path), ["tench"])
+
+
 def test_clip_zero_shot(tiny_clip: Path) -> None:
     classifier = ClipZeroShot(str(tiny_clip), ["circle", "star"])
     assert set(classifier.classify([Image.new("RGB", (32, 32), "red"), Image.new("RGB", (9, 12))])) <= {
