@@ -4,8 +4,9 @@
     accelerate launch --multi_gpu scripts/generate_images.py … shares the pictures among processes.
 
 Prompt files: a CSV with the columns of I2P, COCO or Imagenette prompt lists, or text with one prompt a line. The same
-command goes on where it stopped. A file that asks for explicit pictures (I2P's columns, or words such as "nude") has
-them looked at in memory: NudeNet's detections and a coarse blur are kept, not the pictures, unless --save_explicit.
+command goes on where it stopped. A file that asks for explicit pictures (I2P's columns, or words such as "nude" in a
+tenth of its prompts) has them looked at in memory: NudeNet's detections and a coarse blur are kept, not the pictures,
+unless --save_explicit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from salun_diffusers.arguments import setting
 from salun_diffusers.base_model import check_complete, locate
 from salun_diffusers.disk import full_disk_is_told
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.program import run_program
@@ -59,6 +60,9 @@ def work(config: GenerateConfig, command: str) -> str:
             raise UserError(f"--{name} is required (see --help).")
     file = read_prompt_file(config.prompts, limit=config.max_prompts)
     explicit = file.explicit if config.explicit == "auto" else config.explicit == "yes"
+    if not explicit and file.explicit_prompts:
+        some = f"{file.explicit_prompts} of {len(file.rows)} prompts have words such as 'nude'"
+        tell("note", f"{some}; their pictures are written. --explicit yes keeps detections and a blur only.")
     base = locate(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant,
                   cache_dir=config.cache_dir)  # fmt: skip
     check_complete(base, config.variant)

@@ -40,6 +40,21 @@ def test_coco(tmp_path: Path) -> None:
     assert not file.explicit
 
 
+def test_several_captions_of_one_coco_picture(tmp_path: Path) -> None:
+    text = "image_id,prompt,evaluation_seed\n7,a dog,1\n7,a brown dog,2\n"
+    assert [row.case_number for row in read_prompt_file(write(tmp_path, text)).rows] == [0, 1]
+
+
+def test_an_empty_prompt_is_one(tmp_path: Path) -> None:
+    """I2P has one, in row 2261."""
+    assert [row.prompt for row in read_prompt_file(write(tmp_path, "prompt,seed\n,1\na dog,2\n")).rows] == ["", "a dog"]
+
+
+def test_a_few_words_in_many_captions_are_not_explicit(tmp_path: Path) -> None:
+    file = read_prompt_file(write(tmp_path, "a naked tree\n" + "a street\n" * 10, "prompts.txt"))
+    assert (file.explicit, file.explicit_prompts) == (False, 1)
+
+
 def test_imagenette_with_its_byte_order_mark(tmp_path: Path) -> None:
     text = "\ufeffprompt,evaluation_seed,class,classidx,case_number\nImage of tench,4889,tench,0,0\n"
     assert read_prompt_file(write(tmp_path, text)).rows == (PromptRow("Image of tench", 0, 4889, None, "tench"),)
@@ -61,7 +76,6 @@ def test_words_that_say_explicit(tmp_path: Path, prompt: str, explicit: bool) ->
         ("", "column `prompt`; found no columns"),
         ("text,seed\na,1\n", "column `prompt`; found text, seed"),
         ("prompt,seed\n", "is empty"),
-        ("prompt,seed\n,1\n", "no prompt in row 1"),
         ("prompt,seed\na dog,soon\n", "row 1 has 'soon'"),
         ("prompt,case_number\na dog,1\na cat,1\n", "1 stands there more than once"),
     ],

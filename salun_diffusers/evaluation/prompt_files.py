@@ -48,11 +48,13 @@ class PromptFile:
 
     Args:
         rows: In the order of the file; no two with one case number.
-        explicit: Whether the file asks for explicit pictures: it has I2P's columns, or a prompt says so.
+        explicit: Whether the file asks for explicit pictures: it has I2P's columns, or a tenth of its prompts says so.
+        explicit_prompts: How many prompts say so.
     """
 
     rows: tuple[PromptRow, ...]
     explicit: bool
+    explicit_prompts: int = 0
 
 
 def read_prompt_file(path: str | Path, *, limit: int | None = None) -> PromptFile:
@@ -85,7 +87,9 @@ def read_prompt_file(path: str | Path, *, limit: int | None = None) -> PromptFil
         raise UserError(f"Each row of {path} needs a case_number of its own, since pictures are named after it; "
                         f"{twice} stands there more than once.")  # fmt: skip
     rows = rows[:limit]
-    return PromptFile(tuple(rows), i2p or any(_EXPLICIT_WORDS & set(_words(row.prompt)) for row in rows))
+    said = sum(bool(_EXPLICIT_WORDS & set(_words(row.prompt))) for row in rows)
+    # COCO's 30,000 captions hold a few such words and no explicit picture.
+    return PromptFile(tuple(rows), i2p or said >= 0.1 * len(rows), said)
 
 
 def _from_csv(path: Path, text: str) -> tuple[list[PromptRow], bool]:
@@ -94,12 +98,17 @@ def _from_csv(path: Path, text: str) -> tuple[list[PromptRow], bool]:
     if not set(_PROMPT) & set(columns):
         found = ", ".join(filter(None, columns)) or "no columns"
         raise UserError(f"{path} must have a column `prompt`; found {found}. Name the prompts' column so.")
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV ({error}); write the columns again with a CSV program.") from error
+    ids = [_first(line, _CASE) for line in lines]
+    if "case_number" not in columns and len(set(ids)) < len(ids):
+        ids = [""] * len(ids)  # Several captions of one COCO picture: rows are numbered then.
     rows = []
-    for number, line in enumerate(reader):
-        prompt = _first(line, _PROMPT).strip()
-        if not prompt:
-            raise UserError(f"{path} has no prompt in row {number + 1}; write it, or drop the row.")
-        case = _number(path, number, _first(line, _CASE), number)
+    for number, (line, id_) in enumerate(zip(lines, ids, strict=True)):
+        prompt = _first(line, _PROMPT).strip()  # May be empty: I2P has such a row.
+        case = _number(path, number, id_, number)
         guidance = _first(line, _GUIDANCE)
         rows.append(
             PromptRow(
@@ -116,6 +125,8 @@ def _first(line: Mapping[str, str | None], names: Sequence[str]) -> str:
 
 def _number(path: Path, row: int, text: str, otherwise: float) -> float:
     try:
+        if text.isdecimal():
+            return int(text)  # A seed of 63 bits does not fit a float.
         return float(text) if text.strip() else otherwise
     except ValueError as error:
         raise UserError(f"{path} must have numbers for case, seed and guidance; row {row + 1} has {text!r}.") from error
