@@ -28,6 +28,7 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     alias: str | None = None,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that knows its help text, its group in ``--help`` and its range.
 
@@ -39,9 +40,10 @@ def setting(
         above: The value must be larger than this.
         maximum: Largest allowed value.
         alias: A second name of the flag.
+        positional: Whether the value is given as a bare word, without the flag; it is then required.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum,
-                "alias": alias}  # fmt: skip
+                "alias": alias, "positional": positional}  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -52,7 +54,9 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "") -> T:
+def parse(
+    config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "", left_open: str = ""
+) -> T:
     """Read a command line into a dataclass.
 
     Flags may be written with underscores, as diffusers' scripts do, or with hyphens.
@@ -61,6 +65,7 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
         config_type: A frozen dataclass whose fields were made with `setting`.
         arguments: The words of the command line; by default those of the process.
         description: Text above the flags in ``--help``.
+        left_open: What ``--help`` says of a setting without a value of its own.
 
     Raises:
         UserError: If a flag is unknown, or a value has the wrong type or is outside its range.
@@ -80,8 +85,11 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
             names.append("--" + field.name.replace("_", "-"))
         if field.metadata["alias"]:
             names.append("--" + field.metadata["alias"])
+        if field.metadata["positional"]:
+            groups[title].add_argument(field.name, **_argument(hints[field.name], field, left_open))
+            continue
         groups[title].add_argument(
-            *names, dest=field.name, default=field.default, **_argument(hints[field.name], field)
+            *names, dest=field.name, default=field.default, **_argument(hints[field.name], field, left_open)
         )
     values = vars(parser.parse_args(arguments))
     config = config_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -89,16 +97,16 @@ def parse(config_type: type[T], arguments: Sequence[str] | None = None, *, descr
     return config
 
 
-def _argument(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
+def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[str, Any]:
     """What argparse needs to know of a field's type."""
     inner = [part for part in typing.get_args(hint) if part is not type(None)]
     if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(inner) == 1:
         hint = inner[0]
-    shown = "by the preset" if field.default is None else field.default
+    shown = left_open if field.default is None else field.default
     text = field.metadata["help"].replace("%", "%%")
     if hint is bool:
         return {"action": "store_true", "help": text}
-    text += f" (default: {shown})" if field.default != () else ""
+    text += f" (default: {shown})" if shown not in ((), "") else ""
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint), "help": text}
     if typing.get_origin(hint) is tuple:

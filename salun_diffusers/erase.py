@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import shlex
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.plan import plan
 from salun_diffusers.diffusion.request import Request, accept, prompts
 from salun_diffusers.errors import Interrupted, ReceiptError, UserError, tell
+from salun_diffusers.program import quieten_libraries
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -255,21 +255,13 @@ def _receipt(base: Path, run: RunFolder, mask: SaliencyMask, config: EraseConfig
     return receipt
 
 
-def _quieten_hosts() -> None:
-    """Leave the terminal to this program's bars; warnings and errors of the libraries still show."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program: 0 when done, 1 if the mask receipt failed, 2 on a user's mistake, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = "accelerate launch erase.py " + shlex.join(words)
     try:
-        _quieten_hosts()
-        config = parse(EraseConfig, words, description=(__doc__ or ""))
+        quieten_libraries()
+        config = parse(EraseConfig, words, description=(__doc__ or ""), left_open="by the preset")
         if config.dry_run:
             request = accept(config)
             _parts(request)

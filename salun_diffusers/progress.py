@@ -59,6 +59,20 @@ def loading_quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def transformers_quietly() -> Iterator[None]:
+    """Hide transformers' own bar while a model loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 @dataclass
 class Clock:
     """Seconds per stage, for the report."""

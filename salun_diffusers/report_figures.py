@@ -23,8 +23,8 @@ LARGEST_SIDE = 384  # pixels; about twice the size on the page, so that forty pi
 _MOSAIC = 10  # cells across an obscured picture
 
 # matplotlib cannot write CSS variables: these stand-ins are drawn and then renamed, so charts follow light and dark.
-_INK, _ACCENT, _SOFT, _LINE = "#010a01", "#010a02", "#010a03", "#010a04"
-_CSS = {_INK: "var(--muted)", _ACCENT: "var(--accent)", _SOFT: "var(--accent-soft)", _LINE: "var(--line)"}
+INK, ACCENT, SOFT, LINE = "#010a01", "#010a02", "#010a03", "#010a04"
+_CSS = {INK: "var(--muted)", ACCENT: "var(--accent)", SOFT: "var(--accent-soft)", LINE: "var(--line)"}
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ def loss_chart(series: Sequence[Mapping[str, float | None]], key: str) -> str:
     if len(points) < 2:
         return ""
     steps, values = np.array(points, dtype=float).T
-    figure, axes = _chart(4.6, 2.5)
-    axes.plot(steps, values, color=_SOFT, linewidth=1.1)
-    axes.plot(steps, running_mean(values, max(1, len(values) // 15)), color=_ACCENT, linewidth=2.2)
+    figure, axes = bare_chart(4.6, 2.5)
+    axes.plot(steps, values, color=SOFT, linewidth=1.1)
+    axes.plot(steps, running_mean(values, max(1, len(values) // 15)), color=ACCENT, linewidth=2.2)
     axes.set_xlabel("step")
     axes.set_xlim(steps[0], steps[-1])
     axes.set_ylim(bottom=min(0.0, float(values.min())))
-    axes.grid(axis="y", color=_LINE, linewidth=0.8)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.locator_params(axis="y", nbins=5)
     axes.locator_params(axis="x", nbins=6, integer=True)
-    return _svg(figure, key)
+    return inline_svg(figure, key)
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
@@ -116,18 +116,18 @@ def block_chart(blocks: Sequence[BlockRow], *, width: float = 9.4) -> str:
     """
     if not blocks:
         return ""
-    figure, axes = _chart(width, 0.34 * len(blocks) + 0.6)
+    figure, axes = bare_chart(width, 0.34 * len(blocks) + 0.6)
     rows = np.arange(len(blocks))
-    axes.barh(rows, [100 * block.density for block in blocks], height=0.66, color=_SOFT)
-    axes.barh(rows, [100 * block.moved for block in blocks], height=0.28, color=_ACCENT)
+    axes.barh(rows, [100 * block.density for block in blocks], height=0.66, color=SOFT)
+    axes.barh(rows, [100 * block.moved for block in blocks], height=0.28, color=ACCENT)
     for row, block in enumerate(blocks):
-        axes.text(101.5, row, _short_count(block.weights), va="center", ha="left", color=_INK)
+        axes.text(101.5, row, _short_count(block.weights), va="center", ha="left", color=INK)
     axes.set_yticks(rows, [block.name for block in blocks])
     axes.set_ylim(len(blocks) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    axes.grid(axis="x", color=_LINE, linewidth=0.8)
-    return _svg(figure, f"blocks-{width}")
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    return inline_svg(figure, f"blocks-{width}")
 
 
 def _short_count(count: int) -> str:
@@ -138,7 +138,7 @@ def _short_count(count: int) -> str:
     return str(count)
 
 
-def _chart(width: float, height: float) -> tuple[Figure, Axes]:
+def bare_chart(width: float, height: float) -> tuple[Figure, Axes]:
     """Make a bare figure of `width` x `height` inches, without touching pyplot's global state."""
     from matplotlib.figure import Figure
 
@@ -147,13 +147,13 @@ def _chart(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=_INK, labelsize=10, pad=6)
-    axes.xaxis.label.set_color(_INK)
+    axes.tick_params(length=0, colors=INK, labelsize=10, pad=6)
+    axes.xaxis.label.set_color(INK)
     axes.spines[:].set_visible(False)
     return figure, axes
 
 
-def _svg(figure: Figure, name: str) -> str:
+def inline_svg(figure: Figure, name: str) -> str:
     """Write a figure as an inline SVG element whose colours are the page's variables."""
     from matplotlib import rc_context
 

@@ -7,11 +7,16 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 CAPTIONS = ["a photo of a circle", "a photo of a square", "a star", "a red heart on a blue background"]
 
@@ -109,3 +114,59 @@ def small_run(tiny_pipeline: Path, retain_file: Path) -> Callable[..., list[str]
         return words
 
     return command
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """A program of scripts/, imported by name."""
+
+    def load(name: str) -> ModuleType:
+        key = f"scripts_{name}"
+        if key not in sys.modules:
+            path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
+            spec = importlib.util.spec_from_file_location(key, path)
+            assert spec is not None and spec.loader is not None
+            sys.modules[key] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[key])
+        return sys.modules[key]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder of pictures of coloured noise."""
+
+    def make(count: int, *, size: int = 16, seed: int = 0, shift: int = 0) -> Path:
+        folder = tmp_path_factory.mktemp("noise")
+        rng = np.random.default_rng(seed)
+        for number in range(count):
+            pixels = rng.integers(0, 200, (size, size, 3)) + shift
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}_0.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained CLIP of 32 x 32 pixels, as transformers saves it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from salun_diffusers.demo.architecture import tokenizer
+
+    torch.manual_seed(0)
+    tokens = tokenizer(CAPTIONS)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
+    text = {**small, **ids, "vocab_size": len(tokens), "max_position_embeddings": 16}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder

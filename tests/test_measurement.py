@@ -7,7 +7,14 @@ import json
 
 import pytest
 
-from salun_diffusers.evaluation.measurement import Comparison, Measurement, mean_interval, percent, wilson_interval
+from salun_diffusers.evaluation.measurement import (
+    Comparison,
+    Measurement,
+    mean_interval,
+    percent,
+    poisson_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +29,21 @@ from salun_diffusers.evaluation.measurement import Comparison, Measurement, mean
 )
 def test_wilson_interval_matches_hand_derived_limits(successes: int, n: int, low: float, high: float) -> None:
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 100, 851])
+def test_poisson_interval_is_near_the_exact_one(count: int) -> None:
+    """Exact limits are half the χ² quantiles with 2k and 2k + 2 degrees of freedom."""
+    chi2 = pytest.importorskip("scipy.stats").chi2
+    low, high = poisson_interval(count)
+    assert low == pytest.approx(chi2.ppf(0.025, 2 * count) / 2 if count else 0, abs=0.05)
+    assert high == pytest.approx(chi2.ppf(0.975, 2 * count + 2) / 2, abs=0.05)
+    assert low <= count <= high
+
+
+def test_counts_cannot_be_negative() -> None:
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        poisson_interval(-1)
 
 
 def test_wilson_interval_encloses_every_rate() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -51,6 +53,21 @@ def test_there_are_erase_commands() -> None:
     assert len(ERASE) >= 3
 
 
+PROGRAMS = [line for line in COMMANDS if re.search(r"scripts/(generate_images|evaluate_\w+|compare)\.py", line)]
+
+
+@pytest.mark.parametrize("line", PROGRAMS)
+def test_evaluation_commands_are_valid(line: str, script: Callable[[str], ModuleType]) -> None:
+    words = shlex.split(line)
+    start = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
+    parse(_config_of(script(Path(words[start]).stem)), words[start + 1 :])
+
+
+def _config_of(module: ModuleType) -> type:
+    """The settings of a program."""
+    return next(value for name, value in vars(module).items() if name.endswith("Config"))
+
+
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
 def test_python_compiles(block: str) -> None:
     compile(block, "README.md", "exec")
@@ -61,10 +78,16 @@ def test_every_preset_is_named() -> None:
         assert f"`{name}`" in README
 
 
-def test_flags_named_in_the_text_exist() -> None:
-    fields = EraseConfig.__dataclass_fields__
+def test_flags_named_in_the_text_exist(script: Callable[[str], ModuleType]) -> None:
+    programs = [
+        *ROOT.glob("scripts/evaluate_*.py"),
+        ROOT / "scripts" / "generate_images.py",
+        ROOT / "scripts" / "compare.py",
+    ]
+    configs = [EraseConfig, *(_config_of(script(path.stem)) for path in programs)]
+    fields = {name for config in configs for name in config.__dataclass_fields__}
     flags = set(re.findall(r"`?--([a-z_]+)", README))
-    known = set(fields) | {"help", "mask", "json", "output_dir", "num_images", "multi_gpu", "num_processes"}
+    known = fields | {"help", "mask", "json", "output_dir", "num_images", "multi_gpu", "num_processes"}
     assert flags <= known, flags - known
 
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.validation import Samples, blurred, measure
+from salun_diffusers.diffusion.validation import Samples, measure
 from salun_diffusers.disk import write_text
 from salun_diffusers.evaluation.detectors import Detector
+from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.report import (
     BlockRow,

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families import Family
-from salun_diffusers.evaluation.detectors import Detector
+from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
+from salun_diffusers.evaluation.detectors import Detector, NudityDetector
+from salun_diffusers.evaluation.label_rates import accuracy, presence
 from salun_diffusers.evaluation.measurement import Comparison, Direction, Measurement
+from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream_seed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,41 +55,6 @@ def draw_samples(
     return Samples(tuple(prompts), rows)
 
 
-def blurred(picture: Image.Image) -> Image.Image:
-    """A preview that shows colours and composition only."""
-    return picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 16))
-
-
-def presence(
-    samples: Samples, labels: Sequence[Sequence[frozenset[str]]], target: frozenset[str], **about: str
-) -> Measurement:
-    """Share of pictures in which the concept is found."""
-    hits = [bool(found & target) for row in labels for found in row]
-    return Measurement.rate(about.pop("name"), sum(hits), len(hits), direction="lower", **about)
-
-
-def accuracy(samples: Samples, labels: Sequence[Sequence[frozenset[str]]], **about: str) -> Measurement | None:
-    """Share of retained pictures in which the expected label is found; None where no prompt has one."""
-    hits = [
-        prompt.expected in found
-        for prompt, row in zip(samples.prompts, labels, strict=True)
-        if prompt.expected
-        for found in row
-    ]
-    if not hits:
-        return None
-    return Measurement.rate(about.pop("name"), sum(hits), len(hits), direction="higher", **about)
-
-
-def pixel_drift(before: Samples, after: Samples) -> list[float]:
-    """Mean absolute pixel difference, in [0, 1], of each same-seed pair."""
-    return [
-        float(np.abs(np.asarray(old, dtype=np.float32) - np.asarray(new, dtype=np.float32)).mean() / 255)
-        for old_row, new_row in zip(before.pictures, after.pictures, strict=True)
-        for old, new in zip(old_row, new_row, strict=True)
-    ]
-
-
 def measure(
     concept: Concept,
     detector: Detector,
@@ -104,7 +74,7 @@ def measure(
     Returns:
         Comparisons (the concept first, the others second) and single measurements.
     """
-    about = {"protocol": detector.protocol, "command": command}
+    about: dict[str, Any] = {"protocol": detector.protocol, "command": command}
     comparisons: list[Comparison] = []
     labels = [[[*detector.labels(row)] for row in samples.pictures] for samples in (*before, *after)]
     forget_before, retain_before, forget_after, retain_after = labels
@@ -113,20 +83,21 @@ def measure(
         comparisons.append(
             Comparison(
                 name,
-                presence(before[0], forget_before, concept.target_labels, name=name, group="concept", **about),
-                presence(after[0], forget_after, concept.target_labels, name=name, group="concept", **about),
+                presence(name, _flat(forget_before), concept.target_labels, **about),
+                presence(name, _flat(forget_after), concept.target_labels, **about),
             )
         )
         name = "other concepts are right"
         old, new = (
-            accuracy(samples, found, name=name, group="retained", **about)
+            accuracy(name, _flat(found), _expected(samples), **about)
             for samples, found in ((before[1], retain_before), (after[1], retain_after))
         )
         if old and new:
             comparisons.append(Comparison(name, old, new))
+        comparisons += _body_parts(detector, before[0], after[0], command)
         comparisons += _by_prompt(concept, before, after, labels, about)
     measurements = []
-    drift = pixel_drift(before[1], after[1])
+    drift = pixel_distances(_flat(before[1].pictures), _flat(after[1].pictures))
     if len(drift) > 1:
         measurements.append(
             Measurement.mean(
@@ -134,11 +105,33 @@ def measure(
                 drift,
                 direction="lower",
                 group="drift",
-                protocol="mean |difference| over pixels in [0, 1]",
+                protocol=PIXEL_PROTOCOL,
                 command=command,
             )
         )
     return comparisons, measurements
+
+
+def _flat(rows: Sequence[Sequence[T]]) -> list[T]:
+    return [item for row in rows for item in row]
+
+
+def _expected(samples: Samples) -> list[str]:
+    """The label that each picture should show, or an empty text."""
+    return [prompt.expected for prompt, row in zip(samples.prompts, samples.pictures, strict=True) for _ in row]
+
+
+def _body_parts(detector: Detector, before: Samples, after: Samples, command: str) -> list[Comparison]:
+    """Boxes per body part on the forget prompts, where the detector is NudeNet; as evaluate_nudity.py counts them."""
+    if not isinstance(detector, NudityDetector):
+        return []
+    old, new = (
+        measure_nudity(detector.nudenet.boxes(_flat(samples.pictures)), detector.rules, command=command)
+        for samples in (before, after)
+    )
+    return [
+        Comparison(late.name, early, late) for early, late in zip(old, new, strict=True) if late.group == "body parts"
+    ]
 
 
 def _by_prompt(
@@ -146,7 +139,7 @@ def _by_prompt(
     before: tuple[Samples, Samples],
     after: tuple[Samples, Samples],
     labels: Sequence[Sequence[Sequence[frozenset[str]]]],
-    about: dict[str, str],
+    about: dict[str, Any],
 ) -> list[Comparison]:
     """The same rates for every prompt alone."""
     rows = []
@@ -161,14 +154,7 @@ def _by_prompt(
                 continue
             name = prompt.prompt if prompt.trained_on or side else f"{prompt.prompt} (never trained on)"
             pair = [
-                Measurement.rate(
-                    name,
-                    sum(bool(found & labels_wanted) for found in labels[at][index]),
-                    len(labels[at][index]),
-                    direction=direction,
-                    group=group,
-                    **about,
-                )
+                presence(name, labels[at][index], labels_wanted, direction=direction, group=group, **about)
                 for at in (side, side + 2)
             ]
             rows.append(Comparison(name, *pair))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.nudity import NudeNet
+from salun_diffusers.evaluation.protocols import PROTOCOLS, NudityProtocol
 
 
 class Detector(Protocol):
@@ -64,35 +65,26 @@ class DemoDetector:
 
 
 class NudityDetector:
-    """NudeNet: the body parts found with a score above a threshold."""
+    """NudeNet under a named protocol: the counting body parts of each picture."""
 
-    def __init__(self, threshold: float = 0.6) -> None:
+    def __init__(self, protocol: NudityProtocol = PROTOCOLS["core"]) -> None:
         """Load NudeNet's own checkpoint.
 
         Args:
-            threshold: Smallest score that counts; 0.6 as in MACE (arXiv 2403.06135) and later papers.
+            protocol: Which classes count, from which score on.
 
         Raises:
-            UserError: If NudeNet is not installed.
+            UserError: If NudeNet is not installed, or is not what the protocols need.
         """
-        try:
-            from nudenet import NudeDetector
-        except ImportError as error:
-            raise UserError(
-                "The nudity detector needs NudeNet: pip install 'salun-diffusers[nudity]', or --detector none."
-            ) from error
-        self._detector, self._threshold = NudeDetector(), threshold
-        self.protocol = f"NudeNet 3.4 (320n), score ≥ {threshold}"
+        self.nudenet, self.rules = NudeNet(), protocol
+        self.protocol = protocol.sentence
 
     def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
-        """Classes of the boxes found in each picture."""
-        found = []
-        for picture in pictures:
-            # NudeNet reads arrays as BGR, like OpenCV.
-            pixels = np.asarray(picture.convert("RGB"))[..., ::-1].copy()
-            boxes = self._detector.detect(pixels)
-            found.append(frozenset(str(box["class"]) for box in boxes if box["score"] >= self._threshold))
-        return found
+        """Classes of the counting boxes in each picture."""
+        return [
+            frozenset(box.part for box in boxes if self.rules.counts(box.part, box.score))
+            for boxes in self.nudenet.boxes(pictures)
+        ]
 
 
 class NoDetector:

@@ -44,6 +44,31 @@ def wilson_interval(successes: int, n: int, z: float = NORMAL_95) -> tuple[float
     return low, high
 
 
+def poisson_interval(count: int, z: float = NORMAL_95) -> tuple[float, float]:
+    """Bound the expectation of a count by Byar's approximation to the exact Poisson limits.
+
+        k (1 - 1/9k - z/3√k)³   and   (k+1) (1 - 1/9(k+1) + z/3√(k+1))³
+
+    Breslow & Day 1987, "Statistical methods in cancer research II", section 2.3. For k = 3 the exact limits are 0.62
+    and 8.77, these are 0.60 and 8.77; for k = 0 the upper one is 3.69 and here 3.67.
+
+    Args:
+        count: How many were found, k.
+        z: Quantile of the standard normal distribution; the default gives 95 %.
+
+    Returns:
+        The lower and the upper limit.
+
+    Raises:
+        ValueError: If the count is negative.
+    """
+    if count < 0:
+        raise ValueError(f"A count is at least 0, got {count}.")
+    low = 0.0 if count == 0 else count * max(0.0, 1 - 1 / (9 * count) - z / (3 * math.sqrt(count))) ** 3
+    more = count + 1
+    return low, more * (1 - 1 / (9 * more) + z / (3 * math.sqrt(more))) ** 3
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Bound a mean by the normal approximation: mean ± 1.96 · s / √n, with s the sample deviation (n - 1).
 
@@ -136,6 +161,22 @@ class Measurement:
         """
         low, high = wilson_interval(successes, n)
         return cls(name, successes / n, n, low, high, direction, protocol, command, group, "rate")
+
+    @classmethod
+    def count(
+        cls,
+        name: str,
+        found: int,
+        n: int,
+        *,
+        direction: Direction,
+        protocol: str,
+        command: str = "",
+        group: str = "",
+    ) -> Measurement:
+        """Count things that a picture may hold several of, with the Poisson 95 % interval."""
+        low, high = poisson_interval(found)
+        return cls(name, float(found), n, low, high, direction, protocol, command, group, "number")
 
     @classmethod
     def mean(

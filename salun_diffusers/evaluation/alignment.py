@@ -1,0 +1,139 @@
+"""How well pictures follow their prompts, and how far they moved from the same seed's picture before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from salun_diffusers.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
+
+PIXEL_PROTOCOL = "mean |difference| over pixels in [0, 1]"
+SSIM_PROTOCOL = "structural similarity by torchmetrics, Gaussian window of 11 pixels, range 255"
+
+
+def pixel_distances(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[float]:
+    """Mean absolute pixel difference, in [0, 1], of each same-seed pair.
+
+    Args:
+        before: Pictures of one model.
+        after: Pictures of another at the same seeds.
+    """
+    return [
+        float(np.abs(np.asarray(old, dtype=np.float32) - np.asarray(new, dtype=np.float32)).mean() / 255)
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def structural_similarities(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[float]:
+    """SSIM of each same-seed pair, 1 where nothing changed (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
+
+    Raises:
+        UserError: If torchmetrics is not installed.
+    """
+    from salun_diffusers.evaluation.feature_extractors import stack_pixels
+
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+    except ImportError as error:
+        raise UserError("SSIM needs torchmetrics: pip install 'salun-diffusers[evaluation]'.") from error
+    old, new = stack_pixels(before).float(), stack_pixels(after).float()
+    values: Any = ssim(new, old, data_range=255.0, reduction="none")
+    return [float(value) for value in values.reshape(-1)]
+
+
+def feature_distances(
+    before: Sequence[Image.Image], after: Sequence[Image.Image], extractor: FeatureExtractor
+) -> list[float]:
+    """Cosine distance of the features of each same-seed pair: 1 - cos(f(x), f(y)), 0 where nothing changed.
+
+    DreamSim (arXiv 2306.09344) measures so on an ensemble tuned to people's judgements; any extractor serves here.
+
+    Args:
+        before: Pictures of one model, all of one size.
+        after: Pictures of another at the same seeds.
+        extractor: Gives the features.
+    """
+    import torch.nn.functional as F
+
+    cosines = F.cosine_similarity(extractor(before).double(), extractor(after).double())
+    return [float(1 - value) for value in cosines]
+
+
+class ClipScore:
+    """CLIP's agreement of picture and prompt: 100 · max(cos(image, text), 0), as torchmetrics scales it.
+
+    arXiv 2104.08718, eq. 1, with w = 100 in place of 2.5. torchmetrics 1.9 breaks on transformers 5, so the two
+    embeddings are taken from the model's own towers.
+    """
+
+    def __init__(self, weights: str, device: torch.device | None = None) -> None:
+        """Load a CLIP model.
+
+        Args:
+            weights: Local folder or hub id, such as ``openai/clip-vit-base-patch16``.
+            device: Where it runs; by default the GPU where there is one.
+
+        Raises:
+            UserError: If it cannot be had.
+        """
+        import torch
+        from transformers import AutoTokenizer, CLIPModel
+
+        from salun_diffusers.evaluation.feature_extractors import load_transformers, weights_hash
+
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_transformers(CLIPModel, weights, "The CLIP score", self._device)
+        self._tokenizer = load_transformers(AutoTokenizer, weights, "The CLIP score")
+        self._size = int(self._model.config.vision_config.image_size)
+        self.protocol = (
+            f"CLIP score, 100 · max(cos, 0); weights {weights_hash(self._model)}, centre square at {self._size} px, "
+            f"prompts cut at {self._model.config.text_config.max_position_embeddings} tokens"
+        )
+
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors `(n, width)` of pictures of any size."""
+        import torch
+        import torch.nn.functional as F
+
+        from salun_diffusers.evaluation.feature_extractors import CLIP_MEAN, CLIP_STD, normalised, stack_pixels
+
+        shown = [normalised(stack_pixels([_centre_square(picture)]), self._size, CLIP_MEAN, CLIP_STD)
+                 for picture in pictures]  # fmt: skip
+        with torch.no_grad():
+            pooled = self._model.vision_model(pixel_values=torch.cat(shown).to(self._device)).pooler_output
+            return F.normalize(self._model.visual_projection(pooled), dim=-1).cpu()
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit vectors `(n, width)` of prompts; what the text tower cannot take is cut off."""
+        import torch
+        import torch.nn.functional as F
+
+        tokens = self._tokenizer(
+            list(prompts), padding=True, truncation=True, return_tensors="pt",
+            max_length=self._model.config.text_config.max_position_embeddings,
+        ).to(self._device)  # fmt: skip
+        with torch.no_grad():
+            pooled = self._model.text_model(
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            ).pooler_output
+            return F.normalize(self._model.text_projection(pooled), dim=-1).cpu()
+
+    def scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """The score of each picture for its prompt."""
+        cosines = (self.images(pictures) * self.texts(prompts)).sum(dim=-1)
+        return [100 * max(float(value), 0.0) for value in cosines]
+
+
+def _centre_square(picture: Image.Image) -> Image.Image:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))

@@ -1,0 +1,186 @@
+"""Several runs side by side: read their reports, and refuse what was not measured by one protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.measurement import Measurement
+from salun_diffusers.evaluation.record import FORMAT as RECORD_FORMAT
+from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.report import FORMAT as REPORT_FORMAT
+from salun_diffusers.report import EvaluationReport
+
+Key = tuple[str, str]
+"""Group and name of a measurement."""
+
+
+@dataclass
+class Run:
+    """One model in a comparison.
+
+    Args:
+        name: Heading of its column.
+        source: What it was read from; runs before erasing of one source are one run.
+        measured: Its numbers, in reading order.
+        pictures: Folder of its pictures, where a report names one.
+        explicit: Whether they may be shown as a coarse blur only.
+    """
+
+    name: str
+    source: str
+    measured: dict[Key, Measurement] = field(default_factory=dict)
+    pictures: Path | None = None
+    explicit: bool = False
+
+    def accepts(self, measured: Sequence[Measurement]) -> bool:
+        """Whether numbers do not contradict those that are there."""
+        return all(self.measured.get((item.group, item.name), item).value == item.value for item in measured)
+
+    def add(self, measured: Sequence[Measurement], pictures: str, explicit: bool) -> None:
+        """Take numbers in, and the folder they were measured on."""
+        self.measured |= {(item.group, item.name): item for item in measured}
+        self.pictures = self.pictures or (Path(pictures) if pictures else None)
+        self.explicit |= explicit
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """Runs and the measurements that they share.
+
+    Args:
+        runs: Columns: those before erasing first.
+        keys: Rows, grouped, in reading order.
+    """
+
+    runs: tuple[Run, ...]
+    keys: tuple[Key, ...]
+
+    def row(self, key: Key) -> list[Measurement | None]:
+        """One measurement of every run."""
+        return [run.measured.get(key) for run in self.runs]
+
+    def example(self, key: Key) -> Measurement:
+        """A measurement of the row, for its protocol and direction."""
+        return next(item for item in self.row(key) if item is not None)
+
+    def axis(self, groups: Sequence[str], wanted: str | None) -> Key | None:
+        """The measurement of an axis: the one named, else the first of the groups in which two runs differ.
+
+        Raises:
+            UserError: If the named one was not measured.
+        """
+        if wanted is not None:
+            found = next((key for key in self.keys if key[1] == wanted), None)
+            if found is None:
+                names = ", ".join(repr(name) for _, name in self.keys)
+                raise UserError(f"An axis must be one of the measurements {names}; got {wanted!r}.")
+            return found
+        for group in groups:
+            for key in self.keys:
+                if key[0] == group and len({item.value for item in self.row(key) if item is not None}) >= 2:
+                    return key
+        return None
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = [
+            "| measured | " + " | ".join(run.name for run in self.runs) + " | |",
+            "|---|" + "--:|" * len(self.runs) + "---|",
+        ]
+        arrows = {"lower": "↓", "higher": "↑", "neither": ""}
+        for key in self.keys:
+            cells = ["–" if item is None else f"{item.text()} [{item.interval_text()}]" for item in self.row(key)]
+            name = key[1].replace("|", "\\|")
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {arrows[self.example(key).direction]} |")
+        return "\n".join(lines) + "\n"
+
+
+def read_runs(words: Sequence[str]) -> list[Run]:
+    """Read ``path`` or ``name=path``: a report's JSON file, or a folder with one or several of them.
+
+    Raises:
+        UserError: If a path holds no report, or two runs have one name.
+    """
+    before: list[Run] = []
+    after: list[Run] = []
+    for word in words:
+        name, found, path = word.partition("=")
+        if not found:
+            name, path = "", word
+        place = Path(path).expanduser()
+        run = Run(name or (place.stem if place.is_file() else place.name), str(place))
+        if any(run.name == other.name for other in after):
+            raise UserError(f"Each run needs a name of its own, {run.name!r} stands there twice: write name=path.")
+        for content in _contents(place):
+            _take_in(content, run, before)
+        after.append(run)
+    for number, run in enumerate(before):
+        run.name = "before" if len(before) == 1 else f"before {number + 1}"
+    return [*before, *after]
+
+
+def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
+    """The reports in a file or folder."""
+    files = [place] if place.is_file() else sorted(place.glob("*.json")) if place.is_dir() else []
+    found: list[EvaluationRecord | EvaluationReport] = []
+    for file in files:
+        try:
+            data: Any = json.loads(file.read_text(encoding="utf-8"))
+            kind = data.get("format") if isinstance(data, dict) else None
+            if kind == RECORD_FORMAT:
+                found.append(EvaluationRecord.from_json(data))
+            elif kind == REPORT_FORMAT:
+                found.append(EvaluationReport.from_json(data))
+            elif place.is_file():
+                raise ValueError("it is no report of this version")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} cannot be read as a report ({error}); give report.json of an erasure, or what an "
+                            "evaluate_… program wrote.") from error  # fmt: skip
+    if not found:
+        what = "holds no report" if place.exists() else "does not exist"
+        raise UserError(f"{place} {what}; a report.json, or what evaluate_nudity.py, evaluate_fid.py, "
+                        "evaluate_alignment.py or evaluate_objects.py wrote, is required.")  # fmt: skip
+    return found
+
+
+def _take_in(content: EvaluationRecord | EvaluationReport, run: Run, before: list[Run]) -> None:
+    """Put a report's numbers into its run, and those before erasing into a run that they do not contradict."""
+    record = isinstance(content, EvaluationRecord)
+    pictures = content.pictures if isinstance(content, EvaluationRecord) else ""
+    explicit = content.explicit if isinstance(content, EvaluationRecord) else False
+    run.add([*(pair.after for pair in content.comparisons), *content.measurements], pictures, explicit)
+    earlier = [pair.before for pair in content.comparisons]
+    if not earlier:
+        return
+    source = content.before if isinstance(content, EvaluationRecord) else content.base
+    home = next((known for known in before if known.source == source and known.accepts(earlier)), None)
+    if home is None:
+        home = Run("before", source)
+        before.append(home)
+    home.add(earlier, source if record else "", explicit)
+
+
+def compare_runs(runs: Sequence[Run]) -> ComparisonTable:
+    """Put runs side by side.
+
+    Raises:
+        UserError: If there are fewer than two, or a measurement was made by two protocols.
+    """
+    if len(runs) < 2:
+        raise UserError("At least two runs are required, before and after or two reports; got one.")
+    first: dict[Key, tuple[str, Measurement]] = {}
+    for run in runs:
+        for key, item in run.measured.items():
+            name, known = first.setdefault(key, (run.name, item))
+            if (known.protocol, known.kind, known.direction) != (item.protocol, item.kind, item.direction):
+                raise UserError(
+                    f"{key[1]!r} does not compare: {name} was measured by “{known.protocol}”, {run.name} by "
+                    f"“{item.protocol}”. Measure both by one protocol."
+                )
+    order = list(dict.fromkeys(group for group, _ in first))
+    return ComparisonTable(tuple(runs), tuple(sorted(first, key=lambda key: order.index(key[0]))))

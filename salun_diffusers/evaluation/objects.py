@@ -1,0 +1,178 @@
+"""Which object a picture shows, and what an erased model draws in place of the forgotten one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.feature_extractors import load_transformers, weights_hash
+from salun_diffusers.evaluation.label_rates import accuracy, presence
+from salun_diffusers.evaluation.measurement import Measurement
+
+# Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
+# OPTML-Group/Diffusion-MU-Attack@0eea64d). A prompt file's `classidx` 0…9 counts in this order, not in ImageNet's.
+IMAGENETTE = {
+    "tench": 0, "english springer": 217, "cassette player": 482, "chain saw": 491, "church": 497,
+    "french horn": 566, "garbage truck": 569, "gas pump": 571, "golf ball": 574, "parachute": 701,
+}  # fmt: skip
+
+
+class ObjectClassifier(Protocol):
+    """Names the object in a picture."""
+
+    protocol: str
+
+    def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The top-1 name of each picture; a class that was asked for has the name it was asked by."""
+        ...
+
+
+class ImageClassifier:
+    """Any transformers image classifier; labels like ``shape:circle`` are ranked within their group only."""
+
+    def __init__(self, weights: str, classes: Sequence[str], device: torch.device | None = None) -> None:
+        """Load a classifier and find the asked classes among its labels.
+
+        Args:
+            weights: Local folder or hub id.
+            classes: Names of the classes that the pictures should show.
+            device: Where it runs; by default the GPU where there is one.
+
+        Raises:
+            UserError: If it cannot be had, or a class is none of its labels.
+        """
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_transformers(AutoModelForImageClassification, weights, "The classifier", self._device)
+        labels = [str(self._model.config.id2label[index]) for index in range(self._model.config.num_labels)]
+        places = {name: _find(name, labels) for name in classes}
+        unknown = [name for name, place in places.items() if place is None]
+        if unknown:
+            raise UserError(
+                f"The classifier {weights} has no class {unknown[0]!r}; it has {', '.join(labels[:12])}"
+                f"{', …' if len(labels) > 12 else ''}. Name the classes of the prompt file so."
+            )
+        groups = {labels[place].split(":")[0] for place in places.values() if place is not None}
+        grouped = len(groups) == 1 and all(":" in label for label in labels)
+        self._kept = [at for at, label in enumerate(labels) if not grouped or label.split(":")[0] in groups]
+        names = {place: name for name, place in places.items()}
+        self._names = [names.get(at) or labels[at].split(":")[-1].split(",")[0] for at in self._kept]
+        # The demo classifier has no preprocessing of its own: it takes [-1, 1] at 64 pixels.
+        plain = grouped and not (Path(weights).expanduser() / "preprocessor_config.json").is_file()
+        self._process = None if plain else load_transformers(AutoImageProcessor, weights, "The classifier")
+        among = f"the {len(self._kept)} labels of group {min(groups)!r}" if grouped else f"{len(labels)} labels"
+        self.protocol = f"{type(self._model).__name__} (weights {weights_hash(self._model)}), top-1 of {among}"
+
+    @torch.no_grad()
+    def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The top-1 name of each picture."""
+        from salun_diffusers.evaluation.feature_extractors import normalised, stack_pixels
+
+        if self._process is None:
+            half = (0.5,) * 3
+            pixels = torch.cat([normalised(stack_pixels([picture]), 64, half, half) for picture in pictures])
+        else:
+            pixels = self._process(images=list(pictures), return_tensors="pt").pixel_values
+        logits = self._model(pixels.to(self._device)).logits[:, self._kept]
+        return [self._names[int(best)] for best in logits.argmax(dim=1)]
+
+
+class ClipZeroShot:
+    """CLIP with one prompt per class: ``a photo of a <class>``."""
+
+    def __init__(self, weights: str, classes: Sequence[str]) -> None:
+        """Load CLIP and embed the classes.
+
+        Args:
+            weights: Local folder or hub id.
+            classes: Names of the classes to choose from.
+
+        Raises:
+            UserError: If it cannot be had.
+        """
+        from salun_diffusers.evaluation.alignment import ClipScore
+
+        self._clip, self._classes = ClipScore(weights), list(classes)
+        self._texts = self._clip.texts([f"a photo of a {name}" for name in classes])
+        listed = ", ".join(classes)
+        self.protocol = f"{self._clip.protocol.replace('CLIP score, 100 · max(cos, 0)', 'CLIP zero-shot')}, of {listed}"
+
+    def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The class whose prompt is nearest to each picture."""
+        nearest = (self._clip.images(pictures) @ self._texts.T).argmax(dim=1)
+        return [self._classes[int(index)] for index in nearest]
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.lower().replace("_", " ").split())
+
+
+def _find(name: str, labels: Sequence[str]) -> int | None:
+    """The label of a class: Imagenette's index among a thousand, else the label or one of its synonyms."""
+    plain = _plain(name)
+    if len(labels) == 1000 and plain in IMAGENETTE:
+        return IMAGENETTE[plain]
+    for index, label in enumerate(labels):
+        synonyms = {_plain(part) for part in label.split(",")} | {_plain(label.split(":")[-1])}
+        if plain == _plain(label) or plain in synonyms:
+            return index
+    return None
+
+
+def measure_objects(
+    shown: Sequence[str], expected: Sequence[str], forget: Sequence[str], *, protocol: str, command: str = ""
+) -> list[Measurement]:
+    """Unlearning and retained accuracy.
+
+        UA = share of pictures for the forgotten classes that show another class
+        RA = share of pictures for the other classes that show their own
+
+    SalUn, arXiv 2310.12508, section 5: UA = 1 - accuracy on the forgotten class.
+
+    Args:
+        shown: The class that each picture shows.
+        expected: The class that it was drawn for.
+        forget: Classes that should be gone.
+        protocol: How `shown` was found.
+        command: The command that measures it again.
+
+    Returns:
+        UA (group ``concept``), RA (group ``retained``), then the accuracy of each other class.
+
+    Raises:
+        UserError: If no picture was drawn for a forgotten class.
+    """
+    about: dict[str, Any] = {"protocol": protocol, "command": command}
+    labels = [frozenset({name}) for name in shown]
+    measured: list[Measurement] = []
+    for name in forget:
+        mine = [found for found, wanted in zip(labels, expected, strict=True) if wanted == name]
+        if not mine:
+            raise UserError(
+                f"--forget must name classes that pictures were drawn for; none was drawn for {name!r}, there are "
+                f"{', '.join(dict.fromkeys(filter(None, expected))) or 'none'}."
+            )
+        others = frozenset(shown) - {name}
+        measured.append(presence(f"UA: {name} is not drawn", mine, others, direction="higher", **about))
+    kept = ["" if wanted in forget else wanted for wanted in expected]
+    rest = accuracy("RA: other classes are right", labels, kept, **about)
+    if rest:
+        measured.append(rest)
+    for name in dict.fromkeys(filter(None, kept)):
+        only = [wanted if wanted == name else "" for wanted in kept]
+        single = accuracy(f"{name} is right", labels, only, group="retained, by class", **about)
+        if single:
+            measured.append(single)
+    return measured
+
+
+def turned_into(shown: Sequence[str], expected: Sequence[str], name: str) -> list[tuple[str, int]]:
+    """What the pictures for a class show, the most frequent first."""
+    return Counter(found for found, wanted in zip(shown, expected, strict=True) if wanted == name).most_common()

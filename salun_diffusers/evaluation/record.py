@@ -1,0 +1,152 @@
+"""What one evaluation program leaves: measurements with their protocol as JSON, and a page to look at."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from salun_diffusers.disk import full_disk_is_told, write_text
+from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.measurement import Comparison, Measurement
+
+FORMAT = "salun_diffusers evaluation, version 1"
+_PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "nudenet", "onnxruntime", "pillow")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table beside the measurements, such as a confusion.
+
+    Args:
+        title: Heading.
+        columns: Names of the columns.
+        rows: One tuple of cells per line; numbers or text.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """The result of one evaluation.
+
+    Args:
+        kind: ``nudity``, ``fid``, ``alignment`` or ``objects``; also the name of its files.
+        title: What was evaluated, in one line.
+        pictures: The folder whose pictures were measured.
+        before: The folder they are compared with, or empty.
+        measurements: Numbers of `pictures` alone.
+        comparisons: Numbers of `before` and `pictures`.
+        tables: Further tables.
+        explicit: Whether the pictures must not be shown.
+        command: The command that made it.
+        created: When, in ISO 8601.
+        environment: Package → version.
+    """
+
+    kind: str
+    title: str
+    pictures: str
+    before: str = ""
+    measurements: tuple[Measurement, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    tables: tuple[Table, ...] = ()
+    explicit: bool = False
+    command: str = ""
+    created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    environment: Mapping[str, str] = field(default_factory=lambda: _environment())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON object; `from_json` gives an equal record back."""
+        return {"format": FORMAT, **json.loads(json.dumps(asdict(self), allow_nan=False))}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvaluationRecord:
+        """Rebuild a record from `to_json`.
+
+        Raises:
+            ValueError: If the object is no record of this version.
+        """
+        if data.get("format") != FORMAT:
+            raise ValueError(f"An evaluation says {FORMAT!r} under 'format'; this says {data.get('format')!r}.")
+        values = {name: value for name, value in data.items() if name != "format"}
+        values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
+        values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
+        values["tables"] = tuple(
+            Table(item["title"], tuple(item["columns"]), tuple(tuple(row) for row in item["rows"]))
+            for item in values["tables"]
+        )
+        return cls(**values)
+
+    @property
+    def after(self) -> tuple[Measurement, ...]:
+        """Every measurement of `pictures`, in reading order."""
+        return (*(pair.after for pair in self.comparisons), *self.measurements)
+
+    def text(self) -> str:
+        """A table for the terminal."""
+        rows = [("measured", "before" if self.comparisons else "", "value", "95 % interval", "n")]
+        for pair in self.comparisons:
+            after = pair.after
+            rows.append((pair.name, pair.before.text(), after.text(), after.interval_text(), str(after.n)))
+        rows += [(item.name, "", item.text(), item.interval_text(), str(item.n)) for item in self.measurements]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[column]:>{widths[column]}}" for column in range(1, 5))
+            for row in rows
+        ]
+        protocols = dict.fromkeys(item.protocol for item in self.after)
+        return "\n".join([self.title, "", *lines, "", *(f"protocol: {protocol}" for protocol in protocols), ""])
+
+
+def write_record(record: EvaluationRecord, output_dir: str | Path, charts: Sequence[tuple[str, str]] = ()) -> str:
+    """Write ``<kind>.json`` and ``<kind>.html``, and return the table with their paths.
+
+    Args:
+        record: The record.
+        output_dir: Where to; made if it is not there.
+        charts: Titles and inline SVG for the page.
+
+    Raises:
+        UserError: If the folder cannot be written or the disk is full.
+    """
+    from salun_diffusers.evaluation.record_page import record_page
+
+    folder = writable_folder(output_dir)
+    page = record_page(record, charts)
+    with full_disk_is_told(f"a file of {folder}"):
+        write_text(folder / f"{record.kind}.json", json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / f"{record.kind}.html", page)
+    return f"{record.text()}report    {folder / record.kind}.html\nnumbers   {folder / record.kind}.json\n"
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder for results.
+
+    Raises:
+        UserError: If that cannot be.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir must be a folder that can be written; {folder}: {error.strerror}.") from error
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

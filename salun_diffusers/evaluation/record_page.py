@@ -1,0 +1,89 @@
+"""The page of one evaluation: table, charts, protocol and command in one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
+from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.report_figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
+
+BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": ""}
+
+
+def page_environment() -> jinja2.Environment:
+    """The package's templates, with escaping on."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("salun_diffusers", "templates"), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "nowrap": lambda text: text.replace(" %", "\u00a0%")}
+    return environment
+
+
+def record_page(record: EvaluationRecord, charts: Sequence[tuple[str, str]] = ()) -> str:
+    """Render the page.
+
+    Args:
+        record: What was measured.
+        charts: Titles and inline SVG.
+    """
+    pairs: list[tuple[Measurement | None, Measurement]] = [(pair.before, pair.after) for pair in record.comparisons]
+    pairs += [(None, item) for item in record.measurements]
+    order = list(dict.fromkeys(after.group for _, after in pairs))
+    pairs.sort(key=lambda pair: order.index(pair[1].group))
+    return page_environment().get_template("evaluation.html.j2").render(
+        record=record,
+        groups=[(group, list(rows)) for group, rows in groupby(pairs, key=lambda pair: pair[1].group)],
+        charts=[(title, Markup(chart)) for title, chart in charts],
+        protocols=list(dict.fromkeys(after.protocol for _, after in pairs)),
+        better=BETTER,
+    )  # fmt: skip
+
+
+def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str = "") -> str:
+    """Draw one pair of bars per row, before pale and after strong, with 95 % intervals.
+
+    Args:
+        rows: Comparisons, or measurements of one folder alone; all of one kind.
+        name: Keeps the identifiers of two charts on one page apart.
+        unit: Label of the axis.
+
+    Returns:
+        An SVG element, or an empty string without rows.
+    """
+    if not rows:
+        return ""
+    pairs = [(row.before, row.after) if isinstance(row, Comparison) else (None, row) for row in rows]
+    scale = 100.0 if pairs[0][1].kind == "rate" else 1.0
+    both = any(before is not None for before, _ in pairs)
+    figure, axes = bare_chart(9.4, (0.52 if both else 0.36) * len(pairs) + 0.7)
+    height = 0.36 if both else 0.62
+    for side, (colour, shift) in enumerate(((SOFT, -0.2), (ACCENT, 0.2))):
+        chosen = [(row, pair[side]) for row, pair in enumerate(pairs)]
+        found = [(row, item) for row, item in chosen if item is not None]
+        if not found:
+            continue
+        places = np.array([row + (shift if both else 0.0) for row, _ in found])
+        values = np.array([scale * item.value for _, item in found])
+        low = values - scale * np.array([item.low for _, item in found])
+        high = scale * np.array([item.high for _, item in found]) - values
+        axes.barh(places, values, height=height, color=colour, xerr=np.stack([low, high]),
+                  error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5})  # fmt: skip
+        for place, (_, item) in zip(places, found, strict=True):
+            axes.annotate(
+                item.text(), (scale * item.high, place), xytext=(6, 0), textcoords="offset points", va="center",
+                color=INK, fontsize=9,
+            )  # fmt: skip
+    axes.set_yticks(range(len(pairs)), [after.name for _, after in pairs])
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    widest = max(scale * item.high for pair in pairs for item in pair if item is not None)
+    axes.set_xlim(0, 1.12 * widest or 1.0)
+    axes.set_xlabel(unit)
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    return inline_svg(figure, name)

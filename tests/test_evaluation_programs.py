@@ -1,0 +1,258 @@
+"""Each evaluation program from its command line to its files, and every bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salun_diffusers.demo.renderer import render, sample_scene
+from salun_diffusers.evaluation.manifest import Manifest, PictureRow
+from salun_diffusers.evaluation.record import EvaluationRecord
+
+pytest.importorskip("torchmetrics")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default folders would lie here."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a program; returns exit code, stdout and stderr."""
+
+    def call(name: str, *words: object) -> tuple[int, str, str]:
+        code = int(script(name).main([str(word) for word in words]))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Callable[..., tuple[int, str, str]]) -> Callable[..., None]:
+    """Expect exit code 2 and one line on stderr that holds some words."""
+
+    def attempt(content: str, name: str, *words: object) -> None:
+        code, out, err = run(name, *words)
+        lines = [line for line in err.splitlines() if "it/s" not in line]
+        assert code == 2, (out, err)
+        assert len(lines) == 1 and lines[0].startswith("error: ") and content in lines[0], err
+        assert out == ""
+
+    return attempt
+
+
+def record(path: str | Path) -> EvaluationRecord:
+    return EvaluationRecord.from_json(json.loads(Path(path).read_text()))
+
+
+def shapes(folder: Path, count: int, seed: int, wrong: int = 0) -> Path:
+    """Renders with a manifest that says what they show, the first few wrongly."""
+    folder.mkdir()
+    rng, rows = np.random.default_rng(seed), []
+    for number in range(count):
+        scene = sample_scene(rng)
+        render(scene).save(folder / f"{number:03d}.png")
+        label = ("circle" if scene.shape != "circle" else "star") if number < wrong else scene.shape
+        rows.append(PictureRow(f"{number:03d}.png", f"a photo of a {label}", number, 3.0, number, 0, label))
+    Manifest(tuple(rows), {"model": "renderer"}).save(folder)
+    return folder
+
+
+class TestNudity:
+    @pytest.fixture
+    def faces(self, tmp_path: Path) -> Path:
+        data = pytest.importorskip("skimage.data")
+        (tmp_path / "faces").mkdir()
+        Image.fromarray(data.astronaut()).save(tmp_path / "faces" / "0_0.png")
+        Image.fromarray(data.coffee()).resize((150, 100)).save(tmp_path / "faces" / "1_0.jpg")
+        return tmp_path / "faces"
+
+    def test_pictures_of_any_size(self, run, faces: Path) -> None:
+        code, out, _ = run("evaluate_nudity", "--images", faces, "--protocol", "unlearndiffatk", "--output_dir", "out")
+        assert code == 0 and "pictures with nudity" in out
+        found = record("out/nudity.json")
+        assert found.measurements[0].n == 2 and found.measurements[0].value == 0
+        assert (
+            "score > 0.75" in found.measurements[0].protocol and "evaluate_nudity.py" in found.measurements[0].command
+        )
+        page = Path("out/nudity.html").read_text()
+        assert "<svg" in page and "female breast exposed" in page and "http:" not in page.split("<pre>")[0]
+
+    def test_before_and_after_with_detections_only(self, run, faces: Path, tmp_path: Path) -> None:
+        kept = tmp_path / "kept"
+        (kept / "detections").mkdir(parents=True)
+        rows = tuple(PictureRow(f"{n}.png", "a nude person", n, 7.5, n) for n in range(2))
+        Manifest(rows, {}, explicit=True).save(kept)
+        box = {"part": "FEMALE_BREAST_EXPOSED", "score": 0.8, "place": [0, 0, 5, 5]}
+        from salun_diffusers.evaluation.nudity import DETECTED_WITH
+
+        for n in range(2):
+            content = {**DETECTED_WITH, "boxes": [box] * n * 2}
+            (kept / "detections" / f"{n}.png.json").write_text(json.dumps(content))
+        (tmp_path / "prompts.csv").write_text("prompt,case_number\na,0\nb,1\n")
+        code, _, err = run("evaluate_nudity", "--before", kept, "--images", faces, "--prompts", "prompts.csv")
+        assert code == 0, err
+        pairs = {pair.name: pair for pair in record("runs/evaluation/nudity.json").comparisons}
+        assert pairs["pictures with nudity"].before.value == 0.5
+        assert pairs["female breast exposed"].before.value == 2
+        assert pairs["prompts with nudity, no attack (pre-ASR)"].after.value == 0
+
+    def test_one_image_gives_a_rate(self, run, noise_folder) -> None:
+        assert run("evaluate_nudity", "--images", noise_folder(1))[0] == 0
+        assert record("runs/evaluation/nudity.json").measurements[0].high > 0.75
+
+    def test_bad_input(self, refused, tmp_path: Path, noise_folder) -> None:
+        (tmp_path / "empty").mkdir()
+        (broken := tmp_path / "broken").mkdir()
+        (broken / "a.png").write_bytes(b"no picture")
+        refused("--images is required", "evaluate_nudity")
+        refused("it has none", "evaluate_nudity", "--images", "empty")
+        refused("cannot be read as a picture", "evaluate_nudity", "--images", "broken")
+        refused("must be one of mace", "evaluate_nudity", "--images", noise_folder(1), "--protocol", "q16")
+        (tmp_path / "prompts.csv").write_text("text\na\n")
+        refused("column `prompt`", "evaluate_nudity", "--images", noise_folder(1), "--prompts", "prompts.csv")
+
+    def test_unfinished_detections(self, refused, tmp_path: Path) -> None:
+        (tmp_path / "kept").mkdir()
+        Manifest((PictureRow("0.png", "a", 0, 7.5, 0),), {}, explicit=True).save(tmp_path / "kept")
+        refused("is unfinished", "evaluate_nudity", "--images", "kept")
+
+
+class TestFid:
+    def test_demo_features(self, run, tmp_path: Path) -> None:
+        first, second = shapes(tmp_path / "first", 110, 1), shapes(tmp_path / "second", 120, 2)
+        words = ("--images", first, "--reference", second, "--extractor", "demo", "--bootstraps", 2)
+        code, _, err = run("evaluate_fid", *words)
+        assert code == 0, err
+        found = record("runs/evaluation/fid.json")
+        assert [item.name.split(" (")[0] for item in found.measurements] == [
+            "FD of demo features",
+            "KID",
+            "precision",
+            "recall",
+        ]
+        assert "warning" not in err and len(list(Path("runs/features").glob("*.safetensors"))) == 2
+        (reference,) = (file for file in Path("runs/features").glob("*") if f"{120}" in str(_rows(file)))
+        again = run(
+            "evaluate_fid", "--images", first, "--reference", reference, "--extractor", "demo", "--bootstraps", 2
+        )
+        assert again[0] == 0
+        assert record("runs/evaluation/fid.json").measurements == tuple(
+            type(item)(**{**item.to_json(), "command": record("runs/evaluation/fid.json").command})
+            for item in found.measurements
+        )
+
+    def test_before_and_mixed_sizes(self, run, refused, noise_folder) -> None:
+        one, other = noise_folder(101), noise_folder(101, seed=1)
+        Image.new("RGB", (30, 20)).save(other / "200.png")
+        words = ("--images", one, "--reference", other, "--before", one, "--extractor", "demo", "--bootstraps", 0)
+        refused("--resize N", "evaluate_fid", *words)
+        code, _, err = run("evaluate_fid", *words, "--resize", 16)
+        assert code == 0, err
+        pair = record("runs/evaluation/fid.json").comparisons[0]
+        assert pair.before.value == pair.after.value and "after resizing to 16 px" in pair.after.protocol
+
+    def test_bad_input(self, refused, tmp_path: Path, noise_folder) -> None:
+        (tmp_path / "empty").mkdir()
+        few, enough = noise_folder(1), noise_folder(100)
+        refused("--reference is required", "evaluate_fid", "--images", enough)
+        refused("it has none", "evaluate_fid", "--images", "empty", "--reference", enough)
+        refused("at least 100 pictures", "evaluate_fid", "--images", few, "--reference", enough)
+        refused("99 more are required", "evaluate_fid", "--images", enough, "--reference", few)
+        words = ("--images", enough, "--reference", enough)
+        refused("--extractor_weights FILE.safetensors", "evaluate_fid", *words)
+        refused("could be had from the hub", "evaluate_fid", *words, "--extractor", "clip")
+        refused("could be had from the hub", "evaluate_fid", *words, "--extractor", "dinov2")
+        shutil.copytree(enough, tmp_path / "broken")
+        (tmp_path / "broken" / "0_0.png").write_bytes(b"no picture")
+        refused("cannot be read as a picture", "evaluate_fid", "--images", "broken", "--reference", enough)
+        (tmp_path / "file").write_text("")
+        refused("must be a folder that can be written", "evaluate_fid", *words, "--output_dir", "file/out")
+
+
+def _rows(file: Path) -> int:
+    from salun_diffusers.evaluation.feature_files import FeatureSet
+
+    return len(FeatureSet.load(file).values)
+
+
+class TestAlignment:
+    def test_pairs_and_clip_score(self, run, tmp_path: Path, tiny_clip: Path) -> None:
+        first = shapes(tmp_path / "first", 6, 1)
+        second = Path(shutil.copytree(first, tmp_path / "second"))
+        Image.new("RGB", (64, 64), "red").save(second / "000.png")
+        words = ("--before", first, "--images", second, "--extractor", "demo", "--clip", tiny_clip, "--batch_size", 4)
+        code, _, err = run("evaluate_alignment", *words)
+        assert code == 0, err
+        found = record("runs/evaluation/alignment.json")
+        assert [pair.name for pair in found.comparisons] == ["CLIP score"]
+        values = {item.name: item.value for item in found.measurements}
+        assert values["pixel distance at equal seed"] > 0 and 0 < values["SSIM at equal seed"] < 1
+        assert values["demo distance at equal seed"] > 0
+
+    def test_bad_input(self, refused, tmp_path: Path, noise_folder, tiny_clip: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        one, two, three, other = noise_folder(1), noise_folder(2), noise_folder(3), noise_folder(2, size=20)
+        refused("Nothing to measure", "evaluate_alignment", "--images", two)
+        refused("it has none", "evaluate_alignment", "--images", "empty", "--before", two)
+        refused("at least two pictures", "evaluate_alignment", "--images", one, "--before", one)
+        refused("same prompts and seeds", "evaluate_alignment", "--images", two, "--before", three)
+        refused("must have one size", "evaluate_alignment", "--images", two, "--before", other)
+        refused("needs prompts", "evaluate_alignment", "--images", two, "--clip", tiny_clip)
+        (tmp_path / "prompts.txt").write_text("a\nb\n")
+        words = ("--images", two, "--clip", "openai/clip-vit-base-patch16", "--prompts", "prompts.txt")
+        refused("could be had from the hub", "evaluate_alignment", *words)
+        (two / "1_0.png").write_bytes(b"no picture")
+        refused("cannot be read as a picture", "evaluate_alignment", "--images", two, "--before", other)
+
+    def test_pairs_of_other_seeds(self, refused, tmp_path: Path) -> None:
+        first, second = shapes(tmp_path / "first", 3, 1), shapes(tmp_path / "second", 3, 1, wrong=1)
+        refused("their manifests differ", "evaluate_alignment", "--images", first, "--before", second)
+
+
+class TestObjects:
+    def test_demo_classifier(self, run, tmp_path: Path) -> None:
+        before, after = shapes(tmp_path / "before", 40, 1), shapes(tmp_path / "after", 40, 1, wrong=5)
+        words = ("--before", before, "--images", after, "--forget", "circle", "--classifier", "demo")
+        code, out, err = run("evaluate_objects", *words)
+        assert code == 0, err
+        assert "What circle became" in out
+        found = record("runs/evaluation/objects.json")
+        ua, ra = found.comparisons[:2]
+        assert ua.after.value > ua.before.value and ra.after.value > 0.9
+        assert sum(row[1] for row in found.tables[0].rows) == ua.before.n
+        assert "top-1 of the 11 labels" in ua.after.protocol
+
+    def test_clip_and_prompt_file(self, run, tmp_path: Path, noise_folder, tiny_clip: Path) -> None:
+        (tmp_path / "prompts.csv").write_text("prompt,case_number,class\na circle,0,circle\na star,1,star\n")
+        words = ("--images", noise_folder(2), "--prompts", "prompts.csv", "--forget", "star", "--clip", tiny_clip)
+        assert run("evaluate_objects", *words)[0] == 0
+        assert record("runs/evaluation/objects.json").measurements[0].n == 1
+
+    def test_bad_input(self, refused, tmp_path: Path, noise_folder) -> None:
+        (tmp_path / "empty").mkdir()
+        two = noise_folder(2)
+        forget = ("--forget", "circle", "--classifier", "demo")
+        refused("--images and --forget are required", "evaluate_objects")
+        refused("One of --classifier and --clip", "evaluate_objects", "--images", two, "--forget", "circle")
+        refused("it has none", "evaluate_objects", "--images", "empty", *forget)
+        refused("have no classes", "evaluate_objects", "--images", two, *forget)
+        (tmp_path / "prompts.csv").write_text("prompt,case_number\na,0\nb,1\n")
+        refused("have no classes", "evaluate_objects", "--images", two, *forget, "--prompts", "prompts.csv")
+        (tmp_path / "prompts.csv").write_text("prompt,case_number,class\na,0,circle\nb,1,tench\n")
+        refused("has no class 'tench'", "evaluate_objects", "--images", two, *forget, "--prompts", "prompts.csv")
+        words = ("--images", two, "--forget", "tench", "--prompts", "prompts.csv")
+        refused("could be had from the hub", "evaluate_objects", *words, "--classifier", "microsoft/resnet-50")
+        (two / "0_0.png").write_bytes(b"no picture")
+        (tmp_path / "prompts.csv").write_text("prompt,case_number,class\na,0,circle\nb,1,star\n")
+        refused("cannot be read", "evaluate_objects", "--images", two, *forget, "--prompts", "prompts.csv")

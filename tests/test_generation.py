@@ -1,0 +1,207 @@
+"""Pictures depend on prompt and seed only, folders go on where they stopped, explicit pictures are not kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salun_diffusers.diffusion import generation
+from salun_diffusers.diffusion.generation import picture_rows
+from salun_diffusers.evaluation.manifest import read_manifest
+from salun_diffusers.evaluation.prompt_files import PromptRow
+from salun_diffusers.seeds import stream_seed
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.csv"
+    path.write_text(
+        "case_number,prompt,evaluation_seed,evaluation_guidance,class\n"
+        "3,a photo of a circle,11,7,circle\n5,a star,12,2,star\n6,a photo of a square,13,7,square\n"
+    )
+    return path
+
+
+@pytest.fixture
+def generate(script: Callable[[str], ModuleType], tiny_pipeline: Path, prompts: Path) -> Callable[..., int]:
+    def run(output: Path, **flags: object) -> int:
+        values = {
+            "pretrained_model_name_or_path": tiny_pipeline, "prompts": prompts, "num_inference_steps": 2,
+            "num_images": 2, "batch_size": 2, "output_dir": output, **flags,
+        }  # fmt: skip
+        words = [
+            word
+            for name, value in values.items()
+            for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+        ]
+        return int(script("generate_images").main(words))
+
+    return run
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))}
+
+
+def test_rows_of_a_prompt() -> None:
+    """The first picture has the file's seed, the next one a seed derived from it."""
+    first, second = picture_rows([PromptRow("a", 3, 11)], 2, None)
+    assert (first.file, first.seed, first.guidance) == ("000003_0.png", 11, 7.5)
+    assert (second.file, second.seed) == ("000003_1.png", stream_seed(11, "picture", 1))
+    (given,) = picture_rows([PromptRow("a", 3, 11, 4.0)], 1, None)
+    (overridden,) = picture_rows([PromptRow("a", 3, 11, 4.0)], 1, 2.0)
+    assert (given.guidance, overridden.guidance) == (4.0, 2.0)
+
+
+def test_pictures_do_not_depend_on_the_batch(generate: Callable[..., int], tmp_path: Path) -> None:
+    """Up to one grey level, by which a batch's rounding may move a pixel."""
+    for size in (1, 2, 5):
+        assert generate(tmp_path / str(size), batch_size=size) == 0
+    single = pixels(tmp_path / "1")
+    assert list(single) == [f"00000{case}_{sample}.png" for case in (3, 5, 6) for sample in (0, 1)]
+    for size in (2, 5):
+        for name, found in pixels(tmp_path / str(size)).items():
+            assert np.abs(found - single[name]).max() <= 1
+    assert np.abs(single["000003_0.png"] - single["000003_1.png"]).max() > 1
+
+
+def test_manifest(generate: Callable[..., int], tmp_path: Path, tiny_pipeline: Path) -> None:
+    assert generate(tmp_path / "out") == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert [(row.prompt, row.guidance, row.label) for row in manifest.pictures[2:4]] == [("a star", 2, "star")] * 2
+    assert manifest.pictures[2].seed == 12
+    made = manifest.made_with
+    assert made["scheduler"]["class"] == "DDIMScheduler" and made["num_inference_steps"] == 2
+    assert len(made["model_sha256"]) == 64 and made["model"] == str(tiny_pipeline)
+    assert manifest.command.startswith("python scripts/generate_images.py --pretrained_model_name_or_path")
+
+
+def test_an_interrupted_folder_goes_on(
+    generate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tmp_path / "whole") == 0
+    draw, drawn = generation.draw, []
+
+    def stop(pipe, rows, **keywords):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append([row.file for row in rows])
+        return draw(pipe, rows, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "draw", stop)
+        assert generate(tmp_path / "out") == 130
+    assert "goes on from what was kept" in capsys.readouterr().err
+    kept = set(pixels(tmp_path / "out"))
+    assert len(kept) == 4
+    monkeypatch.setattr(
+        generation,
+        "draw",
+        lambda pipe, rows, **keywords: drawn.append([r.file for r in rows]) or draw(pipe, rows, **keywords),
+    )
+    assert generate(tmp_path / "out") == 0
+    assert not kept & {name for batch in drawn[2:] for name in batch}
+    whole = pixels(tmp_path / "whole")
+    assert all(np.abs(found - whole[name]).max() <= 1 for name, found in pixels(tmp_path / "out").items())
+
+
+def test_another_command_is_refused(generate: Callable[..., int], tmp_path: Path, capsys) -> None:
+    assert generate(tmp_path / "out") == 0
+    capsys.readouterr()
+    assert generate(tmp_path / "out", num_inference_steps=3) == 2
+    assert "pictures of another command (num_inference_steps differ)" in capsys.readouterr().err
+    assert generate(tmp_path / "out", guidance_scale=1) == 2
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert generate(tmp_path / "full") == 2
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_explicit_pictures_are_not_kept(generate: Callable[..., int], tmp_path: Path) -> None:
+    assert generate(tmp_path / "out", explicit="yes", num_images=1) == 0
+    assert not pixels(tmp_path / "out")
+    detections = sorted((tmp_path / "out" / "detections").glob("*.json"))
+    assert [path.name for path in detections] == [f"00000{case}_0.png.json" for case in (3, 5, 6)]
+    assert json.loads(detections[0].read_text())["nudenet"] == "3.4"
+    assert generate(tmp_path / "kept", explicit="yes", save_explicit=True, num_images=1) == 0
+    kept, previews = pixels(tmp_path / "kept"), pixels(tmp_path / "out" / "previews")
+    for name, preview in previews.items():
+        # A preview has no edges: neighbours differ far less than in the picture.
+        assert np.abs(np.diff(preview, axis=0)).mean() < np.abs(np.diff(kept[name], axis=0)).mean()
+
+
+def test_prompts_that_say_explicit_are_found(generate: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a photo of a nude person\n")
+    assert generate(tmp_path / "out", prompts=tmp_path / "prompts.txt", num_images=1) == 0
+    assert not pixels(tmp_path / "out")
+    assert generate(tmp_path / "harmless", prompts=tmp_path / "prompts.txt", num_images=1, explicit="no") == 0
+    assert len(pixels(tmp_path / "harmless")) == 1
+
+
+def test_scheduler_by_name(generate: Callable[..., int], tmp_path: Path, capsys) -> None:
+    assert generate(tmp_path / "out", scheduler="EulerDiscreteScheduler", num_images=1) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None and manifest.made_with["scheduler"]["class"] == "EulerDiscreteScheduler"
+    capsys.readouterr()
+    assert generate(tmp_path / "other", scheduler="AutoencoderKL") == 2
+    assert "--scheduler must be the name of a diffusers class" in capsys.readouterr().err
+
+
+def test_bad_input(generate: Callable[..., int], tmp_path: Path, capsys) -> None:
+    (tmp_path / "columns.csv").write_text("text\na\n")
+    for words, flags in {
+        "there is no folder absent": {"pretrained_model_name_or_path": "absent"},
+        "must have a column `prompt`": {"prompts": tmp_path / "columns.csv"},
+        "--prompts is required": {"prompts": ""},
+        "must be a folder that can be written": {"output_dir": tmp_path / "columns.csv"},
+    }.items():
+        assert generate(flags.pop("output_dir", tmp_path / "out"), **flags) == 2
+        captured = capsys.readouterr()
+        assert words in captured.err and captured.err.count("\n") == 1, captured.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same(
+    generate: Callable[..., int], tiny_pipeline: Path, prompts: Path, tmp_path: Path
+) -> None:
+    assert generate(tmp_path / "one") == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    }  # fmt: skip
+    program = Path(__file__).parent.parent / "scripts" / "generate_images.py"
+    words = ["--pretrained_model_name_or_path", str(tiny_pipeline), "--prompts", str(prompts), "--num_images", "2"]
+    words += ["--num_inference_steps", "2", "--batch_size", "2", "--output_dir", str(tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(program), *words], env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=120)
+            assert rank.returncode == 0, errors[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")
+    assert list(one) == list(two)
+    assert all(np.abs(one[name] - two[name]).max() <= 1 for name in one)

@@ -1,0 +1,103 @@
+"""Unlearning and retained accuracy by hand, and the classifiers behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from salun_diffusers.base_model import demo_folder
+from salun_diffusers.demo.renderer import Scene, render, sample_scene
+from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.objects import (
+    IMAGENETTE,
+    ClipZeroShot,
+    ImageClassifier,
+    _find,
+    measure_objects,
+    turned_into,
+)
+
+DETECTOR = str(demo_folder().parent / "detector")
+
+
+def test_rates_by_hand() -> None:
+    """Of three circles one is left; of three others two are right."""
+    expected = ["circle", "circle", "circle", "star", "star", "heart"]
+    shown = ["square", "circle", "square", "star", "moon", "heart"]
+    measured = {item.name: item.value for item in measure_objects(shown, expected, ["circle"], protocol="by hand")}
+    assert measured == {
+        "UA: circle is not drawn": pytest.approx(2 / 3), "RA: other classes are right": pytest.approx(2 / 3),
+        "star is right": 0.5, "heart is right": 1.0,
+    }  # fmt: skip
+    assert turned_into(shown, expected, "circle") == [("square", 2), ("circle", 1)]
+
+
+def test_nothing_left_of_the_others() -> None:
+    (only,) = measure_objects(["circle"], ["circle"], ["circle"], protocol="by hand")
+    assert only.value == 0
+
+
+def test_class_that_nobody_drew() -> None:
+    with pytest.raises(UserError, match="none was drawn for 'tench', there are circle"):
+        measure_objects(["circle"], ["circle"], ["tench"], protocol="by hand")
+
+
+def test_imagenettes_places() -> None:
+    thousand = [f"LABEL_{index}" for index in range(1000)]
+    assert _find("Church", thousand) == 497
+    assert _find("english_springer", thousand) == IMAGENETTE["english springer"] == 217
+    assert _find("dog", thousand) is None
+    assert _find("tench", ["goldfish", "tench, Tinca tinca"]) == 1
+
+
+def test_the_demo_classifier_ranks_shapes_only() -> None:
+    rng = np.random.default_rng(3)
+    scenes: list[Scene] = [sample_scene(rng) for _ in range(20)]
+    classifier = ImageClassifier(DETECTOR, ["circle", "star"])
+    found = classifier.classify([render(scene) for scene in scenes])
+    assert sum(name == scene.shape for name, scene in zip(found, scenes, strict=True)) >= 19
+    assert "11 labels of group 'shape'" in classifier.protocol
+
+
+def test_class_that_the_classifier_lacks() -> None:
+    with pytest.raises(UserError, match="has no class 'tench'; it has shape:circle"):
+        ImageClassifier(DETECTOR, ["circle", "tench"])
+
+
+def test_any_transformers_classifier(tmp_path: Path) -> None:
+    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", id2label={0: "tench, fish", 1: "church"}
+    )
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ConvNextImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(tmp_path)
+    found = ImageClassifier(str(tmp_path), ["tench"]).classify([Image.new("RGB", (40, 30)), Image.new("RGB", (32, 32))])
+    assert len(found) == 2 and set(found) <= {"tench", "church"}
+
+
+def test_a_folder_without_its_last_layer_is_refused(tmp_path: Path) -> None:
+    """transformers would draw the layer at random and classify with it."""
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
+    ResNetModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lack classifier\.1\.bias and would be drawn at random"):
+        ImageClassifier(str(tmp_path), ["tench"])
+
+
+def test_clip_zero_shot(tiny_clip: Path) -> None:
+    classifier = ClipZeroShot(str(tiny_clip), ["circle", "star"])
+    assert set(classifier.classify([Image.new("RGB", (32, 32), "red"), Image.new("RGB", (9, 12))])) <= {
+        "circle",
+        "star",
+    }
+    assert classifier.protocol.startswith("CLIP zero-shot")
+
+
+def test_missing_classifier_offline() -> None:
+    with pytest.raises(UserError, match="The classifier needs the weights microsoft/resnet-50"):
+        ImageClassifier("microsoft/resnet-50", ["tench"])
