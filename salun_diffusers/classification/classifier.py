@@ -51,10 +51,6 @@ class Classifier:
         """
         return self._logits(self.model(self._normalised(pixels)))
 
-    def logits_with(self, weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
-        """As `logits`, with other weights by name: a function to differentiate by `torch.func`."""
-        return self._logits(torch.func.functional_call(self.model, weights, (self._normalised(pixels),)))
-
     def _normalised(self, pixels: Tensor) -> Tensor:
         mean, std = (pixels.new_tensor(list(values)).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std

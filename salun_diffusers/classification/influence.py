@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch, LabelledPictures, in_order
@@ -97,26 +98,33 @@ def diagonal_product(classifier: Classifier, retain: LabelledPictures, v: Tensor
 def fisher_product(classifier: Classifier, data: LabelledPictures, batch_size: int = 256) -> Callable[[Tensor], Tensor]:
     """The map u → (1/n) Σ_i g_i (g_i·u), g_i = ∇ℓ(z_i): the empirical Fisher matrix without forming it.
 
-    g_i·u comes from a forward derivative, the sum over g_i from one backward pass.
+    Σ_i w_i g_i is linear in w, so that its derivative along u is the vector of all g_i·u: two backward passes give it,
+    a third one the product.
     """
     classifier.eval()
-    parameters = {name: weight.detach() for name, weight in classifier.parameters.items()}
+    weights = list(classifier.parameters.values())
 
     def product(u: Tensor) -> Tensor:
-        direction = unflat(u, classifier.parameters)
+        direction = list(unflat(u, classifier.parameters).values())
         total = torch.zeros_like(u)
         for batch in in_order(data, batch_size, classifier.device):
-
-            def losses(weights: dict[str, Tensor], batch: Batch = batch) -> Tensor:
-                logits = classifier.logits_with(weights, batch.pixels)
-                return F.cross_entropy(logits, batch.labels, reduction="none")
-
-            along = torch.func.jvp(losses, (parameters,), (direction,))[1]
-            pull = torch.func.vjp(losses, parameters)[1]
-            total += flat(pull(along)[0].values())
+            # Fused attention has no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                losses = F.cross_entropy(classifier.logits(batch.pixels), batch.labels, reduction="none")
+                ones = torch.ones_like(losses, requires_grad=True)
+                combined = _gradients(losses, weights, ones, create_graph=True)
+                (along,) = _gradients(combined, [ones], direction, retain_graph=True)
+                total += flat(_gradients(losses, weights, along))
         return total / len(data)
 
     return product
+
+
+def _gradients(
+    outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], along: Tensor | Sequence[Tensor], **settings: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of the product of `outputs` and `along`; 0 where there is no path."""
+    return torch.autograd.grad(outputs, inputs, along, allow_unused=True, materialize_grads=True, **settings)
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], v: Tensor, *, damping: float, iterations: int) -> Tensor:
