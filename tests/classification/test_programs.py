@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -182,3 +186,21 @@ def test_fewer_retained_than_test_pictures(trained, tmp_path):
     """90 % of 80 are forgotten: 8 are retained, 40 tested; and the forget set of 1 is smaller than a batch."""
     assert unlearn.main(words(model=trained, forget_ratio=0.9, method="ft", epochs=1, output_dir=tmp_path / "a")) == 0
     assert unlearn.main(words(model=trained, forget_ratio=0.0125, epochs=1, output_dir=tmp_path / "b")) == 0
+
+
+def test_help_and_plain_mistakes_wait_for_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from salun_diffusers.classification import train, unlearn\n"
+        "for program in (train, unlearn):\n"
+        "    try: program.main(['--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "assert unlearn.main(['--forget_class', '1', '--model', 'nowhere']) == 2\n"
+        "print('HEAVY', sorted({'torch', 'transformers', 'numpy', 'sklearn', 'torchmetrics'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(unlearn.__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("HEAVY []")
