@@ -198,8 +198,8 @@ def test_orders(make_task, kind, order):
     batches = list(relabel.passes(task, 0))
     assert len(batches) == relabel.steps(task)
     assert len(kind(SHORT, order=order)(task).history) == SHORT.epochs * len(batches)
-    # All 36 retained pictures once; the 12 others once, or a batch of 8, 4, 8, 4, 8 with each of the five.
-    assert sum(len(batch.labels) for batch in batches) == 36 + (32 if order == "together" else 12)
+    # All 36 retained pictures once; the 12 others once, or 3 with each of the five batches.
+    assert sum(len(batch.labels) for batch in batches) == 36 + (15 if order == "together" else 12)
 
 
 def test_soft_threshold_ends_with_changes_everywhere(make_task, snapshot):

@@ -26,8 +26,8 @@ Order = Literal["together", "sequential", "mixed"]
 class RandomLabel:
     """RL: ℓ = CE(x_f, y′) + α CE(x_r, y_r), with y′ ≠ y_f drawn anew for every batch. SalUn is this under its mask.
 
-    SalUn, arXiv 2310.12508, with both terms in one step (``together``): a pass is one over the retain set, and each of
-    its batches is joined by one of the forget set, which is gone through again and again.
+    SalUn, arXiv 2310.12508, with both terms in one step (``together``): an epoch goes once through each set, the forget
+    set in as many batches as the retain set has.
 
     Differs from the official code: OPTML-Group/Unlearn-Saliency@a6e89fd, Classification/unlearn/RL.py, has no α and
     goes through the whole forget set, then the whole retain set (``sequential``, CIFAR-10 and SVHN), or draws labels
@@ -76,7 +76,7 @@ class RandomLabel:
                 yield relabelled(batch)
             yield from retained
             return
-        endless = _endless(task, size, epoch)
+        endless = _endless(task, -(-len(forget) // self.steps(task)), epoch)
         for batch in retained:
             yield join([relabelled(next(endless)), batch])
 
