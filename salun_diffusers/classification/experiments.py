@@ -40,30 +40,34 @@ from salun_diffusers.seeds import stream
 
 TUNING_SEED = 1000  # Hyper-parameters are chosen on a model, a forget set and a Retrain that no table contains.
 _RATES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 0.1)
-_EPOCHS = {"epochs": 4}
-_RELABEL = {**_EPOCHS, "order": ("together", "sequential"), "learning_rate": (1e-3, 2e-3, 5e-3, 1e-2)}
+_EPOCHS = {"epochs": (4,)}
+_BY_RATE = ({**_EPOCHS, "learning_rate": _RATES},)
+_RELABEL = (
+    {**_EPOCHS, "order": ("together",), "retain_weight": (10.0,), "learning_rate": (2e-4, 5e-4, 1e-3, 3e-3)},
+    {**_EPOCHS, "order": ("sequential",), "learning_rate": (5e-4, 1e-3, 2e-3, 1e-2)},
+)
 
-# Eight settings for every method. What is not named is as the method has it.
-GRIDS: dict[str, dict[str, Any]] = {
-    "ft": {**_EPOCHS, "learning_rate": _RATES},
-    "ga": {**_EPOCHS, "learning_rate": _RATES},
-    "be": {**_EPOCHS, "learning_rate": _RATES},
-    "bs": {**_EPOCHS, "learning_rate": _RATES},
-    "l1_sparse": {**_EPOCHS, "learning_rate": (3e-3, 1e-2, 3e-2, 0.1), "penalty": (1e-4, 1e-3)},
+# Eight settings for every method: products of lists. What is not named is as the method has it.
+GRIDS: dict[str, tuple[dict[str, tuple[Any, ...]], ...]] = {
+    "ft": _BY_RATE,
+    "ga": _BY_RATE,
+    "be": _BY_RATE,
+    "bs": _BY_RATE,
+    "l1_sparse": ({**_EPOCHS, "learning_rate": (3e-3, 1e-2, 3e-2, 0.1), "penalty": (1e-4, 1e-3)},),
     "rl": _RELABEL,
     "salun": _RELABEL,
     "salun_soft": _RELABEL,
-    "iu": {"step": (0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 5.0)},
-    "ssd": {"selection": (2.0, 5.0, 10.0, 25.0), "dampening": (0.5, 1.0)},
-    "scrub": {**_EPOCHS, "learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "ascent_epochs": (1, 3)},
+    "iu": ({"step": (0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 5.0)},),
+    "ssd": ({"selection": (2.0, 5.0, 10.0, 25.0), "dampening": (0.5, 1.0)},),
+    "scrub": ({**_EPOCHS, "learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "ascent_epochs": (1, 3)},),
 }
 
 
 def grid(method: str) -> list[tuple[tuple[str, Any], ...]]:
     """All settings that a method is tried with."""
-    values = GRIDS[method]
-    lists = [value if isinstance(value, tuple) else (value,) for value in values.values()]
-    return [tuple(zip(values, chosen, strict=True)) for chosen in itertools.product(*lists)]
+    return [
+        tuple(zip(part, chosen, strict=True)) for part in GRIDS[method] for chosen in itertools.product(*part.values())
+    ]
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class Laboratory:
         augmentation = Augmentation(record["shift"], record["flip"])
         task = Task(classifier, split, mask, cell.seed, cell.norm_stats, augmentation)
         settings = dict(cell.settings)
-        training = {name: settings.pop(name) for name in ("epochs", "learning_rate") if name in settings}
+        training = {name: settings.pop(name) for name in ("epochs", "learning_rate", "schedule") if name in settings}
         method = METHODS[cell.method](**settings)
         if cell.method == "retrain":
             method = dataclasses.replace(method, training=recipe_of(record))

@@ -67,13 +67,13 @@ def test_failed_cells_are_infinitely_far(lab):
 
 
 def test_tuning_takes_the_smallest_gap(lab, monkeypatch):
-    monkeypatch.setitem(experiments.GRIDS, "iu", {"step": (0.0, 0.1, 0.5)})
+    monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.0, 0.1, 0.5)},))
     gaps = {settings: lab.gap(Cell("instances-4", "iu", TUNING_SEED, settings=settings)) for settings in grid("iu")}
     assert gaps[lab.tuned("instances-4", "iu", "full")] == min(gaps.values())
 
 
 def test_benchmark_leaves_its_table(tmp_path, data_file, capsys, monkeypatch):
-    monkeypatch.setitem(experiments.GRIDS, "iu", {"step": (0.1,), "inverse": ("diag",)})
+    monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.1,), "inverse": ("diag",)},))
     main = benchmark_main()
     words = ["--dataset", data_file, "--epochs", 1, "--methods", "iu", "--scenarios", "class", "--seeds", "0", "1"]
     assert main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
