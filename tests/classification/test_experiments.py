@@ -7,8 +7,8 @@ import json
 import math
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,15 +19,14 @@ from salun_diffusers.classification.methods import METHODS
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_classification.py"
 
 
-def benchmark_main() -> Callable[[list[str]], int]:
-    """`main` of the script, loaded as a module: a dataclass looks up its types in `sys.modules`."""
+def benchmark() -> ModuleType:
+    """The script, loaded as a module: a dataclass looks up its types in `sys.modules`."""
     spec = importlib.util.spec_from_file_location("benchmark_classification", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_tuning_takes_the_smallest_gap(lab, monkeypatch):
 
 def test_benchmark_leaves_its_table(tmp_path, data_file, capsys, monkeypatch):
     monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.1,), "inverse": ("diag",)},))
-    main = benchmark_main()
+    main = benchmark().main
     words = ["--dataset", data_file, "--epochs", 1, "--methods", "iu", "--scenarios", "class", "--seeds", "0", "1"]
     assert main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
     table = (tmp_path / "full_stack.md").read_text()
@@ -85,12 +84,33 @@ def test_benchmark_leaves_its_table(tmp_path, data_file, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "experiment",
+    ["ratios", "masks", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sensitivity", "instances"))],
+)
+def test_other_experiments_leave_theirs(experiment, tmp_path, data_file, monkeypatch):
+    script = benchmark()
+    steps = tuple(round(0.01 * step, 2) for step in range(1, 9))
+    for method in ("iu", "rl", "ga", "salun"):
+        part = {"step": steps, "inverse": ("diag",)} if method == "iu" else {"epochs": (1,), "learning_rate": steps}
+        monkeypatch.setitem(experiments.GRIDS, method, (part,))
+    monkeypatch.setattr(script, "_DENSITIES", (0.3, 0.6))
+    monkeypatch.setattr(script, "_COUNTS", (4, 8))
+    words = ["--experiment", experiment, "--dataset", data_file, "--epochs", 1, "--methods", "iu", "--seeds", "0"]
+    assert script.main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
+    table = (tmp_path / f"{experiment}.md").read_text()
+    rows = {"ratios": 1, "sensitivity": 6, "masks": 3, "instances": 8}[experiment]
+    assert sum(line.startswith("|") for line in table.splitlines()) == 2 + rows
+    assert "nan" not in table
+    assert (tmp_path / f"{experiment}.png").exists() == (experiment != "sensitivity")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [(["--methods", "salum"], "got 'salum'"), (["--seeds", "x"], "--seeds must be whole numbers"),
      (["--experiment", "best"], "invalid choice")],
 )  # fmt: skip
 def test_benchmark_refuses(words, message, capsys):
-    assert benchmark_main()(words) == 2
+    assert benchmark().main(words) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
 
