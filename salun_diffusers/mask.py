@@ -107,6 +107,23 @@ class SaliencyMask(Mapping[str, Tensor]):
         return cls(_select(shapes, _RandomScores(list(shapes.values()), seed), ratio, scope), shapes, record)
 
     @classmethod
+    def random_like(cls, mask: SaliencyMask, generator: torch.Generator) -> SaliencyMask:
+        """Select at random as many weights of every tensor as `mask` does: the control for where a mask lies.
+
+        Args:
+            mask: Gives the number of selected weights per tensor.
+            generator: Gives the seed; it advances by one draw.
+        """
+        seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
+        counts = [row.selected for row in mask.stats()]
+        scores = _RandomScores(list(mask.shapes.values()), seed)
+        packed = {}
+        # One tensor at a time: `top_bits` runs through its scores three times.
+        for name, tensor, count in zip(mask, scores, counts, strict=True):
+            packed[name] = next(iter(top_bits([tensor], count)))
+        return cls(packed, mask.shapes, {"kind": "random", "scope": "like", "seed": seed, "like": dict(mask.recipe)})
+
+    @classmethod
     def full(cls, parameters: Shapes) -> SaliencyMask:
         """Select every weight: what "no mask" means. Takes parameters or shapes by name."""
         shapes = _shapes(parameters)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -46,9 +48,9 @@ class Progress:
 
 
 @contextmanager
-def loading_quietly() -> Iterator[None]:
-    """Hide diffusers' own bar while a pipeline of a few files loads."""
-    from diffusers.utils import logging
+def loading_quietly(library: Literal["diffusers", "transformers"] = "diffusers") -> Iterator[None]:
+    """Hide the library's own bar while a model of a few files loads or is written."""
+    logging: Any = importlib.import_module(f"{library}.utils.logging")
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

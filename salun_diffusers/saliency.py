@@ -70,7 +70,7 @@ def gradient_saliency(
     batches: Iterable[BatchT],
     loss: Callable[[BatchT], Tensor],
     *,
-    accumulate: Literal["signed", "absolute"] = "signed",
+    accumulate: Literal["signed", "absolute", "squared"] = "signed",
     reduce: Callable[[Tensor], Tensor] = lambda total: total,
     max_grad_norm: float | None = None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
@@ -79,10 +79,12 @@ def gradient_saliency(
 
         signed:    s = | Σ_b ∇_θ ℓ_b(θ₀) |        (SalUn, arXiv 2310.12508)
         absolute:  s = Σ_b | ∇_θ ℓ_b(θ₀) |
+        squared:   s = Σ_b ( ∇_θ ℓ_b(θ₀) )²          (the diagonal of the empirical Fisher matrix)
 
     with ℓ_b the loss of batch b and θ₀ the weights as they are; nothing is trained. Signed sums ignore the sign and the
-    scale of the loss. This is the rule of OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py; with
-    `max_grad_norm=1.0` it is that of DDPM/runners/diffusion.py at the same commit.
+    scale of the loss and, if ℓ_b is a sum over the batch, its size too; the others depend on how the data is cut
+    into batches. The signed sum is the rule of OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py;
+    with `max_grad_norm=1.0` it is that of DDPM/runners/diffusion.py at the same commit.
 
     Without `max_grad_norm` every gradient is taken and freed as soon as backward has computed it, so that the sums are
     the only copy of the parameters' size. For that reason `loss` must run the bare module: not one wrapped in
@@ -94,7 +96,7 @@ def gradient_saliency(
         parameters: The weights to score, by name.
         batches: What `loss` takes, one after another; gone through once.
         loss: Maps a batch to a scalar with a graph to `parameters`.
-        accumulate: Whether the absolute value is taken of the sum or of each batch's gradient.
+        accumulate: Whether the absolute value is taken of the sum or of each batch's gradient, or that is squared.
         reduce: Applied to the summed gradient of every tensor, in order, before the absolute value: for example
             ``accelerator.reduce`` to sum over ranks.
         max_grad_norm: Clip the norm over all parameters of each batch's gradient to this before it is added.
@@ -104,19 +106,20 @@ def gradient_saliency(
         The scores, in the order and shapes of `parameters`. Every ``.grad`` is None before and after.
 
     Raises:
-        UserError: If there is no parameter or no batch, `accumulate` is neither word, or a score is NaN or infinite.
+        UserError: If there is no parameter or no batch, `accumulate` is no such word, or a score is NaN or infinite.
     """
     if not parameters:
         raise UserError("gradient_saliency needs at least one parameter to score, got none.")
-    if accumulate not in ("signed", "absolute"):
-        raise UserError(f'accumulate must be "signed" or "absolute", got {accumulate!r}.')
+    if accumulate not in ("signed", "absolute", "squared"):
+        raise UserError(f'accumulate must be "signed", "absolute" or "squared", got {accumulate!r}.')
     sums: dict[str, Tensor] = {}
 
     def take(name: str, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         if gradient is None:
             return
-        gradient = gradient.abs() if accumulate == "absolute" else gradient
+        if accumulate != "signed":
+            gradient = gradient.abs() if accumulate == "absolute" else gradient.float().square()
         # The first gradient becomes the sum: no buffer of zeros is needed.
         sums[name] = sums[name].add_(gradient) if name in sums else gradient.float()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 def main() -> None:
     """Read pyproject.toml and print the pins."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["evaluation"]]:
+    extras = project["optional-dependencies"]
+    for requirement in dict.fromkeys([*project["dependencies"], *extras["evaluation"], *extras["classification"]]):
         found = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
         if found is None:
             raise SystemExit(f"error: {requirement!r} has no plain lower bound")

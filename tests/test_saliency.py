@@ -142,7 +142,7 @@ class TestGradientSaliency:
             gradient_saliency({"w": weight}, [], linear_loss(weight))
         with pytest.raises(UserError, match="at least one parameter"):
             gradient_saliency({}, self.batches, linear_loss(weight))
-        with pytest.raises(UserError, match='must be "signed" or "absolute", got \'both\''):
+        with pytest.raises(UserError, match='must be "signed", "absolute" or "squared", got \'both\''):
             gradient_saliency({"w": weight}, self.batches, linear_loss(weight), accumulate="both")
 
 

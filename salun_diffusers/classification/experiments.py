@@ -1,0 +1,207 @@
+"""The papers' experiments as resumable cells: one method, one mask, one forget set, one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salun_diffusers.classification.classifier import NormStats
+from salun_diffusers.classification.config import TrainConfig
+from salun_diffusers.classification.datasets import load_pools
+from salun_diffusers.classification.forget_split import (
+    ForgetSplit,
+    Pools,
+    forget_class,
+    forget_fraction,
+    forget_instances,
+)
+from salun_diffusers.classification.masks import make_mask
+from salun_diffusers.classification.methods import METHODS
+from salun_diffusers.classification.metrics import average_gap, measure
+from salun_diffusers.classification.models import load_classifier, load_record
+from salun_diffusers.classification.pictures import Augmentation
+from salun_diffusers.classification.train import run_training
+from salun_diffusers.classification.training import Task
+from salun_diffusers.classification.unlearn import recipe_of
+from salun_diffusers.disk import write_text
+from salun_diffusers.errors import UserError
+from salun_diffusers.progress import Clock
+from salun_diffusers.run_folder import fingerprint
+from salun_diffusers.seeds import stream
+
+TUNING_SEED = 1000  # Hyper-parameters are chosen on a model, a forget set and a Retrain that no table contains.
+_RATES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 0.1)
+_EPOCHS = {"epochs": (4,)}
+_BY_RATE = ({**_EPOCHS, "learning_rate": _RATES},)
+_RELABEL = (
+    {**_EPOCHS, "order": ("together",), "retain_weight": (10.0,), "learning_rate": (2e-4, 5e-4, 1e-3, 3e-3)},
+    {**_EPOCHS, "order": ("sequential",), "learning_rate": (5e-4, 1e-3, 2e-3, 1e-2)},
+)
+
+# Eight settings for every method: products of lists. What is not named is as the method has it.
+GRIDS: dict[str, tuple[dict[str, tuple[Any, ...]], ...]] = {
+    "ft": _BY_RATE,
+    "ga": _BY_RATE,
+    "be": _BY_RATE,
+    "bs": _BY_RATE,
+    "l1_sparse": ({**_EPOCHS, "learning_rate": (3e-3, 1e-2, 3e-2, 0.1), "penalty": (1e-4, 1e-3)},),
+    "rl": _RELABEL,
+    "salun": _RELABEL,
+    "salun_soft": _RELABEL,
+    "iu": ({"step": (0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 5.0)},),
+    "ssd": ({"selection": (2.0, 5.0, 10.0, 25.0), "dampening": (0.5, 1.0)},),
+    "scrub": ({**_EPOCHS, "learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "ascent_epochs": (1, 3)},),
+}
+
+
+def grid(method: str) -> list[tuple[tuple[str, Any], ...]]:
+    """All settings that a method is tried with."""
+    return [
+        tuple(zip(part, chosen, strict=True)) for part in GRIDS[method] for chosen in itertools.product(*part.values())
+    ]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unlearning.
+
+    Args:
+        scenario: ``class``, ``random-0.1`` (a share) or ``instances-16`` (a number of pictures).
+        method: Name of the method.
+        seed: Of the starting model, the forget set and the method; with ``class`` it also picks the class.
+        mask: Kind of the mask.
+        mask_ratio: Its density.
+        settings: Hyper-parameters that are not the method's own defaults.
+        norm_stats: What batch norms do.
+    """
+
+    scenario: str
+    method: str
+    seed: int
+    mask: str = "full"
+    mask_ratio: float = 0.5
+    settings: tuple[tuple[str, Any], ...] = ()
+    norm_stats: NormStats = "update"
+
+    @property
+    def name(self) -> str:
+        """A file name: readable, and different for different cells."""
+        mark = fingerprint(**dataclasses.asdict(self))[:10]
+        return f"{self.scenario}-{self.method}-{self.mask}-{self.seed}-{mark}"
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A folder of starting models and results; what is there is not computed again.
+
+    Args:
+        folder: Where everything is kept.
+        dataset: Name of the data.
+        model: Name of the network.
+        epochs: Epochs of starting models and of Retrain.
+        device: Where models run.
+    """
+
+    folder: Path
+    dataset: str = "digits"
+    model: str = "resnet_small"
+    epochs: int = 60
+    device: str = "cpu"
+
+    @property
+    def _name(self) -> str:
+        return f"{self.model.replace('/', '-')}-{Path(self.dataset).stem}-{self.epochs}"
+
+    def start(self, seed: int) -> Path:
+        """The folder of a starting model, trained if it is not there."""
+        folder = self.folder / "models" / f"{self._name}-{seed}"
+        if not folder.exists():
+            run_training(
+                TrainConfig(
+                    model=self.model, dataset=self.dataset, epochs=self.epochs, seed=seed, output_dir=str(folder)
+                )
+            )
+        return folder
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The result of a cell: scores and seconds, or why it failed."""
+        path = self.folder / "cells" / self._name / f"{cell.name}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({**dataclasses.asdict(cell), **self._unlearn(cell)}, indent=1))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _unlearn(self, cell: Cell) -> dict[str, Any]:
+        start = self.start(cell.seed)
+        classifier, size = load_classifier(start)
+        classifier.model.to(self.device)
+        record = load_record(start)
+        split = make_split(load_pools(self.dataset, seed=record["data_seed"], image_size=size), cell)
+        clock = Clock({})
+        with clock.stage("mask"):
+            mask = make_mask(cell.mask, classifier, split.forget, ratio=cell.mask_ratio, seed=cell.seed)
+        augmentation = Augmentation(record["shift"], record["flip"])
+        task = Task(classifier, split, mask, cell.seed, cell.norm_stats, augmentation)
+        settings = dict(cell.settings)
+        training = {name: settings.pop(name) for name in ("epochs", "learning_rate", "schedule") if name in settings}
+        method = METHODS[cell.method](**settings)
+        if cell.method == "retrain":
+            method = dataclasses.replace(method, training=recipe_of(record))
+        elif training:
+            method = dataclasses.replace(method, training=dataclasses.replace(method.training, **training))
+        started = time.perf_counter()
+        try:
+            unlearned = method(task)
+        except UserError as error:
+            return {"failed": str(error)}
+        seconds = time.perf_counter() - started
+        scores = measure(unlearned.classifier, split, seed=cell.seed)
+        return {**scores.to_json(), "seconds": seconds, "mask_seconds": clock.seconds["mask"]}
+
+    def gap(self, cell: Cell) -> float:
+        """The average gap of a cell to Retrain of the same scenario and seed; infinite if it failed."""
+        result = self.run(cell)
+        return gap_between(result, self.run(Cell(cell.scenario, "retrain", cell.seed)))
+
+    def tuned(self, scenario: str, method: str, mask: str) -> tuple[tuple[str, Any], ...]:
+        """The settings of the method's grid with the smallest gap on the tuning seed."""
+        tried = [Cell(scenario, method, TUNING_SEED, mask, settings=settings) for settings in grid(method)]
+        return min(tried, key=self.gap).settings
+
+
+def make_split(pools: Pools, cell: Cell) -> ForgetSplit:
+    """The forget set of a cell."""
+    kind, _, amount = cell.scenario.partition("-")
+    if kind == "class":
+        return forget_class(pools, str(cell.seed % pools.train.num_classes))
+    if kind == "random":
+        return forget_fraction(pools, float(amount), cell.seed)
+    order = torch.randperm(len(pools.train), generator=stream(cell.seed, "instances"))
+    return forget_instances(pools, order[: int(amount)].tolist())
+
+
+def gap_between(result: dict[str, Any], reference: dict[str, Any]) -> float:
+    """`average_gap` of two results; infinite if the first failed."""
+    if "failed" in result:
+        return math.inf
+    names = ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia")
+    values, goals = (tuple(item[name] for name in names) for item in (result, reference))
+    return average_gap(values, goals)  # type: ignore[arg-type]
+
+
+def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and sample deviation; the deviation of one value is 0."""
+    found = list(values)
+    mean = math.fsum(found) / len(found)
+    if len(found) < 2:
+        return mean, 0.0
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))

@@ -1,0 +1,197 @@
+"""Classifiers by name or from a folder, and how they are written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from salun_diffusers.classification.classifier import Classifier
+from salun_diffusers.errors import UserError
+from salun_diffusers.progress import loading_quietly
+
+# Pictures are resized to this many pixels; other models take them as they come. The plain ResNet's stem divides a
+# side by four.
+IMAGE_SIZES = {"resnet_small": 32}
+MODELS = ("resnet_small", "resnet18", "resnet50", "vgg16_bn", "vit", "timm/NAME")
+_PROCESSOR = "preprocessor_config.json"
+
+
+def make_classifier(
+    name: str, *, class_names: tuple[str, ...], channels: int, image_size: int, seed: int
+) -> Classifier:
+    """A classifier with fresh weights.
+
+    ``resnet_small`` (11 layers at most 64 wide) and ``vit`` are plain transformers models; ``resnet18``, ``resnet50``
+    (CIFAR stem) and ``vgg16_bn`` are defined in `architectures`; ``timm/NAME`` needs timm.
+
+    Args:
+        name: One of `MODELS`.
+        class_names: One name per class.
+        channels: Channels of the pictures.
+        image_size: Side of the pictures.
+        seed: Seed of the weights; the global random state is left as it was.
+
+    Raises:
+        UserError: If there is no such model or timm is missing.
+    """
+    labels = dict(enumerate(class_names))
+    named = {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, {**named, "num_channels": channels}, image_size)
+    return Classifier(model, len(class_names), (0.5,) * channels, (0.5,) * channels)
+
+
+def _build(name: str, settings: dict[str, Any], image_size: int) -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+
+    from salun_diffusers.classification.architectures import (
+        VGG,
+        SmallPictureResNet,
+        SmallPictureResNetConfig,
+        VGGConfig,
+    )
+
+    if name == "resnet_small":
+        return ResNetForImageClassification(
+            ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[2, 2, 1], layer_type="basic", **settings)
+        )
+    if name == "resnet18":
+        basic = SmallPictureResNetConfig(
+            embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", **settings
+        )
+        return SmallPictureResNet(basic)
+    if name == "resnet50":
+        return SmallPictureResNet(SmallPictureResNetConfig(**settings))
+    if name == "vgg16_bn":
+        return VGG(VGGConfig(**settings))
+    if name == "vit":
+        patch = max(1, image_size // 8)
+        return ViTForImageClassification(
+            ViTConfig(
+                hidden_size=192,
+                num_hidden_layers=6,
+                num_attention_heads=3,
+                intermediate_size=768,
+                image_size=image_size,
+                patch_size=patch,
+                hidden_dropout_prob=0.0,
+                **settings,
+            )
+        )
+    if name.startswith("timm/"):
+        return _timm(name.removeprefix("timm/"), settings)
+    raise UserError(f"--model must be one of {', '.join(MODELS)}, or a folder of a trained classifier, got {name!r}.")
+
+
+def _timm(name: str, settings: dict[str, Any]) -> nn.Module:
+    """A timm network inside transformers' wrapper, which gives it `save_pretrained`."""
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    channels = settings.pop("num_channels")
+    try:
+        config = TimmWrapperConfig(architecture=name, model_args={"in_chans": channels}, **settings)
+        return TimmWrapperForImageClassification(config)
+    except ImportError as error:
+        raise UserError("timm/NAME models need timm: pip install 'salun-diffusers[timm]'.") from error
+    except RuntimeError as error:
+        raise UserError(f"timm cannot make {name!r}: {error}.") from error
+
+
+def fresh_copy(classifier: Classifier, seed: int) -> Classifier:
+    """The same network with new random weights; the global random state is left as it was.
+
+    Args:
+        classifier: Gives the network; it is not changed.
+        seed: Seed of the weights.
+
+    Raises:
+        UserError: If a layer holds weights and does not know how to draw new ones.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = getattr(classifier.model, "config", None)
+        if config is not None:
+            model: nn.Module = type(classifier.model)(copy.deepcopy(config))
+        else:
+            model = copy.deepcopy(classifier.model).cpu()
+            for name, module in model.named_modules():
+                own = [*module.parameters(recurse=False)]
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+                elif own:
+                    raise UserError(
+                        f"Retraining needs new weights, but {name or 'the model'} ({type(module).__name__}) has no "
+                        "reset_parameters; give it one, or use a transformers model."
+                    )
+    model.to(classifier.device)
+    return Classifier(model, classifier.num_classes, classifier.mean, classifier.std, classifier.head)
+
+
+def save_classifier(classifier: Classifier, folder: Path, image_size: int, record: dict[str, Any]) -> None:
+    """Write a transformers model with the normalisation it was trained on and a record of its training.
+
+    Args:
+        classifier: The model, one of transformers.
+        folder: Where it goes.
+        image_size: Side of the pictures.
+        record: JSON values; what `load_record` gives back.
+    """
+    model: Any = classifier.model
+    with loading_quietly("transformers"):
+        model.save_pretrained(folder)
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "rescale_factor": 1 / 255, "size": {"height": image_size, "width": image_size},
+        "image_mean": list(classifier.mean), "image_std": list(classifier.std),
+    }  # fmt: skip
+    (folder / _PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
+    """Read a classifier and the picture size it was trained on, if its folder says so.
+
+    Raises:
+        UserError: If the folder is no image classifier of transformers, or holds pickled weights only.
+    """
+    from transformers import AutoModelForImageClassification
+
+    from salun_diffusers.classification import architectures  # noqa: F401 - registers its models
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--model {folder} is no model folder: it has no config.json. Run scripts/train_classifier.py.")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"--model {folder} must hold safetensors weights, found none; pickled weights are not opened.")
+    try:
+        with loading_quietly("transformers"):
+            model = AutoModelForImageClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+    except Exception as error:  # transformers and safetensors raise many kinds; all mean a folder that does not load.
+        raise UserError(f"--model {folder} cannot be loaded as an image classifier: {error}") from error
+    processor = _read(folder / _PROCESSOR)
+    size = processor.get("size", {})
+    classifier = Classifier(
+        model, model.config.num_labels, processor.get("image_mean", [0.5]), processor.get("image_std", [0.5])
+    )
+    return classifier, size.get("height", size.get("shortest_edge"))
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """What `save_classifier` recorded of the training; empty for a folder from elsewhere."""
+    return _read(folder / "training.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from error

@@ -1,0 +1,180 @@
+"""From a finished unlearning to `report.json` and `report.html`."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from torch import Tensor
+
+from salun_diffusers.classification.config import UnlearnConfig
+from salun_diffusers.classification.metrics import Scores, average_gap, full_stack, measurements
+from salun_diffusers.classification.training import History
+from salun_diffusers.disk import write_text
+from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
+from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.report import BlockRow, EvaluationReport, MaskSummary, Receipt, ReportImages, Verdict
+from salun_diffusers.run_folder import RunFolder
+from salun_diffusers.verify import block_of
+
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "scikit-learn", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that was measured.
+
+    Args:
+        forgotten: What was forgotten, in words.
+        whole_class: Whether that is a class.
+        before: The starting model.
+        after: The unlearned model, as read back from its folder.
+        retrained: The retrained model, or None if it was not asked for.
+        history: Rows of the training.
+        seconds: Stage → seconds.
+        device: Where it ran, in words.
+    """
+
+    forgotten: str
+    whole_class: bool
+    before: Scores
+    after: Scores
+    retrained: Scores | None
+    history: History
+    seconds: Mapping[str, float]
+    device: str
+
+
+def decide(outcome: Outcome, *, tolerance: float = 0.05) -> tuple[Verdict, str]:
+    """Judge an unlearning, and say what to try next.
+
+    A class is forgotten when at most 2 % of it is recognised; single pictures when UA and MIA are within `tolerance` of
+    Retrain's, without which there is nothing to judge them by. Harm is a test accuracy that fell by more.
+    """
+    before, after, reference = outcome.before, outcome.after, outcome.retrained
+    drop = before.test_accuracy - after.test_accuracy
+    found = (
+        f"{percent(after.forget_accuracy)} of the forget set is recognised ({percent(before.forget_accuracy)} before)"
+    )
+    kept = f"test accuracy went from {percent(before.test_accuracy)} to {percent(after.test_accuracy)}"
+    harmed = round(drop, 9) > tolerance
+    milder = "use a lower learning rate, fewer epochs or a higher retain weight"
+    if outcome.whole_class:
+        if after.forget_accuracy > 0.02:
+            return "no effect", f"{found}; {kept}: raise the learning rate or the epochs."
+        if harmed:
+            return "over-erased", f"{found}, but {kept}: {milder}."
+        return "erased", f"{found}; {kept}."
+    if harmed:
+        return "over-erased", f"{found}, but {kept}: {milder}."
+    if reference is None:
+        return "not measured", (
+            f"{found}; {kept}. Whether that is as if the pictures had never been seen, only --retrain can tell."
+        )
+    far = [
+        (name, value, goal)
+        for name, value, goal in (
+            ("UA", after.unlearning_accuracy, reference.unlearning_accuracy), ("MIA", after.mia, reference.mia)
+        )
+        if abs(value - goal) > tolerance
+    ]  # fmt: skip
+    gap = f"the average gap to Retrain is {percent(average_gap(full_stack(after), full_stack(reference)))}"
+    if not far:
+        return "erased", f"{found}; {kept}; {gap}."
+    name, value, goal = far[0]
+    where = f"{name} is {percent(value)}, Retrain's {percent(goal)}"
+    if value > goal:
+        return "over-erased", f"{found}; {where}; {gap}: {milder}."
+    return "no effect", f"{found}; {where}; {gap}: raise the learning rate or the epochs."
+
+
+def count_moves(
+    base: Mapping[str, Tensor], now: Mapping[str, Tensor], mask: SaliencyMask
+) -> tuple[tuple[BlockRow, ...], Receipt]:
+    """Compare every weight with the base, bit for bit.
+
+    Args:
+        base: θ₀ by name, on the CPU.
+        now: The new weights; where a layer has grown, its first rows are compared.
+        mask: Which weights were allowed to move.
+    """
+    blocks: dict[str, list[int]] = {}
+    violations = moved_in_all = 0
+    for name, old in base.items():
+        moved = now[name].detach().cpu()[: len(old)] != old
+        allowed = mask[name][: len(old)]
+        violations += int((moved & ~allowed).sum())
+        moved_in_all += int(moved.sum())
+        # A transformers model has one attribute above its stages.
+        row = blocks.setdefault(_block(name), [0, 0, 0])
+        for position, count in enumerate((old.numel(), int(allowed.sum()), int(moved.sum()))):
+            row[position] += count
+    total = sum(weights for weights, _, _ in blocks.values())
+    rows = tuple(BlockRow(name, n, chosen / n, moves / n) for name, (n, chosen, moves) in blocks.items())
+    return rows, Receipt(violations, violations == 0, moved_in_all / total)
+
+
+def _block(name: str) -> str:
+    """``stages.1`` of ``resnet.encoder.stages.1.layers.0…``; the layer itself where nothing is numbered."""
+    parts = name.split(".")[:-1] or [name]
+    numbered = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join(parts[numbered - 1 : numbered + 1]) if numbered else block_of(".".join(parts[-1:]))
+
+
+def write_report(
+    run: RunFolder, outcome: Outcome, config: UnlearnConfig, mask: SaliencyMask,
+    blocks: tuple[BlockRow, ...], receipt: Receipt, command: str,
+) -> EvaluationReport:  # fmt: skip
+    """Judge and write `report.json` and `report.html`."""
+    verdict, reason = decide(outcome)
+    before, after = (
+        measurements(scores, whole_class=outcome.whole_class, command=command)
+        for scores in (outcome.before, outcome.after)
+    )
+    extra = [_seconds("run time (RTE)", outcome.seconds["unlearning"], outcome.device)]
+    extra.append(_seconds("mask, not part of RTE", outcome.seconds["saliency and mask"], outcome.device))
+    if outcome.retrained is not None:
+        rows = measurements(outcome.retrained, whole_class=outcome.whole_class)
+        extra += [dataclasses.replace(row, group="Retrain, the reference", direction="neither") for row in rows]
+        gap = average_gap(full_stack(outcome.after), full_stack(outcome.retrained))
+        extra.append(
+            Measurement(
+                "average gap to Retrain",
+                gap,
+                4,
+                gap,
+                gap,
+                "lower",
+                "mean of |difference| over UA, RA, TA, MIA",
+                group="Retrain, the reference",
+            )
+        )
+        extra.append(_seconds("run time of Retrain", outcome.seconds["retraining"], outcome.device))
+    report = EvaluationReport(
+        concept=outcome.forgotten,
+        verdict=verdict,
+        verdict_reason=reason,
+        base=config.model,
+        recipe=config.method,
+        mask=MaskSummary(mask.density, mask.number_selected, blocks),
+        receipt=receipt,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        measurements=tuple(extra),
+        comparisons=tuple(Comparison(new.name, old, new) for old, new in zip(before, after, strict=True)),
+        timings=dict(outcome.seconds),
+        config=dataclasses.asdict(config),
+        environment={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        command=command,
+        series=tuple({**row, "forget_loss": row["loss"]} for row in outcome.history),
+    )
+    write_text(run.root / "report.html", report.to_html(ReportImages()))
+    run.write_json("report.json", report.to_json())
+    return report
+
+
+def _seconds(name: str, value: float, device: str) -> Measurement:
+    return Measurement(name, value, 1, value, value, "lower", f"wall seconds on {device}", group="time")

@@ -1,0 +1,131 @@
+"""Train a starting classifier.
+
+    accelerate launch scripts/train_classifier.py --dataset digits --output_dir runs/classifier
+
+The folder holds a transformers model, how its pictures are normalised, and the settings of its training, which
+unlearning takes over: what was held out here must be held out there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salun_diffusers.arguments import parse
+from salun_diffusers.classification.config import TRAINING_SETTINGS, TrainConfig
+from salun_diffusers.disk import full_disk_is_told, replace_folder
+from salun_diffusers.errors import UserError, tell
+
+if TYPE_CHECKING:
+    from salun_diffusers.classification.classifier import Classifier
+    from salun_diffusers.classification.forget_split import Pools
+    from salun_diffusers.classification.pictures import Augmentation
+    from salun_diffusers.classification.training import Training
+
+
+def train_classifier(
+    classifier: Classifier, pools: Pools, training: Training, *, seed: int, augmentation: Augmentation
+) -> None:
+    """Train all weights on the whole training set, in place.
+
+    Args:
+        classifier: With fresh weights.
+        pools: The data.
+        training: Settings of SGD.
+        seed: Seed of the batches.
+        augmentation: What is done to pictures.
+
+    Raises:
+        UserError: If the data has one class only.
+    """
+    from salun_diffusers.classification.forget_split import forget_instances
+    from salun_diffusers.classification.pictures import shuffled
+    from salun_diffusers.classification.training import Task, cross_entropy, fit
+    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.progress import Progress
+    from salun_diffusers.seeds import stream
+
+    # The loop wants a split; nothing is forgotten here, so which picture it names does not matter.
+    task = Task(classifier, forget_instances(pools, [0]), SaliencyMask.full(classifier.parameters), seed)
+    with Progress("training", training.epochs) as bar:
+
+        def passes(epoch: int) -> Any:
+            bar.advance(1 if epoch else 0)
+            return shuffled(
+                pools.train, training.batch_size, stream(seed, "train", epoch),
+                augmentation=augmentation, device=classifier.device,
+            )  # fmt: skip
+
+        fit(task, training, passes, cross_entropy(classifier))
+        bar.advance(1)
+
+
+def run_training(config: TrainConfig) -> tuple[Path, float]:
+    """The whole program: data, model, training, folder.
+
+    Returns:
+        The folder and the accuracy on the test set.
+
+    Raises:
+        UserError: If the request cannot be carried out.
+    """
+    folder = Path(config.output_dir).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
+
+    from salun_diffusers.classification.classifier import predict
+    from salun_diffusers.classification.datasets import load_pools
+    from salun_diffusers.classification.metrics import accuracy
+    from salun_diffusers.classification.models import IMAGE_SIZES, make_classifier, save_classifier
+    from salun_diffusers.classification.pictures import Augmentation
+    from salun_diffusers.classification.training import Training
+    from salun_diffusers.engine import engine
+
+    pools = load_pools(
+        config.dataset, seed=config.data_seed, image_size=config.image_size or IMAGE_SIZES.get(config.model),
+        validation=config.validation_share,
+    )  # fmt: skip
+    channels, _, size = pools.train.pixels.shape[1:]
+    classifier = make_classifier(
+        config.model, class_names=pools.train.class_names, channels=channels, image_size=size, seed=config.seed
+    )
+    training = Training(**{name: getattr(config, name) for name in TRAINING_SETTINGS})
+    started = time.perf_counter()
+    with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+        if accelerator.num_processes > 1:
+            raise UserError("Classifiers train on one process; run `accelerate launch --num_processes 1 …`.")
+        classifier.model.to(accelerator.device)
+        train_classifier(
+            classifier, pools, training, seed=config.seed, augmentation=Augmentation(config.shift, config.flip)
+        )
+    seconds = time.perf_counter() - started
+    result = accuracy(predict(classifier, pools.test.pixels), pools.test.labels)
+    record = {**dataclasses.asdict(config), "seconds": round(seconds, 2), "test_accuracy": result}
+    partial = folder.with_name(f".{folder.name}.partial")
+    with full_disk_is_told(f"the model in {folder}"):
+        save_classifier(classifier, partial, size, record)
+        replace_folder(partial, folder)
+    return folder, result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: 0 when done, 2 on a user's mistake, 130 after Ctrl-C."""
+    try:
+        config = parse(TrainConfig, arguments, description=__doc__ or "")
+        folder, result = run_training(config)
+        sys.stdout.write(f"\ntest accuracy {result:.4f}\nmodel         {folder}\n")
+        return 0
+    except UserError as error:
+        tell("error", error)
+        return 2
+    except KeyboardInterrupt:
+        tell("interrupted", "nothing was written.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The loop all trained methods share: any loss, any mask, any torch optimizer behind `SelectedWeights`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from salun_diffusers.classification.classifier import Classifier, NormStats
+from salun_diffusers.classification.forget_split import ForgetSplit
+from salun_diffusers.classification.pictures import AS_THEY_ARE, Augmentation, Batch, LabelledPictures, shuffled
+from salun_diffusers.errors import UserError
+from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.seeds import stream
+from salun_diffusers.selected_weights import SelectedWeights
+
+History: TypeAlias = "list[dict[str, float | None]]"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of SGD, by default those of OPTML-Group/Unlearn-Saliency@a6e89fd but for the batch size (256 there).
+
+    Args:
+        epochs: Passes over the data; what is passed over is the method's.
+        learning_rate: Step size.
+        momentum: Momentum.
+        weight_decay: L2 penalty; acts on the selected weights only.
+        batch_size: Pictures a batch.
+        schedule: Course of the learning rate over the epochs.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method works on.
+
+    Args:
+        classifier: θ₀; the method changes its weights in place.
+        split: What to forget and what to keep.
+        mask: Which weights may move.
+        seed: Seed of everything a method draws.
+        norm_stats: Whether batch norms go on updating their statistics in training; no mask covers those.
+        augmentation: What is done to pictures that a method trains on.
+    """
+
+    classifier: Classifier
+    split: ForgetSplit
+    mask: SaliencyMask
+    seed: int = 0
+    norm_stats: NormStats = "update"
+    augmentation: Augmentation = AS_THEY_ARE
+
+    def batches(
+        self, data: LabelledPictures, batch_size: int, name: str, epoch: int, *, forget: bool = False
+    ) -> Iterable[Batch]:
+        """One shuffled, augmented pass over `data`; `name` and `epoch` choose the random stream."""
+        return shuffled(
+            data, batch_size, stream(self.seed, name, epoch),
+            augmentation=self.augmentation, device=self.classifier.device, forget=forget,
+        )  # fmt: skip
+
+    def selected(self) -> SelectedWeights:
+        """The weights that may move.
+
+        Raises:
+            UserError: If the mask does not fit the model.
+        """
+        return SelectedWeights(self.classifier.parameters, self.mask)
+
+
+class Unlearned(NamedTuple):
+    """What a method leaves.
+
+    Attributes:
+        classifier: The changed model.
+        mask: The weights that were allowed to move; it differs from the task's only if the model has grown.
+        history: One row per training step.
+    """
+
+    classifier: Classifier
+    mask: SaliencyMask
+    history: History
+
+
+class Method(Protocol):
+    """A final dataclass whose fields are the hyper-parameters of one way to unlearn."""
+
+    def __call__(self, task: Task) -> Unlearned:
+        """Unlearn in place."""
+        ...
+
+
+Loss: TypeAlias = Callable[[Batch], Tensor]
+
+
+def fit(
+    task: Task,
+    training: Training,
+    passes: Callable[[int], Iterable[Batch]],
+    loss: Loss,
+    *,
+    selected: SelectedWeights | None = None,
+    after_step: Callable[[SelectedWeights, int], None] = lambda selected, step: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> History:
+    """Train the selected weights by SGD.
+
+        g_S ← (∇_θ ℓ)[m]      θ_S ← SGD(θ_S, g_S)      θ[m] ← θ_S
+
+    Frozen weights are never written; see `SelectedWeights`.
+
+    Differs from the official code: OPTML-Group/Unlearn-Saliency@a6e89fd masks dense gradients, steps on all weights and
+    writes the frozen ones back; the selected weights follow the same path.
+
+    Args:
+        task: Classifier, mask, seed and norm statistics.
+        training: Settings of SGD.
+        passes: Epoch (from 0) → its batches.
+        loss: Batch → scalar; the model is in training mode.
+        selected: The weights, if the caller has gathered them already.
+        after_step: Called after each optimizer step, before the weights are written back; gets the step from 1.
+        stop: Asked after each step; True ends the training.
+
+    Returns:
+        One row per step: step, loss, learning_rate.
+
+    Raises:
+        UserError: If the loss becomes NaN or infinite.
+    """
+    selected = selected or task.selected()
+    optimizer = torch.optim.SGD(
+        selected.weights, training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    history: History = []
+    for epoch in range(training.epochs):
+        rate = training.learning_rate * _factor(training, epoch)
+        optimizer.param_groups[0]["lr"] = rate
+        for batch in passes(epoch):
+            # Batch norm cannot take the statistics of one picture.
+            task.classifier.train(task.norm_stats if len(batch.labels) > 1 else "freeze")
+            value = loss(batch)
+            if not math.isfinite(value.item()):
+                raise UserError(
+                    f"The loss became {value.item()} at step {len(history) + 1}; use a lower --learning_rate or fewer "
+                    "--epochs."
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+            selected.gather_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+            history.append({"step": float(len(history) + 1), "loss": value.item(), "learning_rate": rate})
+            after_step(selected, len(history))
+            selected.scatter()
+            if stop():
+                return history
+    return history
+
+
+def _factor(training: Training, epoch: int) -> float:
+    if training.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
+
+
+def cross_entropy(classifier: Classifier) -> Loss:
+    """The mean cross-entropy of a batch with its own labels."""
+    return lambda batch: F.cross_entropy(classifier.logits(batch.pixels), batch.labels)
+
+
+@torch.no_grad()
+def apply_change(task: Task, change: Mapping[str, Tensor]) -> None:
+    """Add a change to the selected weights at once: θ ← θ₀ + m ⊙ Δ.
+
+    Args:
+        task: Classifier and mask.
+        change: Δ by parameter name.
+    """
+    selected = task.selected()
+    for name, weight in task.classifier.parameters.items():
+        weight.grad = change[name].to(weight)
+    selected.gather_gradients()
+    for leaf in selected.weights:
+        if leaf.grad is not None:
+            leaf.add_(leaf.grad)
+    selected.scatter()

@@ -1,0 +1,234 @@
+"""Make a classifier forget a class, a share of its training pictures, or single ones.
+
+    accelerate launch scripts/unlearn_classifier.py --model runs/classifier --forget_class 3 --method salun
+    accelerate launch scripts/unlearn_classifier.py --model runs/classifier --forget_ratio 0.1 --method ft --retrain
+
+The run folder holds the unlearned model, which `AutoModelForImageClassification` loads, the mask, and a report with the
+papers' measures before and after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salun_diffusers.arguments import parse
+from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, UnlearnConfig
+from salun_diffusers.errors import ReceiptError, UserError, tell
+
+if TYPE_CHECKING:
+    from salun_diffusers.classification.classifier import Classifier
+    from salun_diffusers.classification.forget_split import ForgetSplit, Pools
+    from salun_diffusers.classification.training import Method, Training
+    from salun_diffusers.report import EvaluationReport
+    from salun_diffusers.run_folder import RunFolder
+
+
+def make_method(config: UnlearnConfig) -> Method:
+    """The method with the user's settings; what is not set is as the method has it.
+
+    Raises:
+        UserError: If a setting is not one of the method's.
+    """
+    from salun_diffusers.classification.methods import METHODS
+
+    kind = METHODS[config.method]
+    known = {field.name for field in dataclasses.fields(kind)}
+    given = {name: getattr(config, name) for name in METHOD_SETTINGS if getattr(config, name) is not None}
+    training = {name: getattr(config, name) for name in TRAINING_SETTINGS if getattr(config, name) is not None}
+    for name in given:
+        if name not in known:
+            fitting = ", ".join(f"--{item}" for item in METHOD_SETTINGS if item in known) or "none of its own"
+            raise UserError(f"--{name} is no setting of --method {config.method}; it has {fitting}.")
+    if training and "training" not in known:
+        raise UserError(f"--{next(iter(training))} has no effect with --method {config.method}, which does not train.")
+    switches = {"on": True, "off": False}
+    method = kind(**{name: switches.get(value, value) for name, value in given.items()})
+    if training:
+        method = dataclasses.replace(method, training=dataclasses.replace(method.training, **training))
+    made: Method = method
+    return made
+
+
+def check_request(config: UnlearnConfig) -> None:
+    """Refuse what can be known to be wrong without opening the model.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    named = [name for name in ("forget_class", "forget_ratio", "forget_indices") if getattr(config, name) is not None]
+    if len(named) != 1:
+        found = " and ".join(f"--{name}" for name in named) or "none"
+        raise UserError(f"Say what to forget by one of --forget_class, --forget_ratio, --forget_indices; got {found}.")
+    if not Path(config.model).is_dir():
+        raise UserError(f"--model {config.model} is no folder; make one by scripts/train_classifier.py.")
+    if config.output_dir is not None:
+        folder = Path(config.output_dir).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
+
+
+def make_split(config: UnlearnConfig, pools: Pools) -> ForgetSplit:
+    """What the user wants to forget.
+
+    Raises:
+        UserError: If it is not in the data, nothing, or everything.
+    """
+    from salun_diffusers.classification import forget_split
+
+    if config.forget_class is not None:
+        return forget_split.forget_class(pools, config.forget_class)
+    if config.forget_ratio is not None:
+        return forget_split.forget_fraction(pools, config.forget_ratio, config.seed)
+    return forget_split.forget_instances(pools, forget_split.read_indices(str(config.forget_indices)))
+
+
+def load(config: UnlearnConfig) -> tuple[Classifier, Pools, int, dict[str, Any]]:
+    """The classifier, its data, its picture size, and the record of its training.
+
+    Raises:
+        UserError: If model and data do not go together.
+    """
+    from salun_diffusers.classification.datasets import load_pools
+    from salun_diffusers.classification.models import load_classifier, load_record
+
+    folder = Path(config.model)
+    classifier, size = load_classifier(folder)
+    record = load_record(folder)
+    for name in ("dataset", "data_seed"):
+        wanted, trained = getattr(config, name), record.get(name)
+        if wanted is not None and trained is not None and wanted != trained:
+            raise UserError(
+                f"--{name} {wanted} is not what {folder} was trained with ({trained}): it would be tested on "
+                "pictures that it has seen. Leave the flag out, or train another model."
+            )
+    dataset = config.dataset or record.get("dataset", "digits")
+    seed = config.data_seed if config.data_seed is not None else record.get("data_seed", 0)
+    pools = load_pools(dataset, seed=seed, image_size=size, validation=record.get("validation_share", 0.0))
+    if classifier.num_classes != pools.train.num_classes:
+        raise UserError(
+            f"--model {folder} has {classifier.num_classes} classes, the data {pools.train.num_classes}; "
+            "use the data that the model was trained on."
+        )
+    channels, needed = pools.train.pixels.shape[1], getattr(classifier.model.config, "num_channels", None)
+    if needed not in (None, channels):
+        raise UserError(f"--model {folder} takes pictures of {needed} channels, the data has {channels}.")
+    return classifier, pools, int(pools.train.pixels.shape[-1]), record
+
+
+def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder, EvaluationReport]:
+    """The whole run, top to bottom.
+
+    Args:
+        config: What to forget and how.
+        command: The command line, for the record.
+
+    Raises:
+        UserError: If the request cannot be carried out.
+        ReceiptError: If a weight outside the mask moved.
+    """
+    check_request(config)
+
+    from salun_diffusers.classification.masks import make_mask
+    from salun_diffusers.classification.methods import default_mask
+    from salun_diffusers.classification.metrics import measure
+    from salun_diffusers.classification.models import load_classifier, save_classifier
+    from salun_diffusers.classification.pictures import Augmentation
+    from salun_diffusers.classification.run_report import Outcome, count_moves, write_report
+    from salun_diffusers.classification.training import Task
+    from salun_diffusers.engine import engine
+    from salun_diffusers.progress import Clock
+    from salun_diffusers.run_folder import fingerprint, open_run
+
+    method, clock = make_method(config), Clock({})
+    with clock.stage("load"):
+        classifier, pools, size, record = load(config)
+        split = make_split(config, pools)
+    with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+        if accelerator.num_processes > 1:
+            raise UserError("Classifiers are unlearned on one process; run `accelerate launch --num_processes 1 …`.")
+        classifier.model.to(accelerator.device)
+        base = {name: weight.detach().cpu().clone() for name, weight in classifier.parameters.items()}
+        with clock.stage("measure before"):
+            before = measure(classifier, split, seed=config.seed)
+        with clock.stage("saliency and mask"):
+            mask = make_mask(
+                config.mask or default_mask(config.method), classifier, split.forget,
+                ratio=config.mask_ratio, scope=config.mask_scope, seed=config.seed,
+            )  # fmt: skip
+        task = Task(classifier, split, mask, config.seed, config.norm_stats, Augmentation(config.shift, config.flip))
+        with clock.stage("unlearning"):
+            unlearned = method(task)
+        identity = fingerprint(**{name: str(value) for name, value in dataclasses.asdict(config).items()})
+        run = open_run(config.output_dir, split.name, config.method, resume=None, identity=identity)
+        with clock.stage("save and measure"):
+            unlearned.mask.save(run.mask)
+            save_classifier(unlearned.classifier, run.root / "model", size, {**record, "unlearned": split.name})
+            written, _ = load_classifier(run.root / "model")
+            blocks, receipt = count_moves(base, written.parameters, unlearned.mask)
+            written.model.to(accelerator.device)
+            after = measure(written, split, seed=config.seed)
+        if receipt.violations:
+            raise ReceiptError(f"{receipt.violations} weights outside the mask moved; do not use {run.root}.")
+        retrained = None
+        if config.retrain:
+            with clock.stage("retraining"):
+                again = _retrain(config, split, record, accelerator.device)
+            retrained = measure(again, split, seed=config.seed)
+        device = f"{accelerator.device.type} ({platform.processor() or platform.machine()})"
+    outcome = Outcome(split.name, split.whole_class, before, after, retrained, unlearned.history, clock.seconds, device)
+    return run, write_report(run, outcome, config, unlearned.mask, blocks, receipt, command)
+
+
+def recipe_of(record: dict[str, Any]) -> Training:
+    """The settings of SGD that a model was trained with; a model from elsewhere gets `Retrain`'s own."""
+    from salun_diffusers.classification.methods.finetune import Retrain
+
+    known = {name: record[name] for name in TRAINING_SETTINGS if name in record}
+    return dataclasses.replace(Retrain().training, **known)
+
+
+def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], device: Any) -> Classifier:
+    from salun_diffusers.classification.methods.finetune import Retrain
+    from salun_diffusers.classification.models import load_classifier
+    from salun_diffusers.classification.pictures import Augmentation
+    from salun_diffusers.classification.training import Task
+    from salun_diffusers.mask import SaliencyMask
+
+    classifier, _ = load_classifier(Path(config.model))
+    classifier.model.to(device)
+    augmentation = Augmentation(record.get("shift", config.shift), record.get("flip", config.flip))
+    task = Task(classifier, split, SaliencyMask.full(classifier.parameters), config.seed, "update", augmentation)
+    return Retrain(recipe_of(record))(task).classifier
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: 0 when done, 1 if a frozen weight moved, 2 on a user's mistake, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = "accelerate launch scripts/unlearn_classifier.py " + shlex.join(words)
+    try:
+        config = parse(UnlearnConfig, words, description=__doc__ or "")
+        run, report = run_unlearning(config, command)
+        sys.stdout.write(
+            f"\n{report.verdict}: {report.verdict_reason}\n"
+            f"model     {run.root / 'model'}\nreport    {run.root / 'report.html'}\n"
+        )
+        return 0
+    except UserError as error:
+        tell("error", error)
+        return 2
+    except ReceiptError as error:
+        tell("error", error)
+        return 1
+    except KeyboardInterrupt:
+        tell("interrupted", "no model was written.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""The papers' classifier experiments, one command each; tables and plots go to --output_dir.
+
+    python scripts/benchmark_classification.py --experiment full_stack
+
+full_stack   all methods: UA, RA, TA, MIA, gap, time; a class, random 10 % and 50 %
+ratios       gap to Retrain for random 10 to 50 %
+sensitivity  spread of the gap over the hyper-parameter grid of IU, RL and GA, with and without the saliency mask
+masks        RL under saliency masks and random ones of equal density per tensor, density 0.1 to 0.9
+instances    L2UL: 4 to 128 pictures, with and without adversarial pictures and importance
+
+Every cell is kept as a file and not run again: the same command goes on where it stopped. Each method's settings are
+chosen from a grid of eight by the gap to Retrain, on a seed that no table contains.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from salun_diffusers.arguments import parse, setting
+from salun_diffusers.classification.experiments import (
+    GRIDS,
+    Cell,
+    Laboratory,
+    grid,
+    mean_and_deviation,
+)
+from salun_diffusers.classification.methods import default_mask
+from salun_diffusers.disk import write_text
+from salun_diffusers.errors import UserError, tell
+
+_DENSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))
+_COUNTS = (4, 8, 16, 32, 64, 128)
+_L2UL = {
+    "ascent only": {"adversarial": False, "importance": False},
+    "+ adversarial": {"adversarial": True, "importance": False},
+    "+ importance": {"adversarial": False, "importance": True},
+    "+ both": {"adversarial": True, "importance": True},
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of the benchmark."""
+
+    experiment: Literal["full_stack", "ratios", "sensitivity", "masks", "instances"] = setting(
+        "full_stack", "Which experiment."
+    )
+    dataset: str = setting("digits", "Data set; cifar10 needs the network.")
+    model: str = setting("resnet_small", "Network.")
+    epochs: int = setting(60, "Epochs of the starting models and of Retrain.", minimum=1)
+    scenarios: tuple[str, ...] = setting(("class", "random-0.1", "random-0.5"), "Forget sets of full_stack.")
+    methods: tuple[str, ...] = setting(tuple(GRIDS), "Methods of full_stack and ratios.")
+    seeds: tuple[str, ...] = setting(("0", "1", "2", "3", "4"), "Seeds.")
+    output_dir: str = setting("runs/classification", "Where models, cells, tables and plots go.")
+
+
+def shown(values: list[float]) -> str:
+    """Mean ± deviation in percent."""
+    mean, deviation = mean_and_deviation(values)
+    return "failed" if math.isinf(mean) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+
+
+def over_seeds(lab: Laboratory, make: Callable[[int], Cell], seeds: list[int]) -> list[tuple[Cell, dict[str, Any]]]:
+    """A cell for each seed, with its result and its gap."""
+    rows = []
+    for seed in seeds:
+        cell = make(seed)
+        started = time.perf_counter()
+        result = lab.run(cell)
+        result["gap"] = lab.gap(cell)
+        took = time.perf_counter() - started
+        if took > 0.5:
+            sys.stderr.write(f"{cell.name}: {took:.1f} s\n")
+        rows.append((cell, result))
+    return rows
+
+
+def full_stack(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
+    """(a): one table per scenario."""
+    for scenario in config.scenarios:
+        yield f"\n### {scenario}, n = {len(seeds)} seeds\n"
+        yield "| method | mask | norm stats | UA | RA | TA | MIA | gap | seconds | mask seconds | settings |"
+        yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
+        rows: list[tuple[str, str, Literal["update", "freeze"]]] = [("retrain", "full", "update")]
+        rows += [(method, default_mask(method), "update") for method in config.methods]
+        if "salun" in config.methods:
+            rows.append(("salun", "saliency", "freeze"))
+        for method, mask, norm in rows:
+            settings = () if method == "retrain" else lab.tuned(scenario, method, mask)
+
+            def make(
+                seed: int, scenario: str = scenario, method: str = method, mask: str = mask,
+                settings: Any = settings, norm: Any = norm,
+            ) -> Cell:  # fmt: skip
+                return Cell(scenario, method, seed, mask, settings=settings, norm_stats=norm)
+
+            results = [result for _, result in over_seeds(lab, make, seeds)]
+            good = [result for result in results if "failed" not in result]
+            if not good:
+                yield f"| {method} | {mask} | {norm} | failed |" + " |" * 7
+                continue
+            cells = [
+                shown([result[name] for result in good])
+                for name in ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia", "gap")
+            ]
+            seconds = [f"{mean_and_deviation([r[name] for r in good])[0]:.2f}" for name in ("seconds", "mask_seconds")]
+            chosen = ", ".join(f"{name} {value}" for name, value in settings)
+            yield f"| {method} | {mask} | {norm} | {' | '.join((*cells, *seconds))} | {chosen} |"
+
+
+def ratios(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
+    """(b): gap against forget ratio, settings as tuned at 10 %."""
+    shares = (0.1, 0.2, 0.3, 0.4, 0.5)
+    yield f"\n### Gap to Retrain by forget ratio, n = {len(seeds)} seeds, settings as tuned at 10 %\n"
+    yield "| method | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |"
+    yield "|---|" + "--:|" * len(shares)
+    curves = {}
+    for method in config.methods:
+        mask = default_mask(method)
+        settings = lab.tuned("random-0.1", method, mask)
+        gaps = [
+            [row["gap"] for _, row in over_seeds(
+                lab, lambda seed, share=share, m=method, k=mask, s=settings:  # type: ignore[misc]
+                Cell(f"random-{share}", m, seed, k, settings=s), seeds)]
+            for share in shares
+        ]  # fmt: skip
+        curves[method] = [mean_and_deviation(values) for values in gaps]
+        yield f"| {method} | " + " | ".join(map(shown, gaps)) + " |"
+    plot(lab.folder / "ratios.png", [100 * share for share in shares], curves, "forget ratio (%)", "average gap (%)")
+
+
+def sensitivity(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
+    """(c): how much the gap varies over the same grid, with and without the mask."""
+    yield f"\n### Spread of the gap over eight settings, random 10 %, n = {len(seeds)} seeds\n"
+    yield "| method | mask | smallest gap | median | largest | deviation over settings |"
+    yield "|---|---|--:|--:|--:|--:|"
+    for method in ("iu", "rl", "ga"):
+        for mask in ("full", "saliency"):
+            means = []
+            for settings in grid(method):
+                rows = over_seeds(
+                    lab, lambda seed, m=method, k=mask, s=settings: Cell("random-0.1", m, seed, k, settings=s), seeds  # type: ignore[misc]
+                )  # fmt: skip
+                # A diverged run is as bad as a model that knows nothing of what it should.
+                means.append(mean_and_deviation([min(row["gap"], 1.0) for _, row in rows])[0])
+            means.sort()
+            spread = mean_and_deviation(means)[1]
+            values = (means[0], (means[3] + means[4]) / 2, means[-1], spread)
+            yield f"| {method} | {mask} | " + " | ".join(f"{100 * value:.2f}" for value in values) + " |"
+
+
+def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
+    """(d): where the mask lies, at equal density of every tensor."""
+    settings = lab.tuned("random-0.1", "salun", "saliency")
+    yield f"\n### RL under masks, random 10 %, n = {len(seeds)} seeds; settings as tuned for SalUn at 0.5\n"
+    yield "| mask | " + " | ".join(map(str, _DENSITIES)) + " |"
+    yield "|---|" + "--:|" * len(_DENSITIES)
+    curves = {}
+    for mask in ("saliency", "random_like", "magnitude"):
+        gaps = [
+            [row["gap"] for _, row in over_seeds(
+                lab, lambda seed, d=density, k=mask:  # type: ignore[misc]
+                Cell("random-0.1", "salun", seed, k, d, settings), seeds)]
+            for density in _DENSITIES
+        ]  # fmt: skip
+        curves[mask] = [mean_and_deviation(values) for values in gaps]
+        yield f"| {mask} | " + " | ".join(map(shown, gaps)) + " |"
+    plot(lab.folder / "masks.png", list(_DENSITIES), curves, "mask ratio", "average gap (%)")
+
+
+def instances(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
+    """(e): L2UL without the retain set."""
+    yield f"\n### L2UL, n = {len(seeds)} seeds; accuracy in percent\n"
+    yield "| forget | variant | D_f | D_r | test | seconds |"
+    yield "|--:|---|--:|--:|--:|--:|"
+    curves: dict[str, list[tuple[float, float]]] = {variant: [] for variant in _L2UL}
+    for count in _COUNTS:
+        for variant, switches in _L2UL.items():
+            settings = (*switches.items(), ("copies", 20), ("attack_steps", 30), ("step_size", 0.3), ("epochs", 100))
+            found = [lab.run(Cell(f"instances-{count}", "l2ul", seed, settings=settings)) for seed in seeds]
+            good = [row for row in found if "failed" not in row]
+            if not good:
+                yield f"| {count} | {variant} | failed | | | |"
+                continue
+            names = ("forget_accuracy", "retain_accuracy", "test_accuracy")
+            cells = [shown([row[name] for row in good]) for name in names]
+            curves[variant].append(mean_and_deviation([row["test_accuracy"] for row in good]))
+            yield (
+                f"| {count} | {variant} | {' | '.join(cells)} "
+                f"| {mean_and_deviation([row['seconds'] for row in good])[0]:.1f} |"
+            )
+    whole = {variant: points for variant, points in curves.items() if len(points) == len(_COUNTS)}
+    plot(lab.folder / "instances.png", list(_COUNTS), whole, "pictures to forget", "test accuracy (%)")
+
+
+def plot(path: Path, x: list[float], curves: dict[str, list[tuple[float, float]]], label: str, unit: str) -> None:
+    """Mean curves with a band of one deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        if any(math.isinf(mean) for mean, _ in points):
+            continue
+        low = [100 * (mean - deviation) for mean, deviation in points]
+        high = [100 * (mean + deviation) for mean, deviation in points]
+        (line,) = axes.plot(x, [100 * mean for mean, _ in points], marker="o", label=name)
+        axes.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+    axes.set_xlabel(label)
+    axes.set_ylabel(unit)
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+EXPERIMENTS = {
+    "full_stack": full_stack, "ratios": ratios, "sensitivity": sensitivity, "masks": masks, "instances": instances,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the missing cells, then print the table."""
+    try:
+        config = parse(BenchmarkConfig, arguments, description=__doc__ or "")
+        for method in config.methods:
+            if method not in GRIDS:
+                raise UserError(f"--methods knows {', '.join(GRIDS)}; got {method!r}.")
+        if not all(seed.isdecimal() for seed in config.seeds):
+            raise UserError(f"--seeds must be whole numbers, got {' '.join(config.seeds)}.")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        lab = Laboratory(Path(config.output_dir), config.dataset, config.model, config.epochs, device)
+        lab.folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        lines = list(EXPERIMENTS[config.experiment](lab, config, [int(seed) for seed in config.seeds]))
+        table = "\n".join(lines) + "\n"
+        write_text(lab.folder / f"{config.experiment}.md", table)
+        print(table)
+        sys.stderr.write(f"took {time.perf_counter() - started:.0f} s; tables and plots in {lab.folder}\n")
+    except UserError as error:
+        tell("error", error)
+        return 2
+    except KeyboardInterrupt:
+        tell("interrupted", "finished cells are kept; the same command goes on from there.")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""Make an image classifier forget; `accelerate launch scripts/unlearn_classifier.py --help` lists the flags."""
+
+import sys
+
+from salun_diffusers.classification.unlearn import main
+
+if __name__ == "__main__":
+    sys.exit(main())

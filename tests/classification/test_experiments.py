@@ -1,0 +1,124 @@
+"""The experiments' cells: resumable, tuned on a seed of their own, and the benchmark's tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from salun_diffusers.classification import experiments
+from salun_diffusers.classification.experiments import GRIDS, TUNING_SEED, Cell, Laboratory, grid
+from salun_diffusers.classification.methods import METHODS
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_classification.py"
+
+
+def benchmark() -> ModuleType:
+    """The script, loaded as a module: a dataclass looks up its types in `sys.modules`."""
+    spec = importlib.util.spec_from_file_location("benchmark_classification", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, data_file) -> Laboratory:
+    return Laboratory(tmp_path_factory.mktemp("lab"), str(data_file), epochs=1)
+
+
+def test_every_method_has_eight_settings():
+    assert set(GRIDS) == set(METHODS) - {"retrain", "l2ul"}
+    assert all(len(grid(method)) == 8 for method in GRIDS)
+    assert grid("ft")[0] == (("epochs", 4), ("learning_rate", 1e-4))
+
+
+def test_cells_have_names_of_their_own():
+    names = {
+        Cell("class", "salun", seed, mask, ratio, settings).name
+        for seed in (0, 1)
+        for mask in ("saliency", "random_like")
+        for ratio in (0.1, 0.5)
+        for settings in grid("salun")
+    }
+    assert len(names) == 64
+
+
+def test_a_cell_is_computed_once(lab, monkeypatch):
+    cell = Cell("class", "ft", 0, settings=(("epochs", 1), ("learning_rate", 0.01)))
+    first = lab.run(cell)
+    assert first["sizes"] == [20, 60, 30] and first["seconds"] > 0
+    monkeypatch.setattr(Laboratory, "_unlearn", lambda *_: pytest.fail("computed again"))
+    assert lab.run(cell) == first
+
+
+def test_failed_cells_are_infinitely_far(lab):
+    cell = Cell("class", "ga", 0, settings=(("epochs", 9), ("learning_rate", 1e20)))
+    assert "use a lower --learning_rate" in lab.run(cell)["failed"]
+    assert lab.gap(cell) == math.inf
+
+
+def test_tuning_takes_the_smallest_gap(lab, monkeypatch):
+    monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.0, 0.1, 0.5)},))
+    gaps = {settings: lab.gap(Cell("instances-4", "iu", TUNING_SEED, settings=settings)) for settings in grid("iu")}
+    assert gaps[lab.tuned("instances-4", "iu", "full")] == min(gaps.values())
+
+
+def test_benchmark_leaves_its_table(tmp_path, data_file, capsys, monkeypatch):
+    monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.1,), "inverse": ("diag",)},))
+    main = benchmark().main
+    words = ["--dataset", data_file, "--epochs", 1, "--methods", "iu", "--scenarios", "class", "--seeds", "0", "1"]
+    assert main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
+    table = (tmp_path / "full_stack.md").read_text()
+    assert "### class, n = 2 seeds" in table and "| retrain | full | update |" in table
+    assert "| iu | full | update |" in table and "step 0.1, inverse diag" in table
+    assert table in capsys.readouterr().out
+    assert all(json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    ["ratios", "masks", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sensitivity", "instances"))],
+)
+def test_other_experiments_leave_theirs(experiment, tmp_path, data_file, monkeypatch):
+    script = benchmark()
+    steps = tuple(round(0.01 * step, 2) for step in range(1, 9))
+    for method in ("iu", "rl", "ga", "salun"):
+        part = {"step": steps, "inverse": ("diag",)} if method == "iu" else {"epochs": (1,), "learning_rate": steps}
+        monkeypatch.setitem(experiments.GRIDS, method, (part,))
+    monkeypatch.setattr(script, "_DENSITIES", (0.3, 0.6))
+    monkeypatch.setattr(script, "_COUNTS", (4, 8))
+    words = ["--experiment", experiment, "--dataset", data_file, "--epochs", 1, "--methods", "iu", "--seeds", "0"]
+    assert script.main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
+    table = (tmp_path / f"{experiment}.md").read_text()
+    rows = {"ratios": 1, "sensitivity": 6, "masks": 3, "instances": 8}[experiment]
+    assert sum(line.startswith("|") for line in table.splitlines()) == 2 + rows
+    assert "nan" not in table
+    assert (tmp_path / f"{experiment}.png").exists() == (experiment != "sensitivity")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--methods", "salum"], "got 'salum'"), (["--seeds", "x"], "--seeds must be whole numbers"),
+     (["--experiment", "best"], "invalid choice")],
+)  # fmt: skip
+def test_benchmark_refuses(words, message, capsys):
+    assert benchmark().main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["train_classifier", "unlearn_classifier", "benchmark_classification"])
+def test_help(program, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"{program}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT.with_name(f"{program}.py")), run_name="__main__")
+    assert end.value.code == 0
+    assert "--output_dir" in capsys.readouterr().out
