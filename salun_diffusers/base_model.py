@@ -8,8 +8,7 @@ from pathlib import Path
 from salun_diffusers.errors import UserError
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
-_HERE = Path(__file__).parent / "demo"
-EMBEDDED = {"demo": _HERE / "pipeline", "digits": _HERE / "digits" / "pipeline"}
+EMBEDDED = {"demo": Path(__file__).parent / "demo" / "pipeline"}
 _DENOISERS = ("unet", "transformer")
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"} | _PICKLES
@@ -31,7 +30,7 @@ def locate(
     """The local folder of a pipeline: the embedded one, a folder of the user's, or a download from the hub.
 
     Args:
-        name: ``demo`` or ``digits``, a local folder, or a hub id.
+        name: ``demo``, a local folder, or a hub id.
         revision: Hub revision.
         variant: Variant of the weight files.
         cache_dir: The hub's cache.
@@ -45,7 +44,7 @@ def locate(
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id, `demo` or `digits`; "
+            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id or `demo`; "
             f"there is no folder {name}."
         )
     try:
@@ -64,7 +63,7 @@ def locate(
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"The model {name} is neither a local folder nor could it be had from the hub ({reason}). "
-            "--pretrained_model_name_or_path takes a local pipeline folder, or `demo` for an embedded model."
+            "--pretrained_model_name_or_path takes a local pipeline folder, or `demo` for the embedded model."
         ) from error
 
 

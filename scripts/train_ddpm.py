@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from salun_diffusers import ClassConditionalDDPMPipeline
 from salun_diffusers.arguments import parse, setting
-from salun_diffusers.diffusion.class_images import ClassImages, load_class_images
 from salun_diffusers.engine import engine, start_tracker
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.fit import Fit
+from salun_diffusers.labelled_pictures import LabelledPictures
+from salun_diffusers.picture_sources import load_pictures
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,15 @@ def network(config: TrainDDPMConfig, classes: int) -> UNet2DModel:
 
 
 def noise_loss(
-    images: ClassImages, config: TrainDDPMConfig, accelerator: Accelerator
+    images: LabelledPictures, config: TrainDDPMConfig, accelerator: Accelerator
 ) -> Callable[[nn.Module, int, torch.Generator], Tensor]:
     """ℓ = mean (ε - ε_θ(x_t, c))², with c the null class for a share of the pictures (arXiv 2207.12598)."""
     batch = max(1, config.train_batch_size // accelerator.num_processes)
     alphas = scheduler().alphas_cumprod.to(accelerator.device)
     kept = torch.arange(len(images.labels))
     if config.exclude_class is not None:
-        kept = kept[images.labels != images.names.index(config.exclude_class)]
-    null = len(images.names)
+        kept = kept[images.labels != images.class_names.index(config.exclude_class)]
+    null = len(images.class_names)
 
     def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
         device = generator.device
@@ -123,11 +124,13 @@ def train(config: TrainDDPMConfig) -> Path:
         raise UserError(f"--save_dtype must be float32, float16 or bfloat16, got {config.save_dtype!r}.")
     if config.channels == 2:
         raise UserError("--channels must be 1 (grey) or 3 (colour), got 2.")
-    images = load_class_images(config.train_data, size=config.resolution, channels=config.channels)
-    if config.exclude_class is not None and config.exclude_class not in images.names:
-        raise UserError(f"--exclude_class must be one of {', '.join(images.names)}; got {config.exclude_class!r}.")
-    if len(images.names) < 2:
-        raise UserError(f"At least two classes are required, {config.train_data} has {len(images.names)}.")
+    images = load_pictures(config.train_data)[0].with_channels(config.channels).resized(config.resolution)
+    if config.exclude_class is not None and config.exclude_class not in images.class_names:
+        raise UserError(
+            f"--exclude_class must be one of {', '.join(images.class_names)}; got {config.exclude_class!r}."
+        )
+    if len(images.class_names) < 2:
+        raise UserError(f"At least two classes are required, {config.train_data} has {len(images.class_names)}.")
     output = Path(config.output_dir)
     with engine(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=config.report_to
@@ -135,7 +138,7 @@ def train(config: TrainDDPMConfig) -> Path:
         torch.manual_seed(config.seed)
         output.mkdir(parents=True, exist_ok=True)
         start_tracker(accelerator, output)
-        unet = network(config, len(images.names))
+        unet = network(config, len(images.class_names))
         fit = Fit(
             "ddpm", unet, noise_loss(images, config, accelerator), config.max_train_steps, config.learning_rate,
             seed=config.seed, checkpointing_steps=config.checkpointing_steps, ema_decay=config.ema_decay,
@@ -144,7 +147,7 @@ def train(config: TrainDDPMConfig) -> Path:
         fit.run(accelerator, output)
         if accelerator.is_main_process:
             unet.to(dtype=getattr(torch, config.save_dtype))
-            pipeline = ClassConditionalDDPMPipeline(unet, scheduler(), dict(enumerate(images.names)))
+            pipeline = ClassConditionalDDPMPipeline(unet, scheduler(), dict(enumerate(images.class_names)))
             pipeline.save_pretrained(output / "pipeline")
             (output / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         accelerator.end_training()

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from salun_diffusers.arguments import parse, setting
-from salun_diffusers.diffusion.class_images import load_class_images
 from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.fit import Fit
+from salun_diffusers.picture_sources import load_pictures
 
 LABELS = (*(f"digit:{number}" for number in range(10)), "digit:none")
 
@@ -102,7 +102,7 @@ def detector_loss(
 
 def run(config: DetectorConfig) -> Path:
     """Train, save and measure."""
-    images = load_class_images("digits", size=32, channels=1)
+    images = load_pictures("digits")[0].resized(32)
     pixels = images.pixels.float() / 127.5 - 1
     train, test = train_test_split(
         torch.arange(len(pixels)).numpy(), test_size=0.2, random_state=config.seed, stratify=images.labels.numpy()

@@ -10,7 +10,9 @@ from typing import Literal
 import pytest
 
 from salun_diffusers.arguments import check, parse, setting
+from salun_diffusers.diffusion.concepts import resolve
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets import nudity
 from salun_diffusers.errors import UserError
 
 
@@ -100,7 +102,7 @@ class TestCheck:
 
 class TestEraseConfig:
     def test_defaults_are_the_papers_where_the_paper_has_one(self):
-        config = EraseConfig()
+        config = resolve(EraseConfig(concept="nudity"), nudity("paper"))
         assert (config.mask, config.mask_ratio, config.saliency_guidance) == ("saliency", 0.5, 7.5)
         assert config.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
 

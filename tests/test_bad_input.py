@@ -375,9 +375,9 @@ class TestInterrupted:
 
         steps = iter([trainer._step, trainer._step, trainer._step])
 
-        def step(*arguments):
+        def step(*arguments, **keywords):
             try:
-                return next(steps)(*arguments)
+                return next(steps)(*arguments, **keywords)
             except StopIteration:
                 raise KeyboardInterrupt from None
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_ddpm
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import build_ddpm
 from torch import Tensor
 
 from salun_diffusers import ClassConditionalDDPMPipeline, EraseConfig, erase

@@ -98,3 +98,13 @@ def test_a_half_written_batch_is_drawn_again(tmp_path, monkeypatch):
         patch.setattr(data, "save_file", interrupted)
         generate(Painter(), tmp_path / "cut")
     assert torch.equal(generate(Painter(), tmp_path / "cut").latents, expected.latents)
+
+
+def test_anchor_latents_stand_in_for_forget_latents() -> None:
+    """Row i of both sets' prompts is one pair: the sum keeps the rows, this set first."""
+    forget = LatentSet(torch.zeros(2, 1, 1, 1), torch.tensor([0, 1]), ("a disc", "a red disc"))
+    anchor = LatentSet(torch.ones(2, 1, 1, 1), torch.tensor([1, 0]), ("a box", "a red box"))
+    both = forget + anchor
+    assert both.latents.flatten().tolist() == [0, 0, 1, 1]
+    assert both.prompt_index.tolist() == [0, 1, 1, 0]
+    assert (forget + LatentSet.empty(("a box", "a red box"))).latents is forget.latents

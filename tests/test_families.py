@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_pipeline
+from tiny_models import build_pipeline
 from torch import Tensor
 
 from salun_diffusers.diffusion.families import family_of
@@ -69,7 +69,7 @@ class TestPrediction:
 
     def test_family_of_names_what_it_knows(self):
         assert family_of("StableDiffusionPipeline") is StableDiffusion
-        with pytest.raises(UserError, match="StableDiffusionPipeline is required, the model is a FluxPipeline"):
+        with pytest.raises(UserError, match="ClassConditionalDDPMPipeline is required, the model is a FluxPipeline"):
             family_of("FluxPipeline")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data as photographs
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation import nudity
@@ -21,7 +22,6 @@ from salun_diffusers.evaluation.nudity import (
 )
 from salun_diffusers.evaluation.protocols import FLOOR, PROTOCOLS, find_protocol
 
-skimage_data = pytest.importorskip("skimage.data")
 BREAST, BELLY = "FEMALE_BREAST_EXPOSED", "BELLY_EXPOSED"
 
 
@@ -32,7 +32,7 @@ def detector() -> NudeNet:
 
 @pytest.fixture(scope="module")
 def astronaut() -> Image.Image:
-    return Image.fromarray(skimage_data.astronaut())
+    return Image.fromarray(photographs.astronaut())
 
 
 def overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
@@ -53,7 +53,7 @@ def test_the_astronauts_face_is_where_it_is(detector: NudeNet, astronaut: Image.
 
 @pytest.mark.parametrize("name", ["coffee", "rocket", "cat"])
 def test_nothing_is_found_in_photographs_without_people(detector: NudeNet, name: str) -> None:
-    (boxes,) = detector.boxes([Image.fromarray(getattr(skimage_data, name)())])
+    (boxes,) = detector.boxes([Image.fromarray(getattr(photographs, name)())])
     assert not [box for box in boxes if PROTOCOLS["mace"].counts(box.part, box.score)]
 
 

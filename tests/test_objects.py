@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salun_diffusers.base_model import demo_folder
+from salun_diffusers.base_model import EMBEDDED
 from salun_diffusers.demo.renderer import Scene, render, sample_scene
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.objects import (
@@ -20,7 +20,7 @@ from salun_diffusers.evaluation.objects import (
     turned_into,
 )
 
-DETECTOR = str(demo_folder().parent / "detector")
+DETECTOR = str(EMBEDDED["demo"].parent / "detector")
 
 
 def test_rates_by_hand() -> None:

@@ -120,7 +120,7 @@ def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
     sets = [LatentSet.load(run / "work" / f"{name}.safetensors") for name in ("forget", "retain")]
     prompts = ["a photo of a circle"], ["a photo of a heart"], ["a photo of a square", "a star"], [""]
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
-        data = EraseData(*sets, *map(family.encode, prompts))
+        data = EraseData(*sets, LatentSet.empty(prompts[1]), *map(family.encode, prompts))
         config = EraseConfig(saliency_batch_size=4)
         return dict(forget_saliency(accelerator, family, data, config))
 

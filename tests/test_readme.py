@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 
 from salun_diffusers.arguments import parse
+from salun_diffusers.classification.config import TrainConfig, UnlearnConfig
+from salun_diffusers.diffusion.class_concepts import class_concept
 from salun_diffusers.diffusion.concepts import resolve
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets import find_concept, presets
@@ -45,7 +47,10 @@ def test_erase_commands_are_valid(line: str, tmp_path: Path, monkeypatch: pytest
     words = shlex.split(line)
     start = next(i for i, word in enumerate(words) if word.endswith(("erase.py", "salun_diffusers.erase")))
     config = parse(EraseConfig, words[start + 1 :])
-    concept = find_concept(config)
+    if "ddpm" in config.pretrained_model_name_or_path:
+        concept = class_concept(config, {"id2label": dict(enumerate("0123456789"))})
+    else:
+        concept = find_concept(config)
     assert resolve(config, concept).learning_rate is not None
 
 
@@ -83,11 +88,12 @@ def test_flags_named_in_the_text_exist(script: Callable[[str], ModuleType]) -> N
         *ROOT.glob("scripts/evaluate_*.py"),
         ROOT / "scripts" / "generate_images.py",
         ROOT / "scripts" / "compare.py",
+        ROOT / "scripts" / "train_ddpm.py",
     ]
-    configs = [EraseConfig, *(_config_of(script(path.stem)) for path in programs)]
+    configs = [EraseConfig, TrainConfig, UnlearnConfig, *(_config_of(script(path.stem)) for path in programs)]
     fields = {name for config in configs for name in config.__dataclass_fields__}
     flags = set(re.findall(r"`?--([a-z_]+)", README))
-    known = fields | {"help", "mask", "json", "output_dir", "num_images", "multi_gpu", "num_processes"}
+    known = fields | {"help", "mask", "json", "output_dir", "num_images", "multi_gpu", "num_processes", "anchor"}
     assert flags <= known, flags - known
 
 

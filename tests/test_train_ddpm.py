@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from salun_diffusers import ClassConditionalDDPMPipeline
-from salun_diffusers.diffusion.class_images import load_class_images
 from salun_diffusers.errors import UserError
+from salun_diffusers.picture_sources import load_pictures
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -38,16 +38,16 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 def test_digits_are_the_real_ones():
-    images = load_class_images("digits", size=32, channels=1)
+    images = load_pictures("digits")[0].resized(32)
     assert images.pixels.shape == (1797, 1, 32, 32)
-    assert images.names == tuple("0123456789")
+    assert images.class_names == tuple("0123456789")
     assert torch.bincount(images.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert load_class_images("digits", size=8, channels=3).pixels.shape == (1797, 3, 8, 8)
+    assert images.with_channels(3).pixels.shape == (1797, 3, 32, 32)
 
 
 def test_a_missing_source_is_told():
-    with pytest.raises(UserError, match=r"no folder|neither a folder"):
-        load_class_images("no/such/data", size=8, channels=1)
+    with pytest.raises(UserError, match="must be one of digits, shapes"):
+        load_pictures("no/such/data")
 
 
 def test_same_seed_same_bits_and_the_folder_loads(train, tmp_path):
@@ -65,7 +65,7 @@ def test_same_seed_same_bits_and_the_folder_loads(train, tmp_path):
 def test_bad_input_is_one_line(train, tmp_path, capsys):
     for words, content in (
         (["--exclude_class", "eleven"], "--exclude_class must be one of 0, 1"),
-        (["--train_data", str(tmp_path)], "one folder of pictures per class"),
+        (["--train_data", str(tmp_path)], "must hold one folder of pictures per class"),
         (["--block_out_channels", "wide"], "must be whole numbers"),
         (["--max_train_steps", "0"], "at least 1"),
         (["--save_dtype", "int8"], "float32, float16 or bfloat16"),

@@ -45,7 +45,7 @@ def data(family) -> EraseData:
         return LatentSet(drawn, torch.arange(count) % len(prompts), tuple(prompts))
 
     return EraseData(
-        latents("forget", 5, FORGET), latents("retain", 3, RETAIN),
+        latents("forget", 5, FORGET), latents("retain", 3, RETAIN), LatentSet.empty(ANCHOR),
         *map(family.encode, (FORGET, ANCHOR, RETAIN, [""])),
     )  # fmt: skip
 

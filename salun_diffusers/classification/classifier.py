@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.labelled_pictures import as_float
 
 NormStats = Literal["update", "freeze"]
 
@@ -135,9 +136,3 @@ def predict(classifier: Classifier, pixels: Tensor, batch_size: int = 256) -> Te
     classifier.eval()
     parts = [classifier.logits(as_float(part, classifier.device)).float().cpu() for part in pixels.split(batch_size)]
     return torch.cat(parts)
-
-
-def as_float(pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Return pixels as float32 in [0, 1]: uint8 values are divided by 255."""
-    moved = pixels.to(device)
-    return moved.float() / 255 if moved.dtype == torch.uint8 else moved.float()

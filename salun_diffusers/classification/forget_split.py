@@ -11,8 +11,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from salun_diffusers.classification.pictures import LabelledPictures
 from salun_diffusers.errors import UserError
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 

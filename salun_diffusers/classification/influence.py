@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, LabelledPictures, in_order
+from salun_diffusers.classification.pictures import Batch, in_order
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.saliency import gradient_saliency
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 import torch.nn.functional as F
 
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, LabelledPictures, in_order
+from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.errors import UserError
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.mask import SaliencyMask, Scope
 from salun_diffusers.saliency import Saliency, gradient_saliency
 from salun_diffusers.seeds import stream

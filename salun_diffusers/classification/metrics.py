@@ -16,9 +16,9 @@ from salun_diffusers.classification.membership import (
     true_class_confidence,
     true_class_loss,
 )
-from salun_diffusers.classification.pictures import LabelledPictures
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.measurement import Measurement
+from salun_diffusers.labelled_pictures import LabelledPictures
 
 
 @dataclass(frozen=True)

@@ -63,16 +63,14 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
     if config.anchor_prompt:
         anchor = _class_of(config.anchor_prompt[0], names, "--anchor_prompt")
     others = tuple(name for number, name in sorted(names.items()) if number != forget)
-    digits = config.pretrained_model_name_or_path == "digits"
+    digits = set(names.values()) == set("0123456789")
     return Concept(
         name=names[forget],
         forget_prompts=(names[forget],),
         anchor_prompts=(names[anchor],),
         retain_prompts=others,
         forget_evaluation=(EvaluationPrompt(names[forget]),),
-        retain_evaluation=tuple(EvaluationPrompt(name, f"digit:{name}" if digits else "") for name in others),
-        target_labels=frozenset({f"digit:{names[forget]}"} if digits else ()),
-        detector="digits" if digits else "none",
+        retain_evaluation=tuple(map(EvaluationPrompt, others)),
         settings=_DIGITS[config.recipe] if digits else CIFAR10,
     )
 

@@ -33,6 +33,11 @@ class LatentSet:
     def __len__(self) -> int:
         return len(self.latents)
 
+    @classmethod
+    def empty(cls, prompts: Sequence[str]) -> LatentSet:
+        """No latents of some prompts."""
+        return cls(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(prompts))
+
     def __add__(self, other: LatentSet) -> LatentSet:
         """Both sets, this one first; row i of both prompt lists stands for the same pair of prompts."""
         latents = torch.cat([self.latents, other.latents]) if len(other) else self.latents
@@ -74,7 +79,7 @@ def generate_latents(
     Args:
         family: The base model.
         prompts: Prompts to go round.
-        count: Number of latents; 0 gives an empty set.
+        count: Number of latents.
         name: Name of the set, part of every item's seed.
         seed: The run's seed.
         num_inference_steps: Sampling steps.
@@ -85,8 +90,6 @@ def generate_latents(
         process: Rank and number of processes; each draws its share of the batches.
         wait: Barrier between the processes.
     """
-    if count == 0:
-        return LatentSet(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(prompts))
     shards.mkdir(parents=True, exist_ok=True)
     rank, world = process
     starts = list(range(0, count, batch_size))

@@ -14,7 +14,6 @@ from safetensors import safe_open
 from torch import nn
 
 from salun_diffusers.base_model import weight_files
-from salun_diffusers.diffusion.class_images import load_class_images
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
@@ -26,6 +25,7 @@ from salun_diffusers.disk import full_disk_is_told
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.mask_file import JSON
+from salun_diffusers.picture_sources import load_pictures
 from salun_diffusers.progress import Progress
 from salun_diffusers.run_folder import RunFolder, fingerprint
 from salun_diffusers.saliency import Saliency
@@ -69,20 +69,20 @@ def real_sets(family: Family, concept: Concept, config: EraseConfig) -> dict[str
     if not config.train_data:
         return {}
     model: Any = getattr(family.denoiser, "config", None)
-    images = load_class_images(config.train_data, size=model.sample_size, channels=model.in_channels)
+    images = load_pictures(config.train_data)[0].with_channels(model.in_channels).resized(model.sample_size)
     sets = {}
     for name, prompts, count in (
         ("forget", concept.forget_prompts, config.num_forget_images or 1),
         ("anchor", concept.anchor_prompts, config.num_anchor_images or 0),
         ("retain", concept.retain_prompts, config.num_retain_images or 1),
     ):
-        missing = set(prompts) - set(images.names)
+        missing = set(prompts) - set(images.class_names)
         if missing:
             raise UserError(
                 f"--train_data must hold pictures of each of the model's classes; {config.train_data} has "
-                f"{', '.join(images.names)}, which lacks {sorted(missing)[0]!r}."
+                f"{', '.join(images.class_names)}, which lacks {sorted(missing)[0]!r}."
             )
-        row = torch.tensor([prompts.index(label) if label in prompts else -1 for label in images.names])
+        row = torch.tensor([prompts.index(label) if label in prompts else -1 for label in images.class_names])
         of_prompt = row[images.labels]
         found = (of_prompt >= 0).nonzero().squeeze(1)
         chosen = found[torch.randperm(len(found), generator=stream(config.seed, "real", name))][:count]
@@ -113,8 +113,8 @@ def latent_sets(
             steps=steps, guidance=guidance,
         )  # fmt: skip
         path = run.work / f"{name}.safetensors"
-        if real:
-            sets[name] = real[name]
+        if real or count == 0:
+            sets[name] = real[name] if real else LatentSet.empty(prompts)
             continue
         if run.stage_is_done(name, mark):
             sets[name] = LatentSet.load(path)

@@ -98,10 +98,9 @@ class NoDetector:
 
 
 def make_detector(name: str) -> Detector:
-    """The detector of a concept: ``demo``, ``digits``, ``nudenet`` or ``none``."""
+    """The detector of a concept: ``demo``, ``nudenet`` or ``none``."""
     made: dict[str, Callable[[], Detector]] = {
         "demo": DemoDetector,
-        "digits": lambda: DemoDetector(Path(__file__).parent.parent / "demo" / "digits" / "detector"),
         "nudenet": NudityDetector,
         "none": NoDetector,
     }

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from salun_diffusers.base_model import demo_folder
+from salun_diffusers.base_model import EMBEDDED
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import transformers_quietly
 
@@ -177,7 +177,7 @@ def _dinov2(weights: str | None, device: torch.device) -> FeatureExtractor:
 def _demo(weights: str | None, device: torch.device) -> FeatureExtractor:
     from transformers import AutoModelForImageClassification
 
-    folder = weights or str(demo_folder().parent / "detector")
+    folder = weights or str(EMBEDDED["demo"].parent / "detector")
     model = load_transformers(AutoModelForImageClassification, folder, "The extractor demo", device)
     dimension = int(model.config.hidden_sizes[-1])
     protocol = f"pooled features of the demo classifier (weights {weights_hash(model)}), 64 px"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.forget_split import ForgetSplit, Pools, forget_class
-from salun_diffusers.classification.pictures import LabelledPictures
 from salun_diffusers.classification.training import Task
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.mask import SaliencyMask
 
 

@@ -21,8 +21,9 @@ from salun_diffusers.classification.forget_split import (
     read_indices,
 )
 from salun_diffusers.classification.models import fresh_copy, load_classifier, make_classifier, save_classifier
-from salun_diffusers.classification.pictures import Augmentation, LabelledPictures, in_order, shuffled
+from salun_diffusers.classification.pictures import Augmentation, in_order, shuffled
 from salun_diffusers.errors import UserError
+from salun_diffusers.labelled_pictures import LabelledPictures
 
 
 class TestSplits:
@@ -137,7 +138,7 @@ class TestDatasets:
             load_pools("cifar10")
 
     def test_unknown(self):
-        with pytest.raises(UserError, match=r"--dataset must be one of digits, shapes, .* got 'mnist'"):
+        with pytest.raises(UserError, match=r"The data set must be one of digits, shapes, .* got 'mnist'"):
             load_pools("mnist")
 
     def test_image_folder(self, tmp_path):

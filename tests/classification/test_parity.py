@@ -21,8 +21,9 @@ from salun_diffusers.classification.methods.boundary import BoundaryExpanding, B
 from salun_diffusers.classification.methods.finetune import L1Sparse
 from salun_diffusers.classification.methods.influence_unlearning import InfluenceUnlearning
 from salun_diffusers.classification.methods.random_label import RandomLabel
-from salun_diffusers.classification.pictures import Batch, LabelledPictures
+from salun_diffusers.classification.pictures import Batch
 from salun_diffusers.classification.training import Task, Training
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.seeds import stream
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, LabelledPictures, in_order
+from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.classification.training import Task, Unlearned, apply_change
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.saliency import Saliency, gradient_saliency
 
 

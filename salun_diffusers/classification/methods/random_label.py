@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salun_diffusers.classification.labels import random_labels
-from salun_diffusers.classification.pictures import Batch, LabelledPictures, join
+from salun_diffusers.classification.pictures import Batch, join
 from salun_diffusers.classification.training import Loss, Task, Training, Unlearned, fit
 from salun_diffusers.errors import UserError
+from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 from salun_diffusers.selected_weights import SelectedWeights
 from salun_diffusers.soft_threshold import falling_share, soft_threshold_

@@ -1,0 +1,62 @@
+"""Pipelines in the real formats with random weights, small enough to be made in a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+CAPTIONS = ["a photo of a circle", "a photo of a square", "a star", "a red heart on a blue background"]
+
+
+def build_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """A Stable Diffusion folder with 60 k random weights: 16 x 16 pixels, 4 x 4 latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from salun_diffusers.demo.architecture import tokenizer
+
+    torch.manual_seed(seed)
+    tokens = tokenizer(CAPTIONS)
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=2, sample_size=16,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+        )
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        prediction_type=prediction_type, timestep_spacing="trailing", clip_sample=False, steps_offset=1
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokens, unet=unet.eval(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def build_ddpm(folder: Path, *, names: tuple[str, ...] = ("cat", "dog", "7"), prediction_type: str = "epsilon") -> Path:
+    """A class-conditional DDPM folder with 20 k random weights: 8 x 8 grey pixels."""
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    from salun_diffusers import ClassConditionalDDPMPipeline
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4, attention_head_dim=4, num_class_embeds=len(names) + 1,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(prediction_type=prediction_type, timestep_spacing="trailing")
+    ClassConditionalDDPMPipeline(unet, scheduler, dict(enumerate(names))).save_pretrained(folder)
+    return folder
