@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 from salun_diffusers.errors import UserError
@@ -60,7 +61,7 @@ def locate(
             )
         )
     except Exception as error:  # The hub raises a dozen unrelated types; the user needs one sentence of any.
-        reason = " ".join(str(error).split())[:160]
+        reason = textwrap.shorten(str(error), 160, placeholder=" …")
         raise UserError(
             f"The model {name} is neither a local folder nor could it be had from the hub ({reason}). "
             "--pretrained_model_name_or_path takes a local pipeline folder, or `demo` for the embedded model."
