@@ -89,6 +89,7 @@ def test_flags_named_in_the_text_exist(script: Callable[[str], ModuleType]) -> N
         ROOT / "scripts" / "generate_images.py",
         ROOT / "scripts" / "compare.py",
         ROOT / "scripts" / "train_ddpm.py",
+        ROOT / "scripts" / "train_demo_model.py",
     ]
     configs = [EraseConfig, TrainConfig, UnlearnConfig, *(_config_of(script(path.stem)) for path in programs)]
     fields = {name for config in configs for name in config.__dataclass_fields__}
