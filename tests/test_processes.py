@@ -121,8 +121,9 @@ def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
     prompts = ["a photo of a circle"], ["a photo of a heart"], ["a photo of a square", "a star"], [""]
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         data = EraseData(*sets, LatentSet.empty(prompts[1]), *map(family.encode, prompts))
-        config = EraseConfig(saliency_batch_size=4)
-        return dict(forget_saliency(accelerator, family, data, config))
+        config = EraseConfig(saliency_batch_size=4, saliency_guidance=7.5)
+        parameters = dict(family.denoiser.named_parameters())
+        return dict(forget_saliency(accelerator, family, parameters, data, config))
 
 
 def test_both_ranks_end_with_the_weights_of_one_process(pair, single):
