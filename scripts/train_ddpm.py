@@ -24,12 +24,13 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from salun_diffusers import ClassConditionalDDPMPipeline
-from salun_diffusers.arguments import parse, setting
+from salun_diffusers.arguments import setting
 from salun_diffusers.engine import engine, start_tracker
-from salun_diffusers.errors import UserError, tell
+from salun_diffusers.errors import UserError
 from salun_diffusers.fit import Fit
 from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.picture_sources import load_pictures
+from salun_diffusers.program import run_program
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,12 @@ def train(config: TrainDDPMConfig) -> Path:
 
 
 def main() -> int:
-    """The program: 0 when done, 2 on a user's mistake, 130 after Ctrl-C."""
-    try:
-        config = parse(TrainDDPMConfig, description=__doc__ or "")
-        sys.stdout.write(f"pipeline  {train(config)}\n")
-        return 0
-    except UserError as error:
-        tell("error", error)
-        return 2
-    except KeyboardInterrupt:
-        tell("interrupted", "the last checkpoint is kept; the same command goes on from there.")
-        return 130
+    """The program; exit codes as of `run_program`."""
+
+    def work(config: TrainDDPMConfig, command: str) -> str:
+        return f"pipeline  {train(config)}\n"
+
+    return run_program(TrainDDPMConfig, work, None, file=__file__, description=__doc__ or "")
 
 
 if __name__ == "__main__":

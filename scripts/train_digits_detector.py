@@ -19,12 +19,12 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from salun_diffusers.arguments import parse, setting
+from salun_diffusers.arguments import setting
 from salun_diffusers.engine import engine
-from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.fit import Fit
 from salun_diffusers.picture_sources import load_pictures
+from salun_diffusers.program import run_program
 
 LABELS = (*(f"digit:{number}" for number in range(10)), "digit:none")
 
@@ -100,8 +100,8 @@ def detector_loss(
     return loss
 
 
-def run(config: DetectorConfig) -> Path:
-    """Train, save and measure."""
+def run(config: DetectorConfig, command: str) -> str:
+    """Train, save, measure, and return the accuracies as text."""
     images = load_pictures("digits")[0].resized(32)
     pixels = images.pixels.float() / 127.5 - 1
     train, test = train_test_split(
@@ -118,23 +118,19 @@ def run(config: DetectorConfig) -> Path:
     with torch.no_grad():
         held_out = trained(pixels[test]).logits.argmax(1)
         strange = trained(none_of_these(pixels[test], torch.Generator().manual_seed(1))).logits.argmax(1)
+    lines = []
     for name, right, count in (
         ("held-out digits", int((held_out == images.labels[test]).sum()), len(test)),
         ("none of these", int((strange == 10).sum()), len(test)),
     ):
         rate = Measurement.rate(name, right, count, direction="higher", protocol="digits detector")
-        sys.stdout.write(f"{name:<16} {rate.value:.3f}  [{rate.low:.3f}, {rate.high:.3f}]  n = {rate.n}\n")
-    return output / "detector"
+        lines.append(f"{name:<16} {rate.value:.3f}  [{rate.low:.3f}, {rate.high:.3f}]  n = {rate.n}\n")
+    return "".join(lines)
 
 
 def main() -> int:
-    """Train and print the accuracy; 2 on a user's mistake."""
-    try:
-        run(parse(DetectorConfig, description=__doc__ or ""))
-        return 0
-    except UserError as error:
-        tell("error", error)
-        return 2
+    """The program; exit codes as of `run_program`."""
+    return run_program(DetectorConfig, run, None, file=__file__, description=__doc__ or "")
 
 
 if __name__ == "__main__":
