@@ -9,7 +9,8 @@ from pathlib import Path
 from salun_diffusers.errors import UserError
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
-EMBEDDED = {"demo": Path(__file__).parent / "demo" / "pipeline"}
+_DEMO = Path(__file__).parent / "demo"
+EMBEDDED = {"demo": _DEMO / "pipeline", "digits": _DEMO / "digits" / "pipeline"}
 _DENOISERS = ("unet", "transformer")
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"} | _PICKLES
@@ -28,10 +29,10 @@ def locate(
     cache_dir: str | None = None,
     download: bool = True,
 ) -> Path:
-    """The local folder of a pipeline: the embedded one, a folder of the user's, or a download from the hub.
+    """The local folder of a pipeline: an embedded one, a folder of the user's, or a download from the hub.
 
     Args:
-        name: ``demo``, a local folder, or a hub id.
+        name: ``demo``, ``digits``, a local folder, or a hub id.
         revision: Hub revision.
         variant: Variant of the weight files.
         cache_dir: The hub's cache.
@@ -45,7 +46,7 @@ def locate(
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id or `demo`; "
+            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id, `demo` or `digits`; "
             f"there is no folder {name}."
         )
     try:
@@ -64,8 +65,13 @@ def locate(
         reason = textwrap.shorten(str(error), 160, placeholder=" …")
         raise UserError(
             f"The model {name} is neither a local folder nor could it be had from the hub ({reason}). "
-            "--pretrained_model_name_or_path takes a local pipeline folder, or `demo` for the embedded model."
+            "--pretrained_model_name_or_path takes a local folder, or `demo` or `digits` for an embedded model."
         ) from error
+
+
+def embedded_detector(name: str) -> Path:
+    """Folder of the classifier that goes with an embedded model."""
+    return EMBEDDED[name].parent / "detector"
 
 
 def model_index(folder: Path) -> dict[str, object]:

@@ -30,7 +30,9 @@ class FidConfig:
     images: str = setting("", "Folder of pictures to evaluate.")
     reference: str = setting("", "Folder of the reference's pictures, or a .safetensors file of its features.")
     before: str | None = setting(None, "Folder of the model before erasing, measured against the same reference.")
-    extractor: Literal["inception", "clip", "dinov2", "demo"] = setting("inception", "Network of the features.")
+    extractor: Literal["inception", "clip", "dinov2", "demo", "digits"] = setting(
+        "inception", "Network of the features."
+    )
     extractor_weights: str | None = setting(
         None, "Local folder or hub id; for inception a safetensors file. By default the published ones, where any are."
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salun_diffusers.arguments import setting
-from salun_diffusers.base_model import EMBEDDED
+from salun_diffusers.base_model import embedded_detector
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder
 from salun_diffusers.evaluation.measurement import Comparison
@@ -64,7 +64,7 @@ def work(config: ObjectsConfig, command: str) -> str:
     classes = list(dict.fromkeys(row.label for folder in folders for row in folder.rows if row.label))
     from salun_diffusers.evaluation.objects import ClipZeroShot, ImageClassifier, measure_objects, turned_into
 
-    weights = str(EMBEDDED["demo"].parent / "detector") if config.classifier == "demo" else config.classifier
+    weights = str(embedded_detector("demo")) if config.classifier == "demo" else config.classifier
     classifier = ImageClassifier(weights, classes) if weights else ClipZeroShot(str(config.clip), classes)
     measured, confusions = [], []
     for folder in folders:

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from salun_diffusers.arguments import parse, setting
-from salun_diffusers.base_model import EMBEDDED
+from salun_diffusers.base_model import EMBEDDED, embedded_detector
 from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group_slices
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.detectors import DemoDetector
+from salun_diffusers.evaluation.detectors import GroupDetector
 from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream_seed
@@ -60,7 +60,7 @@ def prompts(config: MeasureConfig) -> list[tuple[str, frozenset[str]]]:
     return asked
 
 
-def measure_detector(config: MeasureConfig, detector: DemoDetector) -> dict[str, Measurement]:
+def measure_detector(config: MeasureConfig, detector: GroupDetector) -> dict[str, Measurement]:
     """Accuracy of each of the detector's groups on fresh, unaugmented renders and negatives."""
     images, labels = detector_batch(np.random.default_rng(config.seed + 10_000), config.num_renders, augment=False)
     pictures = [Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()) for image in images]
@@ -81,7 +81,7 @@ def main() -> int:
         config = parse(MeasureConfig, description=__doc__ or "")
         output = Path(config.output_dir)
         output.mkdir(parents=True, exist_ok=True)
-        detector = DemoDetector(Path(config.detector) if config.detector else None)
+        detector = GroupDetector(Path(config.detector) if config.detector else embedded_detector("demo"))
         family = StableDiffusion(Path(config.pipeline), device=torch.device("cpu"))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -30,6 +30,7 @@ from salun_diffusers.arguments import parse, setting
 from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
+from salun_diffusers.demo.vocabulary import STYLE_PHRASES, describe
 from salun_diffusers.fit import Fit
 
 
@@ -50,6 +51,10 @@ class TrainDemoConfig:
     denoiser_steps: int = setting(4_600, "Optimizer steps of denoiser and text encoder.")
     denoiser_batch_size: int = setting(64, "Latents a step, over all processes.")
     denoiser_learning_rate: float = setting(1e-3, "Largest learning rate of the denoiser.", above=0)
+    plain_captions: float = setting(0.0, "Share of captions without any colour.", minimum=0, maximum=1)
+    noisy_weight: float = setting(
+        0.0, "p of the extra weight min(SNR^-p, 10) on noisy states, where colours are decided.", minimum=0, maximum=1
+    )
     init_from: str = setting("", "Pipeline folder whose autoencoder is kept and whose denoiser is trained on.")
     detector_steps: int = setting(1_600, "Optimizer steps of the detector.")
     checkpointing_steps: int = setting(500, "Steps between checkpoints.")
@@ -137,15 +142,25 @@ class Prediction(nn.Module):
 def denoiser_loss(
     latents: Tensor, known: list[Scene], tokenizer: object, config: TrainDemoConfig, accelerator: Accelerator
 ) -> Callable[..., Tensor]:
-    """Noise loss with min-SNR weights (arXiv 2303.09556, γ = 5); one condition in ten is the empty prompt."""
+    """Noise loss with min-SNR weights (arXiv 2303.09556, γ = 5); one condition in ten is the empty prompt.
+
+    Without `noisy_weight` the states in which colours are decided (SNR around 0.01) count for little, and a model asked
+    for no colour may paint shape and background alike.
+    """
     batch = config.denoiser_batch_size // accelerator.num_processes
     alphas = architecture.scheduler().alphas_cumprod.to(accelerator.device)
+
+    def say(scene: Scene, rng: np.random.Generator) -> str:
+        if rng.random() < config.plain_captions:
+            phrases = STYLE_PHRASES[scene.style]
+            return describe(scene.shape, opening=phrases[int(rng.integers(len(phrases)))])
+        return random_caption(scene, rng)
 
     def loss(network: nn.Module, step: int, generator: torch.Generator) -> Tensor:
         device = generator.device
         index = torch.randint(len(latents), (batch,), generator=generator, device=device)
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator, device=device)))
-        texts = [random_caption(known[i], rng) if rng.random() >= 0.1 else "" for i in index.tolist()]
+        texts = [say(known[i], rng) if rng.random() >= 0.1 else "" for i in index.tolist()]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)  # type: ignore[operator]
         clean = latents[index.cpu()].to(device)
         noise = torch.randn(clean.shape, generator=generator, device=device)
@@ -153,7 +168,9 @@ def denoiser_loss(
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         predicted = network(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, timesteps, tokens)
         signal_to_noise = alpha / (1 - alpha)
-        weight = signal_to_noise.clamp(max=5) / signal_to_noise
+        weight = (
+            signal_to_noise.clamp(max=5) / signal_to_noise * signal_to_noise.pow(-config.noisy_weight).clamp(max=10)
+        )
         return (weight * (predicted - noise).square()).mean()
 
     return loss

@@ -15,7 +15,7 @@ from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group
 from salun_diffusers.demo.renderer import negative, render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-from salun_diffusers.evaluation.detectors import DemoDetector
+from salun_diffusers.evaluation.detectors import GroupDetector
 
 DEMO = EMBEDDED["demo"]
 DETECTOR = DEMO.parent / "detector"
@@ -27,8 +27,8 @@ def family() -> StableDiffusion:
 
 
 @pytest.fixture(scope="module")
-def detector() -> DemoDetector:
-    return DemoDetector()
+def detector() -> GroupDetector:
+    return GroupDetector(DETECTOR)
 
 
 def size(folder: Path) -> int:
@@ -52,7 +52,7 @@ def test_it_loads_and_draws_without_being_told_a_data_type() -> None:
     assert picture.size == (64, 64)
 
 
-def test_the_detector_knows_fresh_renders(detector: DemoDetector) -> None:
+def test_the_detector_knows_fresh_renders(detector: GroupDetector) -> None:
     """400 scenes that nobody has seen; the model card's figure is measured on 5,000."""
     images, labels = detector_batch(np.random.default_rng(2_000_003), 400, augment=False)
     pictures = [Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()) for image in images]
@@ -64,19 +64,19 @@ def test_the_detector_knows_fresh_renders(detector: DemoDetector) -> None:
         assert right / len(known) >= 0.98, group
 
 
-def test_the_detector_sees_nothing_in_blanks_and_pieces(detector: DemoDetector) -> None:
+def test_the_detector_sees_nothing_in_blanks_and_pieces(detector: GroupDetector) -> None:
     rng = np.random.default_rng(77)
     found = detector.labels([negative(rng) for _ in range(200)])
     assert sum("shape:none" in labels for labels in found) >= 190
 
 
-def test_detector_labels_do_not_depend_on_the_batch(detector: DemoDetector) -> None:
+def test_detector_labels_do_not_depend_on_the_batch(detector: GroupDetector) -> None:
     rng = np.random.default_rng(5)
     pictures = [render(sample_scene(rng)) for _ in range(70)]
     assert detector.labels(pictures)[69] == detector.labels(pictures[69:])[0]
 
 
-def test_the_pipeline_draws_what_is_asked(family: StableDiffusion, detector: DemoDetector) -> None:
+def test_the_pipeline_draws_what_is_asked(family: StableDiffusion, detector: GroupDetector) -> None:
     """Four pictures of each shape; 36 of 40 right would be 0.9. README has the figure on 600."""
     prompts = [describe(shape) for shape in SHAPES for _ in range(4)]
     latents = family.generate(prompts, range(len(prompts)), num_inference_steps=12, guidance_scale=3.0)

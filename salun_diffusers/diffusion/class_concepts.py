@@ -9,6 +9,7 @@ from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.errors import UserError
 
+DIGITS = "digits"
 # The official CIFAR-10 values (Unlearn-Saliency@a6e89fd, DDPM/configs/cifar10_saliency_unlearn.yml and DDPM/README.md).
 # Its α = 1e-3 weighs a sum over 3 · 32 · 32 pixels; our mean over pixels needs 1e-3 · 3072 = 3.072.
 CIFAR10: dict[str, Any] = {
@@ -64,13 +65,17 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
         anchor = _class_of(config.anchor_prompt[0], names, "--anchor_prompt")
     others = tuple(name for number, name in sorted(names.items()) if number != forget)
     digits = set(names.values()) == set("0123456789")
+    judged = config.pretrained_model_name_or_path == DIGITS  # Its detector knows these pictures and no others.
+    expected = {name: f"digit:{name}" if judged else "" for name in names.values()}
     return Concept(
         name=names[forget],
         forget_prompts=(names[forget],),
         anchor_prompts=(names[anchor],),
         retain_prompts=others,
         forget_evaluation=(EvaluationPrompt(names[forget]),),
-        retain_evaluation=tuple(map(EvaluationPrompt, others)),
+        retain_evaluation=tuple(EvaluationPrompt(name, expected[name]) for name in others),
+        target_labels=frozenset({expected[names[forget]]} - {""}),
+        detector=DIGITS if judged else "none",
         settings=_DIGITS[config.recipe] if digits else CIFAR10,
     )
 

@@ -32,7 +32,7 @@ class EraseConfig:
     )
 
     pretrained_model_name_or_path: str = setting(
-        "CompVis/stable-diffusion-v1-4", "Hub id, local pipeline folder, or `demo`.", group=_MODEL
+        "CompVis/stable-diffusion-v1-4", "Hub id, local pipeline folder, `demo` or `digits`.", group=_MODEL
     )
     revision: str | None = setting(None, "Revision of the model on the hub.", group=_MODEL)
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.", group=_MODEL)

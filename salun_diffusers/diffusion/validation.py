@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -96,7 +97,7 @@ def measure(
             comparisons.append(Comparison(name, old, new))
         comparisons += _body_parts(detector, before[0], after[0], command)
         comparisons += _by_prompt(concept, before, after, labels, about)
-    measurements = []
+    measurements = _became(concept, forget_after, about)
     drift = pixel_distances(_flat(before[1].pictures), _flat(after[1].pictures))
     if len(drift) > 1:
         measurements.append(
@@ -110,6 +111,21 @@ def measure(
             )
         )
     return comparisons, measurements
+
+
+def _became(concept: Concept, labels: Sequence[Sequence[frozenset[str]]], about: dict[str, Any]) -> list[Measurement]:
+    """What the detector sees instead of the concept: each label of its group, most frequent first."""
+    groups = {label.split(":")[0] for label in concept.target_labels if ":" in label}
+    if len(groups) != 1:
+        return []
+    seen = Counter(label for found in _flat(labels) for label in found if label.split(":")[0] in groups)
+    return [
+        Measurement.rate(
+            f"became {label.split(':')[1]}", count, len(_flat(labels)), direction="neither", group="became", **about
+        )
+        for label, count in sorted(seen.items(), key=lambda pair: (-pair[1], pair[0]))
+        if label not in concept.target_labels
+    ]
 
 
 def _flat(rows: Sequence[Sequence[T]]) -> list[T]:

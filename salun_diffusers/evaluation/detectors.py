@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from salun_diffusers.base_model import EMBEDDED, embedded_detector
 from salun_diffusers.evaluation.nudity import NudeNet
 from salun_diffusers.evaluation.protocols import PROTOCOLS, NudityProtocol
 
@@ -24,19 +26,17 @@ class Detector(Protocol):
         ...
 
 
-class DemoDetector:
+class GroupDetector:
     """A classifier whose labels fall into groups; of each it finds one (demo: shape or none, colour, …)."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         """Load the classifier.
 
         Args:
-            folder: A transformers image-classification folder whose labels are ``group:name``; by default the
-                embedded one.
+            folder: A transformers image-classification folder whose labels are ``group:name``.
         """
         from transformers import AutoModelForImageClassification
 
-        folder = folder or Path(__file__).parent.parent / "demo" / "detector"
         self.protocol = f"{folder.parent.name} {folder.name}: largest logit of each group"
         self._model = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
@@ -98,9 +98,9 @@ class NoDetector:
 
 
 def make_detector(name: str) -> Detector:
-    """The detector of a concept: ``demo``, ``nudenet`` or ``none``."""
+    """The detector of a concept: ``demo``, ``digits``, ``nudenet`` or ``none``."""
     made: dict[str, Callable[[], Detector]] = {
-        "demo": DemoDetector,
+        **{embedded: partial(GroupDetector, embedded_detector(embedded)) for embedded in EMBEDDED},
         "nudenet": NudityDetector,
         "none": NoDetector,
     }

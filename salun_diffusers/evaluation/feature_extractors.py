@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from salun_diffusers.base_model import EMBEDDED
+from salun_diffusers.base_model import embedded_detector
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import transformers_quietly
 
-NAMES = ("inception", "clip", "dinov2", "demo")
+NAMES = ("inception", "clip", "dinov2", "demo", "digits")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB = {"clip": "openai/clip-vit-large-patch14", "dinov2": "facebook/dinov2-large"}
@@ -77,7 +78,7 @@ def make_extractor(name: str, weights: str | None = None, *, device: torch.devic
     """Load an extractor by name.
 
     Args:
-        name: ``inception``, ``clip``, ``dinov2`` or ``demo``.
+        name: One of `NAMES`.
         weights: A local folder or hub id; for ``inception`` a safetensors file.
         device: Where it runs; by default the GPU where there is one.
 
@@ -85,7 +86,8 @@ def make_extractor(name: str, weights: str | None = None, *, device: torch.devic
         UserError: If the name is unknown or the weights cannot be had.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    made = {"inception": _inception, "clip": _clip, "dinov2": _dinov2, "demo": _demo}
+    made = {"inception": _inception, "clip": _clip, "dinov2": _dinov2, "demo": partial(_embedded, "demo", 64),
+            "digits": partial(_embedded, "digits", 32)}  # fmt: skip
     if name not in made:
         raise UserError(f"--extractor must be one of {', '.join(NAMES)}; got {name!r}.")
     return made[name](weights, device)
@@ -174,18 +176,19 @@ def _dinov2(weights: str | None, device: torch.device) -> FeatureExtractor:
     return FeatureExtractor("dinov2", dimension, protocol, dimension, forward)
 
 
-def _demo(weights: str | None, device: torch.device) -> FeatureExtractor:
+def _embedded(name: str, size: int, weights: str | None, device: torch.device) -> FeatureExtractor:
+    """Features of the classifier of an embedded model."""
     from transformers import AutoModelForImageClassification
 
-    folder = weights or str(EMBEDDED["demo"].parent / "detector")
-    model = load_transformers(AutoModelForImageClassification, folder, "The extractor demo", device)
-    dimension = int(model.config.hidden_sizes[-1])
-    protocol = f"pooled features of the demo classifier (weights {weights_hash(model)}), 64 px"
+    folder = weights or str(embedded_detector(name))
+    model = load_transformers(AutoModelForImageClassification, folder, f"The extractor {name}", device)
+    dimension, channels = int(model.config.hidden_sizes[-1]), int(model.config.num_channels)
+    protocol = f"pooled features of the {name} classifier (weights {weights_hash(model)}), {size} px"
 
     def forward(pixels: Tensor) -> Tensor:
-        # The classifier learned on [-1, 1].
-        shown = normalised(pixels.to(device), 64, (0.5,) * 3, (0.5,) * 3)
+        # The classifier learned on [-1, 1]; a grey picture has three equal channels here.
+        shown = normalised(pixels.to(device), size, (0.5,) * 3, (0.5,) * 3)[:, :channels]
         pooled: Tensor = model.resnet(shown).pooler_output
         return pooled.flatten(1)
 
-    return FeatureExtractor("demo", dimension, protocol, dimension, forward)
+    return FeatureExtractor(name, dimension, protocol, dimension, forward)

@@ -15,7 +15,8 @@ from salun_diffusers.evaluation.measurement import NORMAL_95, Measurement
 from salun_diffusers.seeds import stream_seed
 
 FEWEST = 100  # below this a covariance and a KID subset say nothing
-_NAMES = {"inception": "FID", "dinov2": "FD-DINOv2", "clip": "FD-CLIP", "demo": "FD of demo features"}
+_NAMES = {"inception": "FID", "dinov2": "FD-DINOv2", "clip": "FD-CLIP", "demo": "FD of demo features",
+          "digits": "FD of digit features"}  # fmt: skip
 
 
 class _Unchanged(nn.Module):
