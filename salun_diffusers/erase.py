@@ -76,6 +76,8 @@ def erase(config: EraseConfig) -> EraseResult:
     from salun_diffusers.diffusion.families import load_pipeline
     from salun_diffusers.mask import SaliencyMask
 
+    if config.dry_run:
+        raise UserError("dry_run is for the program, which prints its plan; erase() always erases. Leave it False.")
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         folder = config.output_dir or str(Path(scratch) / "run")
         run, report = run_erasure(dataclasses.replace(config, output_dir=folder))

@@ -15,6 +15,7 @@ from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group
 from salun_diffusers.demo.renderer import negative, render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detectors import GroupDetector
 
 DEMO = EMBEDDED["demo"]
@@ -95,3 +96,8 @@ def test_a_concept_is_erased_and_the_others_stay(concept: str, tmp_path: Path) -
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["verdict"] == "erased"
     assert report["receipt"]["violations"] == 0
+
+
+def test_a_detector_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json is required"):
+        GroupDetector(tmp_path)

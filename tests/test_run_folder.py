@@ -192,6 +192,10 @@ class TestDryRun:
             assert words in out
         assert [*tmp_path.iterdir()] == []
 
+    def test_the_function_does_not_pretend_to_be_dry(self):
+        with pytest.raises(UserError, match="dry_run is for the program"):
+            salun_diffusers.erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo", dry_run=True))
+
     def test_a_demo_preset_goes_with_any_folder_that_loads(self, small_run, tiny_pipeline, capsys, tmp_path):
         words = ["--concept", "circle", "--pretrained_model_name_or_path", str(tiny_pipeline), "--detector", "none"]
         assert main([*words, "--dry_run"]) == 0

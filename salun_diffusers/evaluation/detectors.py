@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from salun_diffusers.base_model import EMBEDDED, embedded_detector
+from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.nudity import NudeNet
 from salun_diffusers.evaluation.protocols import PROTOCOLS, NudityProtocol
 
@@ -34,7 +35,12 @@ class GroupDetector:
 
         Args:
             folder: A transformers image-classification folder whose labels are ``group:name``.
+
+        Raises:
+            UserError: If there is no such folder.
         """
+        if not (folder / "config.json").is_file():
+            raise UserError(f"A detector folder with a config.json is required, {folder} has none.")
         from transformers import AutoModelForImageClassification
 
         self.protocol = f"{folder.parent.name} {folder.name}: largest logit of each group"
