@@ -201,7 +201,9 @@ def main() -> None:
     torch.manual_seed(config.seed)
     output, stages = Path(config.output_dir), config.stages.split(",")
     output.mkdir(parents=True, exist_ok=True)
-    known = StableDiffusionPipeline.from_pretrained(config.init_from, local_files_only=True) if config.init_from else None
+    known = None
+    if config.init_from:
+        known = StableDiffusionPipeline.from_pretrained(config.init_from, local_files_only=True)
     tokenizer = known.tokenizer if known else architecture.tokenizer(captions(config))
     course: dict[str, Any] = {"seed": config.seed, "checkpointing_steps": config.checkpointing_steps}
     if "detector" in stages:
