@@ -15,21 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from salun_diffusers.arguments import OneLineParser
 from salun_diffusers.base_model import (
     EMBEDDED,
-    check_whole,
     components,
     denoiser_folder,
     is_pickle,
     model_index,
-    weight_files,
 )
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.stored_weights import bit_patterns, stored_weights
 
 
 @dataclass(frozen=True)
@@ -96,21 +93,6 @@ def block_of(name: str) -> str:
     return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
 
 
-def _tensors(folder: Path, variant: str | None) -> Iterator[tuple[str, Tensor]]:
-    for path in weight_files(folder, variant):
-        check_whole(path)
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
-                yield name, file.get_tensor(name)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's bit patterns; equal exactly if the values are the same, NaN and -0.0 included."""
-    return tensor.contiguous().view(
-        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    )
-
-
 def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = None) -> MaskReceipt:
     """Compare an erased pipeline folder with its base, weight by weight and file by file.
 
@@ -122,8 +104,8 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
     index = model_index(base)
     model_index(erased)
     denoiser = denoiser_folder(index, base)
-    before = dict(_tensors(base / denoiser, variant))
-    after = dict(_tensors(erased / denoiser, variant))
+    before = dict(stored_weights(base / denoiser, variant))
+    after = dict(stored_weights(erased / denoiser, variant))
     for name in mask:
         for where, tensors in ((base, before), (erased, after)):
             if name not in tensors:
@@ -147,7 +129,7 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
                 f"{name} has shape {tuple(old.shape)} in {base / denoiser} and {tuple(new.shape)} in "
                 f"{erased / denoiser}: they are not one model."
             )
-        moved = _bits(old.to(new.dtype)) != _bits(new)
+        moved = bit_patterns(old.to(new.dtype)) != bit_patterns(new)
         allowed = mask[name] if name in mask else torch.zeros_like(moved)
         wrong = int((moved & ~allowed).sum())
         if wrong and not first:

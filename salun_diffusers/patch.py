@@ -1,0 +1,247 @@
+"""What an erasure changed, as a file of its own: base + patch = erased, erased - patch = base, bit for bit.
+
+    python -m salun_diffusers.patch make BASE ERASED patch.safetensors
+    python -m salun_diffusers.patch apply BASE patch.safetensors FOLDER
+    python -m salun_diffusers.patch revert ERASED patch.safetensors FOLDER
+
+A patch holds, for each weight that moved, the exclusive or of its bits before and after. It knows the SHA-256 of both
+sets of weights and refuses any other. Whoever has it can bring the concept back: publish it only if that is meant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from salun_diffusers.arguments import OneLineParser
+from salun_diffusers.base_model import EMBEDDED, check_whole, denoiser_folder, is_pickle, model_index, weight_files
+from salun_diffusers.errors import UserError, tell
+from salun_diffusers.packed_bits import bytes_for, count_ones, pack, unpack
+from salun_diffusers.stored_weights import bit_patterns, stored_weights, weights_sha256
+
+FORMAT, VERSION = "salun_diffusers.patch", "1"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightPatch:
+    """The weights that differ between two models of one shape.
+
+    Args:
+        places: One bit per weight of each changed tensor: where it moved, packed as `packed_bits.pack` does.
+        changes: Exclusive or of the bits before and after at those places, in order.
+        base_sha256: `weights_sha256` of all weights before.
+        erased_sha256: The same after.
+
+    Example:
+        >>> base, erased = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 3.0])}
+        >>> patch = WeightPatch.between(base, erased)
+        >>> patch.number_moved, patch.apply(base)["w"].tolist(), patch.revert(erased)["w"].tolist()
+        (1, [1.0, 3.0], [1.0, 2.0])
+    """
+
+    places: Mapping[str, Tensor]
+    changes: Mapping[str, Tensor]
+    base_sha256: str
+    erased_sha256: str
+
+    @classmethod
+    def between(cls, base: Mapping[str, Tensor], erased: Mapping[str, Tensor]) -> WeightPatch:
+        """Compare two sets of weights.
+
+        Raises:
+            UserError: If names, shapes or data types differ.
+        """
+        if names := sorted(base.keys() ^ erased.keys()):
+            raise UserError(f"A patch needs two models of one kind; only one of them has {names[0]}.")
+        places, changes = {}, {}
+        for name, old in base.items():
+            new = erased[name]
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                raise UserError(
+                    f"A patch needs equal shapes and data types; {name} is {old.dtype} {tuple(old.shape)} in the base "
+                    f"and {new.dtype} {tuple(new.shape)} in the erased model (--save_dtype base keeps the type)."
+                )
+            change = (bit_patterns(old) ^ bit_patterns(new)).flatten()
+            if change.any():
+                places[name], changes[name] = pack(change != 0), change[change != 0]
+        return cls(places, changes, weights_sha256(base), weights_sha256(erased))
+
+    @property
+    def number_moved(self) -> int:
+        """How many weights differ."""
+        return sum(map(count_ones, self.places.values()))
+
+    def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The erased weights of the base's.
+
+        Raises:
+            UserError: If these are not the base's.
+        """
+        return self._flipped(weights, "base", self.base_sha256)
+
+    def revert(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The base's weights of the erased ones.
+
+        Raises:
+            UserError: If these are not the erased ones.
+        """
+        return self._flipped(weights, "erased", self.erased_sha256)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; under its final name it exists complete or not at all."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"places.{name}": bits for name, bits in self.places.items()}
+        tensors |= {f"changes.{name}": bits for name, bits in self.changes.items()}
+        metadata = {
+            "format": FORMAT, "version": VERSION, "base_sha256": self.base_sha256, "erased_sha256": self.erased_sha256,
+        }  # fmt: skip
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            save_file(tensors, partial, metadata=metadata)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> WeightPatch:
+        """Read a file made by `save`.
+
+        Raises:
+            UserError: If it is missing, truncated, or no patch.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"A patch file is required, there is no file {file}.")
+        check_whole(file)
+        try:
+            with safe_open(file, framework="pt") as handle:
+                metadata = handle.metadata() or {}
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged ({error}); copy it again.") from error
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+            raise UserError(
+                f"{file} is not a patch of version {VERSION}: its header says {json.dumps(metadata)[:120]}."
+            )
+        places, changes = (
+            {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+            for kind in ("places.", "changes.")
+        )
+        patch = cls(places, changes, metadata["base_sha256"], metadata["erased_sha256"])
+        if {name: count_ones(bits) for name, bits in places.items()} != {name: len(x) for name, x in changes.items()}:
+            raise UserError(f"{file} is damaged: places and changes do not pair up; copy it again.")
+        return patch
+
+    def _flipped(
+        self, weights: Mapping[str, Tensor], which: Literal["base", "erased"], wanted: str
+    ) -> dict[str, Tensor]:
+        found = weights_sha256(weights)
+        if found != wanted:
+            other = {self.base_sha256: "the base", self.erased_sha256: "the erased model"}.get(found, "another model")
+            raise UserError(
+                f"The patch needs the {which} weights with SHA-256 {wanted[:16]}…, these have {found[:16]}…: "
+                f"they are those of {other}."
+            )
+        flipped = dict(weights)
+        for name, places in self.places.items():
+            tensor = weights[name]
+            bits = bit_patterns(tensor).flatten().clone()
+            if places.numel() != bytes_for(bits.numel()) or self.changes[name].dtype != bits.dtype:
+                raise UserError(f"The patch is damaged: {name} has another size or data type in it.")
+            bits[unpack(places, bits.shape)] ^= self.changes[name]
+            flipped[name] = bits.view(tensor.dtype).reshape(tensor.shape)
+        return flipped
+
+
+def patch_folder(
+    source: Path, target: Path, change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], *, link: bool = False
+) -> None:
+    """Copy a pipeline folder with changed denoiser weights; all other files stay byte-identical.
+
+    Args:
+        source: The pipeline folder.
+        target: A folder that is new or empty; under this name it is there complete or not at all.
+        change: Such as `WeightPatch.apply`.
+        link: Link the other files instead of copying them, for a folder that is used at once and thrown away.
+
+    Raises:
+        UserError: If the source is no pipeline, the target is in use, or `change` refuses the weights.
+    """
+    denoiser = denoiser_folder(model_index(source), source)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} must be empty or new: nothing is overwritten.")
+    changed = change(dict(stored_weights(source / denoiser)))
+    rewritten = set(weight_files(source / denoiser))
+    half_done = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(half_done, ignore_errors=True)
+    try:
+        for path in sorted(source.rglob("*")):
+            place = half_done / path.relative_to(source)
+            if not path.is_file() or is_pickle(path):
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path in rewritten:
+                with safe_open(path, framework="pt") as file:
+                    names, metadata = list(file.keys()), file.metadata()
+                save_file({name: changed[name].contiguous() for name in names}, place, metadata=metadata)
+            elif link:
+                place.symlink_to(path.resolve())
+            else:
+                shutil.copyfile(path, place)
+        if target.exists():
+            target.rmdir()
+        half_done.replace(target)
+    finally:
+        shutil.rmtree(half_done, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make, apply or revert a patch; returns the exit code."""
+    parser = OneLineParser(prog="python -m salun_diffusers.patch", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("action", choices=("make", "apply", "revert"))
+    parser.add_argument("pipeline", help="make, apply: the base; revert: the erased pipeline; a folder or `demo`")
+    parser.add_argument("other", help="make: the erased pipeline; apply, revert: the patch file")
+    parser.add_argument("output", help="make: the patch file to write; apply, revert: the new pipeline folder")
+    try:
+        options = parser.parse_args(arguments)
+        source, other, output = EMBEDDED.get(options.pipeline) or Path(options.pipeline), options.other, options.output
+        if options.action == "make":
+            if Path(output).exists():
+                raise UserError(f"{output} exists already: nothing is overwritten.")
+            patch = patch_between(source, Path(other))
+            patch.save(output)
+            sys.stdout.write(f"{patch.number_moved:,} weights moved: {output}\n")
+        else:
+            patch = WeightPatch.load(other)
+            patch_folder(source, Path(output), getattr(patch, options.action))
+            sys.stdout.write(f"{patch.number_moved:,} weights changed: {output}\n")
+    except UserError as error:
+        tell("error", error)
+        return 2
+    return 0
+
+
+def patch_between(base: Path, erased: Path) -> WeightPatch:
+    """The patch between two pipeline folders.
+
+    Raises:
+        UserError: If one is no pipeline, or they are not of one kind.
+    """
+    before, after = (dict(stored_weights(f / denoiser_folder(model_index(f), f))) for f in (base, erased))
+    return WeightPatch.between(before, after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The patch: base + patch = erased and back, bit for bit; any other model is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from salun_diffusers.base_model import embedded_detector
+from salun_diffusers.errors import UserError
+from salun_diffusers.packed_bits import pack
+from salun_diffusers.patch import WeightPatch, main, patch_folder
+from salun_diffusers.stored_weights import bit_patterns, weights_sha256
+
+
+def weights(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Eleven weights, of which places 0, 8 and 10 of `a` move (one to NaN, one from 0.0 to -0.0); `b` stays."""
+    old = torch.arange(11, dtype=dtype)
+    new = old.clone()
+    new[0], new[8], new[10] = -0.0, float("nan"), 3.5
+    return {"a": old, "b": torch.ones(2, 2, dtype=dtype)}, {"a": new, "b": torch.ones(2, 2, dtype=dtype)}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(bit_patterns(left[name]), bit_patterns(right[name])) for name in left
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_there_and_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    base, erased = weights(dtype)
+    WeightPatch.between(base, erased).save(tmp_path / "p.safetensors")
+    patch = WeightPatch.load(tmp_path / "p.safetensors")
+    assert patch.number_moved == 3
+    assert {name: bits.tolist() for name, bits in patch.places.items()} == {"a": [0b00000001, 0b00000101]}
+    assert same(patch.apply(base), erased) and same(patch.revert(erased), base)
+    assert same(base, weights(dtype)[0]), "the arguments stay as they are"
+
+
+def test_the_change_is_an_exclusive_or_of_bits() -> None:
+    """1.0 is 0x3F800000 and -1.0 is 0xBF800000: they differ in the sign bit, which as int32 is the smallest number."""
+    patch = WeightPatch.between({"w": torch.tensor([1.0])}, {"w": torch.tensor([-1.0])})
+    assert patch.changes["w"].tolist() == [-(2**31)]
+
+
+def test_equal_models_give_an_empty_patch() -> None:
+    base, _ = weights(torch.float32)
+    patch = WeightPatch.between(base, base)
+    assert patch.number_moved == 0 and patch.places == {}
+
+
+class TestRefusals:
+    def test_another_base(self) -> None:
+        base, erased = weights(torch.float32)
+        patch = WeightPatch.between(base, erased)
+        with pytest.raises(UserError, match="those of the erased model"):
+            patch.apply(erased)
+        with pytest.raises(UserError, match="those of the base"):
+            patch.revert(base)
+        with pytest.raises(UserError, match="those of another model"):
+            patch.apply(base | {"b": torch.zeros(2, 2)})
+
+    def test_a_hash_tells_shape_type_and_name(self) -> None:
+        ones = torch.ones(4)
+        hashes = {
+            weights_sha256(each)
+            for each in ({"a": ones}, {"b": ones}, {"a": ones.view(2, 2)}, {"a": ones.view(torch.int32)})
+        }
+        assert len(hashes) == 4
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            ({"a": torch.ones(3)}, "only one of them has b"),
+            ({"a": torch.ones(3), "b": torch.ones(3, dtype=torch.float16)}, "--save_dtype base"),
+            ({"a": torch.ones(3), "b": torch.ones(1, 3)}, "equal shapes"),
+        ],
+    )
+    def test_models_of_two_kinds(self, other: dict[str, Tensor], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            WeightPatch.between({"a": torch.ones(3), "b": torch.ones(3)}, other)
+
+    def test_files_that_are_none(self, tmp_path: Path) -> None:
+        file = tmp_path / "p.safetensors"
+        with pytest.raises(UserError, match="there is no file"):
+            WeightPatch.load(file)
+        save_file({"a": torch.ones(2)}, file)
+        with pytest.raises(UserError, match="not a patch"):
+            WeightPatch.load(file)
+        WeightPatch.between(*weights(torch.float32)).save(file)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-4])
+        with pytest.raises(UserError, match="truncated"):
+            WeightPatch.load(file)
+
+    def test_places_without_their_changes(self, tmp_path: Path) -> None:
+        patch = WeightPatch.between(*weights(torch.float32))
+        broken = WeightPatch(
+            {"a": pack(torch.ones(11, dtype=torch.bool))}, patch.changes, patch.base_sha256, patch.erased_sha256
+        )
+        broken.save(tmp_path / "p.safetensors")
+        with pytest.raises(UserError, match="do not pair up"):
+            WeightPatch.load(tmp_path / "p.safetensors")
+
+
+class TestProgram:
+    @pytest.fixture
+    def erased(self, tiny_pipeline: Path, tmp_path: Path) -> Path:
+        """The tiny pipeline with one weight moved."""
+        folder = tmp_path / "erased"
+
+        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return tensors | {"conv_in.bias": tensors["conv_in.bias"] + 1}
+
+        patch_folder(tiny_pipeline, folder, move)
+        return folder
+
+    def test_make_apply_revert(self, tiny_pipeline, erased, tmp_path, capsys) -> None:
+        file, there, back = (str(tmp_path / name) for name in ("p.safetensors", "there", "back"))
+        assert main(["make", str(tiny_pipeline), str(erased), file]) == 0
+        assert main(["apply", str(tiny_pipeline), file, there]) == 0
+        assert main(["revert", str(erased), file, back]) == 0
+        assert "weights moved" in capsys.readouterr().out
+        name = "unet/diffusion_pytorch_model.safetensors"
+        assert same(load_file(Path(there) / name), load_file(erased / name))
+        for path in tiny_pipeline.rglob("*"):
+            if path.is_file():
+                assert (Path(back) / path.relative_to(tiny_pipeline)).read_bytes() == path.read_bytes()
+
+    def test_the_patched_folder_loads(self, erased) -> None:
+        from diffusers import StableDiffusionPipeline
+
+        assert StableDiffusionPipeline.from_pretrained(erased).unet is not None
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("apply", "{base}", "{file}", "{erased}"), "must be empty or new"),
+            (("apply", "{erased}", "{file}", "{new}"), "those of the erased model"),
+            (("make", "{base}", "{erased}", "{file}"), "exists already"),
+            (("make", "{base}", "{new}", "{new}"), "no folder"),
+            (("apply", "{base}", "{new}", "{new}"), "no file"),
+            (("undo", "{base}", "{file}", "{new}"), "invalid choice"),
+        ],
+    )
+    def test_mistakes_cost_one_line(self, tiny_pipeline, erased, tmp_path, capsys, words, message) -> None:
+        names = {name: tmp_path / name for name in ("file", "new")} | {"base": tiny_pipeline, "erased": erased}
+        assert main(["make", str(tiny_pipeline), str(erased), str(names["file"])]) == 0
+        assert main([word.format(**names) for word in words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        assert not names["new"].exists()
+
+
+def test_linked_files_are_not_copied(tiny_pipeline: Path, tmp_path: Path) -> None:
+    patch_folder(tiny_pipeline, tmp_path / "linked", dict, link=True)
+    assert (tmp_path / "linked/vae/config.json").is_symlink()
+    assert not (tmp_path / "linked/unet/diffusion_pytorch_model.safetensors").is_symlink()
+
+
+def test_detectors_are_no_pipelines(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model_index"):
+        patch_folder(embedded_detector("demo"), tmp_path / "new", dict)
