@@ -18,7 +18,7 @@ from salun_diffusers.diffusion.data import LatentSet
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.objectives import PromptSwap
 from salun_diffusers.diffusion.schedule import learning_rate, total_steps
-from salun_diffusers.diffusion.trainer import EraseData, draw, fine_tune, shuffled
+from salun_diffusers.diffusion.trainer import EraseData, draw, error_scale, fine_tune, shuffled
 from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
 from salun_diffusers.mask import SaliencyMask
@@ -208,6 +208,34 @@ class TestParity:
             assert torch.equal(value[~mask[name]], before[name][~mask[name]])
             moved += int((value != before[name]).sum())
         assert moved > 0.9 * mask.number_selected
+
+
+class TestErrorScale:
+    def test_weights_by_hand(self, family, monkeypatch):
+        """p = 1/2: SNR 4, 1, 1/16 and 1/10,000 weigh 1/2, 1, 4 and, as 100 is above the limit, 10."""
+        ratios = torch.tensor([4.0, 1.0, 1 / 16, 1e-4])
+        monkeypatch.setattr(family, "signal_to_noise", lambda timesteps: ratios[timesteps])
+        weights = error_scale(family, torch.arange(4), 0.5).square()
+        assert weights.shape == (4, 1, 1, 1)
+        torch.testing.assert_close(weights.flatten(), torch.tensor([0.5, 1.0, 4.0, 10.0]))
+        assert error_scale(family, torch.arange(4), 0.0).flatten().tolist() == [1, 1, 1, 1]
+
+    def test_the_ratio_is_the_schedules(self, family):
+        """Linear betas from 0.0001 to 0.02: ᾱ_0 = 0.9999, so SNR_0 = 9999; at the end next to nothing is left."""
+        found = family.signal_to_noise(torch.tensor([0, 999]))
+        assert float(found[0]) == pytest.approx(9999, rel=1e-3)
+        assert 0 < float(found[1]) < 1e-4
+
+    def test_the_loss_is_weighted(self, family, data, tmp_path, monkeypatch):
+        """With SNR 1/16 everywhere, p = 1/2 makes every squared error 4 times as large."""
+        monkeypatch.setattr(family, "signal_to_noise", lambda timesteps: torch.full((len(timesteps),), 1 / 16))
+        rows = []
+        for power in (0.0, 0.5):
+            (tmp_path / str(power)).mkdir()
+            rows.append(train(family, data, tmp_path / str(power), max_train_steps=1, snr_power=power,
+                              learning_rate=1e-12)[0])  # fmt: skip
+        for term in ("loss", "forget_loss", "retain_loss"):
+            assert rows[1][term] == pytest.approx(4 * rows[0][term], rel=1e-4)
 
 
 class TestFineTune:

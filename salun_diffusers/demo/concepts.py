@@ -22,13 +22,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "num_forget_images": 96, "num_anchor_images": 96, "num_retain_images": 288, "num_inference_steps": 12,
         "guidance_scale": 3.0, "generation_batch_size": 48, "saliency_batch_size": 32, "train_batch_size": 16,
         "max_train_steps": 120, "learning_rate": 1.5e-4, "retain_weight": 1.0, "lr_scheduler": "cosine",
-        "empty_prompt_share": 0.2, "num_validation_images": 8,
+        "empty_prompt_share": 0.2, "snr_power": 0.5, "num_validation_images": 8,
     },
     "paper": {
         "num_forget_images": 100, "num_anchor_images": 0, "num_retain_images": 180, "num_inference_steps": 12,
         "guidance_scale": 3.0, "generation_batch_size": 48, "saliency_batch_size": 32, "train_batch_size": 16,
         "max_train_steps": 100, "learning_rate": 1e-4, "retain_weight": 1.0, "lr_scheduler": "constant",
-        "empty_prompt_share": 0.0, "num_validation_images": 8,
+        "empty_prompt_share": 0.0, "snr_power": 0.0, "num_validation_images": 8,
     },
 }  # fmt: skip
 # A style touches every shape: more and larger steps, of half the size (measured: 120 steps of 16 leave an outline of a

@@ -92,6 +92,7 @@ _PAPER_SETTINGS: dict[str, Any] = {
     "guidance_scale": 7.5, "generation_batch_size": 8,
     "saliency_guidance": 7.5, "saliency_batch_size": 8, "train_batch_size": 8, "num_train_epochs": 1,
     "learning_rate": 1e-5, "retain_weight": 0.1, "lr_scheduler": "constant", "empty_prompt_share": 0.0,
+    "snr_power": 0.0,
     "num_validation_images": 4,
 }  # fmt: skip
 

@@ -108,6 +108,13 @@ class EraseConfig:
     retain_weight: float | None = setting(
         None, "Weight of the retain loss (α in the official code).", group=_TRAIN, minimum=0
     )
+    snr_power: float | None = setting(
+        None,
+        "p of the weight min(SNR^-p, 10) of squared errors: more for noisy states, where the layout is decided.",
+        group=_TRAIN,
+        minimum=0,
+        maximum=1,
+    )
     empty_prompt_share: float | None = setting(
         None, "Share of retain latents that keep the empty prompt's prediction.", group=_TRAIN, minimum=0, maximum=1
     )

@@ -116,6 +116,23 @@ def draw(
     )
 
 
+def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
+    """Factor of prediction and target that weighs their squared error with w_t = min(SNR_t^-p, 10).
+
+    ε is easy to predict from noise, so that plain errors hardly see the states in which layout and colours are decided;
+    p = 1 would weigh them as errors of the clean latents. p = 0 is the loss as published.
+
+    Args:
+        family: Knows the SNR.
+        timesteps: `(b,)`.
+        power: p.
+
+    Returns:
+        √w_t, `(b, 1, 1, 1)`.
+    """
+    return family.signal_to_noise(timesteps).pow(-power).clamp(max=10).sqrt().view(-1, 1, 1, 1)
+
+
 def _join(first: Conditions, second: Conditions) -> Conditions:
     return {name: torch.cat([first[name], second[name]]) for name in first}
 
@@ -262,7 +279,9 @@ def _step(
                 target = targets.pop(position).to(family.device)
             else:
                 target = objective.target(family, network, batch)
-            loss = objective(family.predict(network, batch.noised, batch.timesteps, batch.conditions), target)
+            scale = error_scale(family, batch.timesteps, config.snr_power or 0.0)
+            prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
+            loss = objective(prediction * scale, target * scale)
             total = loss.total + objective.penalty(family.denoiser.parameters(), progress)
             accelerator.backward(total)
             terms += torch.stack([total, loss.forget, loss.retain]).detach() / config.gradient_accumulation_steps

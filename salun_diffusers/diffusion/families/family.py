@@ -60,6 +60,10 @@ class Family(Protocol):
         """x_t of clean latents."""
         ...
 
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """Power of the latents over that of the noise at these timesteps."""
+        ...
+
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """ε_θ(x_t, c)."""
         ...

@@ -36,6 +36,11 @@ class NoiseSchedule:
         alpha: Tensor = self.alphas[timesteps].view(-1, 1, 1, 1)
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """SNR = ᾱ_t / (1-ᾱ_t), `(b,)`."""
+        alpha: Tensor = self.alphas[timesteps]
+        return alpha / (1 - alpha)
+
     def epsilon(self, prediction: Tensor, noised: Tensor, timesteps: Tensor) -> Tensor:
         """ε of a network's answer: itself, or √ᾱ_t v + √(1-ᾱ_t) x_t of a v-prediction (arXiv 2202.00512, app. D)."""
         if self._prediction_type == "epsilon":

@@ -111,6 +111,10 @@ class StableDiffusion:
         """x_t of clean latents."""
         return self.noise_schedule.noised(latents, noise, timesteps)
 
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """SNR of the schedule."""
+        return self.noise_schedule.signal_to_noise(timesteps)
+
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """ε_θ(x_t, c)."""
         prediction: Tensor = denoiser(noised, timesteps, **conditions).sample.float()
