@@ -21,7 +21,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "frozen_teacher": {
         "num_forget_images": 96, "num_anchor_images": 96, "num_retain_images": 288, "num_inference_steps": 12,
         "guidance_scale": 3.0, "generation_batch_size": 48, "saliency_batch_size": 32, "train_batch_size": 16,
-        "max_train_steps": 120, "learning_rate": 1.5e-4, "retain_weight": 1.0, "lr_scheduler": "cosine",
+        "max_train_steps": 120, "learning_rate": 1.5e-4, "retain_weight": 3.0, "lr_scheduler": "cosine",
         "empty_prompt_share": 0.2, "snr_power": 0.5, "num_validation_images": 8,
     },
     "paper": {
@@ -40,10 +40,17 @@ _STYLE_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _variety(seed: str, count: int) -> list[tuple[str | None, str | None, str]]:
-    """(colour, background, opening) as users combine them; about half leave the colour out, half the background."""
+def _variety(seed: str, count: int, plain: int = 1) -> list[tuple[str | None, str | None, str]]:
+    """(colour, background, opening) as users combine them; a third leave the colour out, half the background.
+
+    Args:
+        seed: Of the combinations.
+        count: How many.
+        plain: How many of these leave out both: then the model is free, and easily disturbed.
+    """
     rng = random.Random(seed)
     combinations: list[tuple[str | None, str | None, str]] = [(None, None, "a photo of")]
+    combinations += [(None, None, rng.choice(_TRAINED_PHRASES)) for _ in range(plain - 1)]
     while len(combinations) < count:
         colour = rng.choice([None, *COLOURS]) if rng.random() < 0.8 else None
         background = rng.choice([name for name in COLOURS if name != colour]) if rng.random() < 0.5 else None
@@ -62,7 +69,7 @@ def shape(name: str, recipe: Recipe) -> Concept:
         ways = _variety(name, 48)
         forget = tuple(describe(name, *way) for way in ways)
         anchors = tuple(describe(anchor, *way) for way in ways)
-        retain = tuple(describe(other, *way) for other in others for way in _variety(other, 32))
+        retain = tuple(describe(other, *way) for other in others for way in _variety(other, 32, plain=11))
     return Concept(
         name=name,
         forget_prompts=forget,
