@@ -195,6 +195,8 @@ def _carry_out(
     from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
     from salun_diffusers.diffusion.trainer import fine_tune
     from salun_diffusers.diffusion.validation import draw_samples
+    from salun_diffusers.disk import full_disk_is_told
+    from salun_diffusers.patch import patch_between
     from salun_diffusers.run_folder import named_checkpoint, write_pipeline
     from salun_diffusers.selected_weights import SelectedWeights
 
@@ -232,6 +234,9 @@ def _carry_out(
             save: Mapping[str, Any] = {"variant": config.variant, "safe_serialization": True}
             torch.nn.Module.to(family.denoiser, dtype)  # diffusers' own `to` warns of a list that is empty here.
             write_pipeline(base, run.pipeline, family.denoiser, name=family.denoiser_folder, save=save)
+            if config.save_patch:
+                with full_disk_is_told("the patch"):
+                    patch_between(base, run.pipeline, config.variant).save(run.patch)
         accelerator.wait_for_everyone()
         receipt = _receipt(base, run, mask, config)
     with clock.stage("pictures after"):

@@ -166,7 +166,12 @@ class WeightPatch:
 
 
 def patch_folder(
-    source: Path, target: Path, change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], *, link: bool = False
+    source: Path,
+    target: Path,
+    change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    *,
+    variant: str | None = None,
+    link: bool = False,
 ) -> None:
     """Copy a pipeline folder with changed denoiser weights; all other files stay byte-identical.
 
@@ -174,6 +179,7 @@ def patch_folder(
         source: The pipeline folder.
         target: A folder that is new or empty; under this name it is there complete or not at all.
         change: Such as `WeightPatch.apply`.
+        variant: Variant of the weight files.
         link: Link the other files instead of copying them, for a folder that is used at once and thrown away.
 
     Raises:
@@ -182,8 +188,8 @@ def patch_folder(
     denoiser = denoiser_folder(model_index(source), source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} must be empty or new: nothing is overwritten.")
-    changed = change(dict(stored_weights(source / denoiser)))
-    rewritten = set(weight_files(source / denoiser))
+    changed = change(dict(stored_weights(source / denoiser, variant)))
+    rewritten = set(weight_files(source / denoiser, variant))
     half_done = target.with_name(f".{target.name}.partial")
     shutil.rmtree(half_done, ignore_errors=True)
     try:
@@ -233,13 +239,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def patch_between(base: Path, erased: Path) -> WeightPatch:
+def patch_between(base: Path, erased: Path, variant: str | None = None) -> WeightPatch:
     """The patch between two pipeline folders.
 
     Raises:
         UserError: If one is no pipeline, or they are not of one kind.
     """
-    before, after = (dict(stored_weights(f / denoiser_folder(model_index(f), f))) for f in (base, erased))
+    before, after = (dict(stored_weights(f / denoiser_folder(model_index(f), f), variant)) for f in (base, erased))
     return WeightPatch.between(before, after)
 
 

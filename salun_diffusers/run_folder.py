@@ -39,6 +39,11 @@ class RunFolder:
         return self.root / "mask.safetensors"
 
     @property
+    def patch(self) -> Path:
+        """The patch file, if one was asked for."""
+        return self.root / "patch.safetensors"
+
+    @property
     def work(self) -> Path:
         """Latent sets and saliency, kept so that an interrupted run goes on; safe to delete afterwards."""
         return self.root / "work"

@@ -12,6 +12,7 @@ unless --save_explicit.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from salun_diffusers.base_model import check_complete, locate
 from salun_diffusers.disk import full_disk_is_told
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest
-from salun_diffusers.evaluation.prompt_files import read_prompt_file
+from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
 from salun_diffusers.program import run_program
 
 
@@ -31,6 +32,7 @@ class GenerateConfig:
     """Settings of the drawing."""
 
     pretrained_model_name_or_path: str = setting("", "Hub id, local pipeline folder, or `demo`.")
+    patch: str | None = setting(None, "patch.safetensors of an erasure, applied to a passing copy of the model.")
     prompts: str = setting("", "CSV or text file of prompts.")
     output_dir: str = setting("runs/pictures", "Folder of the pictures.")
     revision: str | None = setting(None, "Revision of the model on the hub.")
@@ -63,10 +65,23 @@ def work(config: GenerateConfig, command: str) -> str:
     if not explicit and file.explicit_prompts:
         some = f"{file.explicit_prompts} of {len(file.rows)} prompts have words such as 'nude'"
         tell("note", f"{some}; their pictures are written. --explicit yes keeps detections and a blur only.")
+    if config.patch and not Path(config.patch).is_file():
+        raise UserError(f"--patch must be a patch file (patch.safetensors of a run), there is no file {config.patch}.")
     base = locate(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant,
                   cache_dir=config.cache_dir)  # fmt: skip
     check_complete(base, config.variant)
+    with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
+        if config.patch:
+            from salun_diffusers.patch import WeightPatch, patch_folder
 
+            patched = Path(scratch) / "pipeline"
+            patch_folder(base, patched, WeightPatch.load(config.patch).apply, variant=config.variant, link=True)
+            base = patched
+        return draw(config, command, file, base, explicit)
+
+
+def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, explicit: bool) -> str:
+    """Draw the prompts with a pipeline folder."""
     # Heavy imports wait until everything that is quickly known is known.
     import torch
 
@@ -94,7 +109,8 @@ def work(config: GenerateConfig, command: str) -> str:
             base, device=accelerator.device, dtype=dtype, variant=config.variant, scheduler=config.scheduler
         )
         made_with = {
-            "model": config.pretrained_model_name_or_path, "model_sha256": identity_of(base),
+            "model": " + ".join(filter(None, (config.pretrained_model_name_or_path, config.patch))),
+            "model_sha256": identity_of(base),
             "scheduler": describe_scheduler(pipe), "num_inference_steps": config.num_inference_steps,
             "height": config.height, "width": config.width, "dtype": str(dtype).removeprefix("torch."),
             "pictures_kept": not explicit or config.save_explicit,

@@ -132,7 +132,7 @@ class TestModel:
     @pytest.mark.parametrize("dry_run", [True, None])
     def test_hub_id_without_a_network(self, refused, dry_run):
         name = "CompVis/stable-diffusion-v1-4"
-        refused(name, "could it be had from the hub", "local pipeline folder", "`demo`",
+        refused(name, "could it be had from the hub", "a local folder", "`demo`",
                 pretrained_model_name_or_path=name, dry_run=dry_run)  # fmt: skip
 
     def test_no_model_index(self, refused, copied):
@@ -193,6 +193,9 @@ class TestModel:
         file = next((copied / "unet").glob("*.safetensors"))
         file.rename(file.with_suffix(".bin"))
         refused("pickled weights only", "diffusion_pytorch_model.bin", pretrained_model_name_or_path=copied)
+
+    def test_patch_between_two_data_types(self, refused):
+        refused("--save_patch", "--save_dtype at base", "float16", save_patch=True, save_dtype="float16")
 
     @pytest.mark.parametrize("dry_run", [True, None])
     def test_pipeline_of_another_class(self, refused, copied, dry_run):

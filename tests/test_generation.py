@@ -19,6 +19,7 @@ from salun_diffusers.diffusion import generation
 from salun_diffusers.diffusion.generation import picture_rows
 from salun_diffusers.evaluation.manifest import read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
+from salun_diffusers.patch import patch_between, patch_folder
 from salun_diffusers.seeds import stream_seed
 
 
@@ -114,6 +115,23 @@ def test_an_interrupted_folder_goes_on(
     assert not kept & {name for batch in drawn[2:] for name in batch}
     whole = pixels(tmp_path / "whole")
     assert all(np.abs(found - whole[name]).max() <= 1 for name, found in pixels(tmp_path / "out").items())
+
+
+def test_base_and_patch_draw_what_the_erased_model_draws(
+    generate: Callable[..., int], tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    erased, patch = tmp_path / "erased", tmp_path / "patch.safetensors"
+    patch_folder(tiny_pipeline, erased, lambda weights: weights | {"conv_in.bias": weights["conv_in.bias"] + 1})
+    patch_between(tiny_pipeline, erased).save(patch)
+    assert generate(tmp_path / "a", pretrained_model_name_or_path=erased) == 0
+    assert generate(tmp_path / "b", patch=patch) == 0
+    drawn = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert all((drawn[0][name] == drawn[1][name]).all() for name in drawn[0])
+    made = [read_manifest(tmp_path / name).made_with for name in "ab"]
+    assert made[0]["model_sha256"] == made[1]["model_sha256"]
+    assert made[1]["model"] == f"{tiny_pipeline} + {patch}"
+    assert generate(tmp_path / "c") == 0
+    assert (pixels(tmp_path / "c")["000003_0.png"] != drawn[0]["000003_0.png"]).any()
 
 
 def test_another_command_is_refused(generate: Callable[..., int], tmp_path: Path, capsys) -> None:

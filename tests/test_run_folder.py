@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import salun_diffusers
 from salun_diffusers import EraseConfig
 from salun_diffusers.erase import main
 from salun_diffusers.errors import UserError
+from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.patch import WeightPatch
 from salun_diffusers.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, write_pipeline
 from salun_diffusers.verify import main as verify
 
@@ -170,6 +173,16 @@ class TestFinishedRun:
         words = [str(tiny_pipeline), str(finished / "pipeline"), "--mask", str(finished / "mask.safetensors")]
         assert verify(words) == 0
         assert "ok: " in capsys.readouterr().out
+
+    def test_a_patch_only_where_one_is_asked_for(self, finished, tiny_pipeline, small_run, tmp_path):
+        assert not (finished / "patch.safetensors").exists()
+        assert main(small_run(output_dir=tmp_path / "patched", save_patch=True)) == 0
+        patch = WeightPatch.load(tmp_path / "patched/patch.safetensors")
+        name = "unet/diffusion_pytorch_model.safetensors"
+        made, wanted = patch.apply(load_file(tiny_pipeline / name)), load_file(tmp_path / "patched/pipeline" / name)
+        assert all(torch.equal(made[key], wanted[key]) for key in wanted)
+        mask = SaliencyMask.load(tmp_path / "patched/mask.safetensors")
+        assert 0 < patch.number_moved <= mask.number_selected
 
     def test_records_itself(self, finished):
         config = json.loads((finished / "config.json").read_text())

@@ -149,6 +149,11 @@ class EraseConfig:
     save_dtype: Literal["base", "float32", "float16", "bfloat16"] = setting(
         "base", "Data type of the saved denoiser; base: that of its weight file.", group=_RUN
     )
+    save_patch: bool = setting(
+        False,
+        "Also write patch.safetensors: base + patch = erased, erased - patch = base.",
+        group=_RUN,
+    )
     report_to: str | None = setting(None, "accelerate tracker for the losses, such as tensorboard.", group=_RUN)
     allow_tf32: bool = setting(False, "Allow TF32 matrix products on NVIDIA GPUs.", group=_RUN)
     dry_run: bool = setting(False, "Print the resolved configuration and the plan, then stop.", group=_RUN)

@@ -64,6 +64,10 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--mask must be one of {', '.join(MADE_MASKS)}, or a mask file; there is no file {config.mask}."
         )
+    if config.save_patch and config.save_dtype != "base":
+        raise UserError(
+            f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
+        )
     check_output(config.output_dir, config.resume_from_checkpoint)
     base = locate(
         name,
