@@ -261,7 +261,7 @@ def work(config: BenchmarkConfig, command: str) -> str:
     output = Path(config.output_dir)
     todo = [cell for cell in cells(config) if not (output / f"{cell.name}.json").exists()]
     for cell in todo:
-        accept(cell.erase_config(config, output))
+        accept(cell.erase_config(config, output / f"{cell.name}.run-to-be"))
         if cell.method == "retrain" and config.model != "digits":
             raise UserError("--methods retrain needs --model digits: only those pictures are at hand.")
     output.mkdir(parents=True, exist_ok=True)

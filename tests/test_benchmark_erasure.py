@@ -66,6 +66,23 @@ def test_finished_cells_are_not_run_again_and_the_table_shows_them(
     assert "1.00 → 2.00" in row
 
 
+def test_goes_on_where_it_stopped(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 0 is finished, seed 1 was interrupted in its run folder, seed 2 never began."""
+    (tmp_path / "star-paper-full-0.json").write_text(json.dumps(report(0, 18, 10)))
+    (tmp_path / "star-paper-full-1.run").mkdir()
+    (tmp_path / "star-paper-full-1.run" / "config.json").write_text("{}")
+    run = []
+
+    def cell(cell, config, output):
+        run.append(cell.seed)
+        (output / f"{cell.name}.json").write_text(json.dumps(report(0, 18, 10)))
+
+    monkeypatch.setattr(benchmark, "run_cell", cell)
+    assert benchmark.main(["--concepts", "star", "--methods", "paper-full", "--output_dir", str(tmp_path)]) == 0
+    assert run == [1, 2]
+    assert "| 3 (90) |" in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
