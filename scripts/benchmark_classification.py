@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from salun_diffusers.arguments import parse, setting
+from salun_diffusers.arguments import setting
 from salun_diffusers.classification.experiments import (
     GRIDS,
     Cell,
@@ -34,7 +34,8 @@ from salun_diffusers.classification.experiments import (
 )
 from salun_diffusers.classification.methods import default_mask
 from salun_diffusers.disk import write_text
-from salun_diffusers.errors import UserError, tell
+from salun_diffusers.errors import UserError
+from salun_diffusers.program import run_program
 
 _DENSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 _COUNTS = (4, 8, 16, 32, 64, 128)
@@ -225,31 +226,31 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
+def work(config: BenchmarkConfig, command: str) -> str:
+    """Run the missing cells and return the table.
+
+    Raises:
+        UserError: If a method or a seed is none.
+    """
+    for method in config.methods:
+        if method not in GRIDS:
+            raise UserError(f"--methods knows {', '.join(GRIDS)}; got {method!r}.")
+    if not all(seed.isdecimal() for seed in config.seeds):
+        raise UserError(f"--seeds must be whole numbers, got {' '.join(config.seeds)}.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lab = Laboratory(Path(config.output_dir), config.dataset, config.model, config.epochs, device)
+    lab.folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    lines = list(EXPERIMENTS[config.experiment](lab, config, [int(seed) for seed in config.seeds]))
+    table = "\n".join(lines) + "\n"
+    write_text(lab.folder / f"{config.experiment}.md", table)
+    sys.stderr.write(f"took {time.perf_counter() - started:.0f} s; tables and plots in {lab.folder}\n")
+    return table
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the missing cells, then print the table."""
-    try:
-        config = parse(BenchmarkConfig, arguments, description=__doc__ or "")
-        for method in config.methods:
-            if method not in GRIDS:
-                raise UserError(f"--methods knows {', '.join(GRIDS)}; got {method!r}.")
-        if not all(seed.isdecimal() for seed in config.seeds):
-            raise UserError(f"--seeds must be whole numbers, got {' '.join(config.seeds)}.")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        lab = Laboratory(Path(config.output_dir), config.dataset, config.model, config.epochs, device)
-        lab.folder.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        lines = list(EXPERIMENTS[config.experiment](lab, config, [int(seed) for seed in config.seeds]))
-        table = "\n".join(lines) + "\n"
-        write_text(lab.folder / f"{config.experiment}.md", table)
-        print(table)
-        sys.stderr.write(f"took {time.perf_counter() - started:.0f} s; tables and plots in {lab.folder}\n")
-    except UserError as error:
-        tell("error", error)
-        return 2
-    except KeyboardInterrupt:
-        tell("interrupted", "finished cells are kept; the same command goes on from there.")
-        return 130
-    return 0
+    """The program; finished cells are kept when it is interrupted."""
+    return run_program(BenchmarkConfig, work, arguments, file=__file__, description=__doc__ or "")
 
 
 if __name__ == "__main__":

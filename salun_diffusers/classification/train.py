@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salun_diffusers.arguments import parse
 from salun_diffusers.classification.config import TRAINING_SETTINGS, TrainConfig
 from salun_diffusers.disk import full_disk_is_told, replace_folder
-from salun_diffusers.errors import UserError, tell
+from salun_diffusers.errors import UserError
+from salun_diffusers.program import run_program
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.classifier import Classifier
@@ -112,19 +112,18 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     return folder, result
 
 
+def _work(config: TrainConfig, command: str) -> str:
+    folder, result = run_training(config)
+    return f"\ntest accuracy {result:.4f}\nmodel         {folder}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program: 0 when done, 2 on a user's mistake, 130 after Ctrl-C."""
-    try:
-        config = parse(TrainConfig, arguments, description=__doc__ or "")
-        folder, result = run_training(config)
-        sys.stdout.write(f"\ntest accuracy {result:.4f}\nmodel         {folder}\n")
-        return 0
-    except UserError as error:
-        tell("error", error)
-        return 2
-    except KeyboardInterrupt:
-        tell("interrupted", "nothing was written.")
-        return 130
+    return run_program(
+        TrainConfig, _work, arguments,
+        file="train_classifier.py", description=__doc__ or "", launcher="accelerate launch",
+        interrupted="nothing was written.",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

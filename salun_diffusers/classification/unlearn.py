@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salun_diffusers.arguments import parse
 from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, UnlearnConfig
-from salun_diffusers.errors import ReceiptError, UserError, tell
+from salun_diffusers.errors import ReceiptError, UserError
+from salun_diffusers.program import run_program
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.classifier import Classifier
@@ -207,27 +206,21 @@ def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], 
     return Retrain(recipe_of(record))(task).classifier
 
 
+def _work(config: UnlearnConfig, command: str) -> str:
+    run, report = run_unlearning(config, command)
+    return (
+        f"\n{report.verdict}: {report.verdict_reason}\n"
+        f"model     {run.root / 'model'}\nreport    {run.root / 'report.html'}\n"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program: 0 when done, 1 if a frozen weight moved, 2 on a user's mistake, 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = "accelerate launch scripts/unlearn_classifier.py " + shlex.join(words)
-    try:
-        config = parse(UnlearnConfig, words, description=__doc__ or "")
-        run, report = run_unlearning(config, command)
-        sys.stdout.write(
-            f"\n{report.verdict}: {report.verdict_reason}\n"
-            f"model     {run.root / 'model'}\nreport    {run.root / 'report.html'}\n"
-        )
-        return 0
-    except UserError as error:
-        tell("error", error)
-        return 2
-    except ReceiptError as error:
-        tell("error", error)
-        return 1
-    except KeyboardInterrupt:
-        tell("interrupted", "no model was written.")
-        return 130
+    return run_program(
+        UnlearnConfig, _work, arguments,
+        file="unlearn_classifier.py", description=__doc__ or "", launcher="accelerate launch",
+        interrupted="no model was written.",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
