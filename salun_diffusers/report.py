@@ -101,6 +101,7 @@ class EvaluationReport:
         series: One row per logged step: step, loss, forget_loss, retain_loss, learning_rate.
             Losses that are not finite become `None`.
         created: When, in ISO 8601.
+        kind: What was done, above the title: ``Erasure`` or ``Unlearning``.
     """
 
     concept: str
@@ -118,6 +119,7 @@ class EvaluationReport:
     environment: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     series: tuple[Mapping[str, float | None], ...] = ()
+    kind: str = "Erasure"
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):

@@ -160,6 +160,7 @@ def write_report(
         verdict_reason=reason,
         base=config.model,
         recipe=config.method,
+        kind="Unlearning",
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
         receipt=receipt,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
