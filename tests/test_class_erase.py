@@ -162,6 +162,18 @@ class TestConcept:
         assert self.concept(tiny_ddpm, anchor_prompt=("cat",)).anchor_prompts == ("cat",)
 
 
+    @pytest.mark.parametrize(("base", "detector", "label"), [("digits", "digits", "digit:7"), ("mine", "none", "")])
+    def test_only_the_embedded_digits_have_a_judge(self, base, detector, label):
+        """Another model with ten digits has the same settings, but its pictures may be of any kind."""
+        index = {"id2label": {str(number): str(number) for number in range(10)}}
+        concept = class_concept(EraseConfig(concept="7", pretrained_model_name_or_path=base), index)
+        assert (concept.detector, concept.target_labels) == (detector, frozenset({label} - {""}))
+        assert [prompt.expected for prompt in concept.retain_evaluation] == [
+            f"digit:{number}" if label else "" for number in "012345689"
+        ]
+        assert concept.settings != CIFAR10
+
+
 class TestRun:
     @pytest.mark.parametrize("recipe", ["frozen_teacher", "paper"])
     def test_end_to_end(self, command, tmp_path, tiny_ddpm, recipe):
