@@ -161,7 +161,6 @@ class TestConcept:
     def test_anchor(self, tiny_ddpm):
         assert self.concept(tiny_ddpm, anchor_prompt=("cat",)).anchor_prompts == ("cat",)
 
-
     @pytest.mark.parametrize(("base", "detector", "label"), [("digits", "digits", "digit:7"), ("mine", "none", "")])
     def test_only_the_embedded_digits_have_a_judge(self, base, detector, label):
         """Another model with ten digits has the same settings, but its pictures may be of any kind."""

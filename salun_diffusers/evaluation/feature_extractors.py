@@ -86,8 +86,10 @@ def make_extractor(name: str, weights: str | None = None, *, device: torch.devic
         UserError: If the name is unknown or the weights cannot be had.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    made = {"inception": _inception, "clip": _clip, "dinov2": _dinov2, "demo": partial(_embedded, "demo", 64),
-            "digits": partial(_embedded, "digits", 32)}  # fmt: skip
+    made: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
+        "inception": _inception, "clip": _clip, "dinov2": _dinov2,
+        "demo": partial(_embedded, "demo", 64), "digits": partial(_embedded, "digits", 32),
+    }  # fmt: skip
     if name not in made:
         raise UserError(f"--extractor must be one of {', '.join(NAMES)}; got {name!r}.")
     return made[name](weights, device)
