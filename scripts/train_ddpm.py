@@ -43,7 +43,7 @@ class TrainDDPMConfig:
     channels: int = setting(1, "1 for grey pictures, 3 for colour.", minimum=1, maximum=3)
     random_flip: bool = setting(False, "Mirror half of the pictures (not for digits).")
     exclude_class: str | None = setting(None, "Leave out one class: the model that never saw it (Retrain).")
-    block_out_channels: tuple[str, ...] = setting(("32", "64", "96"), "Channels of each level.")
+    block_out_channels: tuple[str, ...] = setting(("16", "32", "64"), "Channels of each level.")
     layers_per_block: int = setting(1, "Residual blocks per level.", minimum=1)
     norm_num_groups: int = setting(8, "Groups of the normalisation.", minimum=1)
     dropout: float = setting(0.0, "Dropout of the U-Net.", minimum=0, maximum=0.9)
