@@ -36,6 +36,7 @@ from salun_diffusers.diffusion.request import accept
 from salun_diffusers.disk import write_text
 from salun_diffusers.erase import run_erasure
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.image_folder import decoded
 from salun_diffusers.evaluation.measurement import wilson_interval
 from salun_diffusers.program import run_program
 
@@ -122,7 +123,7 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
         report = json.loads((run.root / "report.json").read_text())
         (run.root / "report.html").replace(output / f"{cell.name}.html")
         pictures = {
-            when: [Image.open(path).copy() for path in sorted(run.samples.glob(f"retain-*-{when}.png"))]
+            when: [one for batch in decoded(sorted(run.samples.glob(f"retain-*-{when}.png")), 64) for one in batch]
             for when in ("before", "after")
         }
     if config.model == "digits":

@@ -35,4 +35,5 @@ def test_counts_per_digit(
     }
     assert (rates["3"], rates["4"], rates["all"]) == ((1, 2), (0, 2), (0.1, 20))
     assert "2 x 3" in capsys.readouterr().out
-    assert Image.open(tmp_path / "out/samples.png").size == (20 * 10, 10 * 10)
+    with Image.open(tmp_path / "out/samples.png") as sheet:
+        assert sheet.size == (20 * 10, 10 * 10)
