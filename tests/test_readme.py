@@ -47,7 +47,7 @@ def test_erase_commands_are_valid(line: str, tmp_path: Path, monkeypatch: pytest
     words = shlex.split(line)
     start = next(i for i, word in enumerate(words) if word.endswith(("erase.py", "salun_diffusers.erase")))
     config = parse(EraseConfig, words[start + 1 :])
-    if "ddpm" in config.pretrained_model_name_or_path:
+    if config.pretrained_model_name_or_path == "digits":
         concept = class_concept(config, {"id2label": dict(enumerate("0123456789"))})
     else:
         concept = find_concept(config)
