@@ -70,7 +70,8 @@ def test_evaluation_commands_are_valid(line: str, script: Callable[[str], Module
 
 def _config_of(module: ModuleType) -> type:
     """The settings of a program."""
-    return next(value for name, value in vars(module).items() if name.endswith("Config"))
+    own = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
+    return next(value for value in own if getattr(value, "__name__", "").endswith("Config"))
 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
@@ -87,6 +88,7 @@ def test_flags_named_in_the_text_exist(script: Callable[[str], ModuleType]) -> N
     programs = [
         *ROOT.glob("scripts/evaluate_*.py"),
         ROOT / "scripts" / "generate_images.py",
+        ROOT / "scripts" / "benchmark_erasure.py",
         ROOT / "scripts" / "compare.py",
         ROOT / "scripts" / "train_ddpm.py",
         ROOT / "scripts" / "train_demo_model.py",
