@@ -21,7 +21,7 @@ CIFAR10: dict[str, Any] = {
 }  # fmt: skip
 _DIGITS: dict[str, dict[str, Any]] = {
     "frozen_teacher": {
-        "num_forget_images": 128, "num_anchor_images": 0, "num_retain_images": 288, "num_inference_steps": 20,
+        "num_forget_images": 96, "num_anchor_images": 96, "num_retain_images": 288, "num_inference_steps": 20,
         "guidance_scale": 2.0, "generation_batch_size": 64, "saliency_guidance": 2.0,
         "saliency_batch_size": 64, "train_batch_size": 16,
         "max_train_steps": 100, "learning_rate": 3e-4, "retain_weight": 3.0, "lr_scheduler": "cosine",
