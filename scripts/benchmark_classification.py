@@ -9,7 +9,7 @@ masks        RL under saliency masks and random ones of equal density per tensor
 instances    L2UL: 4 to 128 pictures, with and without adversarial pictures and importance
 
 Every cell is kept as a file and not run again: the same command goes on where it stopped. Each method's settings are
-chosen from a grid of eight by the gap to Retrain, on a seed that no table contains.
+chosen from a grid of eight by the mean gap to Retrain on three seeds that no table contains.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ from salun_diffusers.progress import Clock
 from salun_diffusers.run_folder import fingerprint
 from salun_diffusers.seeds import stream
 
-TUNING_SEED = 1000  # Hyper-parameters are chosen on a model, a forget set and a Retrain that no table contains.
+# Hyper-parameters are chosen on models, forget sets and Retrains that no table contains.
+TUNING_SEEDS = (1000, 1001, 1002)
 _RATES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 0.1)
 _EPOCHS = {"epochs": (4,)}
 _BY_RATE = ({**_EPOCHS, "learning_rate": _RATES},)
@@ -173,9 +174,14 @@ class Laboratory:
         return gap_between(result, self.run(Cell(cell.scenario, "retrain", cell.seed)))
 
     def tuned(self, scenario: str, method: str, mask: str) -> tuple[tuple[str, Any], ...]:
-        """The settings of the method's grid with the smallest gap on the tuning seed."""
-        tried = [Cell(scenario, method, TUNING_SEED, mask, settings=settings) for settings in grid(method)]
-        return min(tried, key=self.gap).settings
+        """The settings of the method's grid with the smallest mean gap over the tuning seeds."""
+
+        def mean_gap(settings: tuple[tuple[str, Any], ...]) -> float:
+            return math.fsum(
+                self.gap(Cell(scenario, method, seed, mask, settings=settings)) for seed in TUNING_SEEDS
+            ) / len(TUNING_SEEDS)
+
+        return min(grid(method), key=mean_gap)
 
 
 def make_split(pools: Pools, cell: Cell) -> ForgetSplit:
