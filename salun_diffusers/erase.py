@@ -191,6 +191,7 @@ def _carry_out(
 
     from salun_diffusers.checkpoint import latest_checkpoint
     from salun_diffusers.diffusion.baselines import make_objective
+    from salun_diffusers.diffusion.drawn import Generate, kept_in
     from salun_diffusers.diffusion.run_report import write_report
     from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
     from salun_diffusers.diffusion.trainer import fine_tune
@@ -203,11 +204,15 @@ def _carry_out(
     config, concept, base, main = request.config, request.concept, request.base, accelerator.is_main_process
 
     # Let the base draw.
+    generate: Generate = family.generate
+    if config.generated_data_dir:
+        precision = str(accelerator.mixed_precision)
+        generate = kept_in(Path(config.generated_data_dir), generate, base=base_identity, precision=precision)
     with clock.stage("latent sets"):
-        data = latent_sets(accelerator, family, concept, config, run, base_identity, real)
+        data = latent_sets(accelerator, family, concept, config, run, base_identity, real, generate)
     with clock.stage("pictures before"):
         before = tuple(
-            draw_samples(family, prompts, config, f"before, {name}", main)
+            draw_samples(family, generate, prompts, config, f"before, {name}", main)
             for name, prompts in (("forget", concept.forget_evaluation), ("retain", concept.retain_evaluation))
         )
     family.release_encoders()
@@ -242,7 +247,7 @@ def _carry_out(
     with clock.stage("pictures after"):
         family = load_family(run.pipeline)
         after = tuple(
-            draw_samples(family, samples.prompts, config, f"after, {name}", main)
+            draw_samples(family, family.generate, samples.prompts, config, f"after, {name}", main)
             for name, samples in zip(("forget", "retain"), before, strict=True)
         )
     report = write_report(

@@ -6,10 +6,11 @@
 
 A method is WHAT-MASK: a recipe or an objective, and a mask; `paper-full` is random labelling without a mask (RL).
 `retrain` trains a digits model that never saw the class, which takes as long as training the embedded one. Each cell is
-one run of the main program, in this process; its report stays in `--output_dir`, and finished cells are not run again,
-so the same command goes on where it stopped, and two processes may share a folder if their concepts differ. The table
-pools the seeds of a row: UA is the share of pictures for the concept's prompts in which the detector does not find it,
-RA the accuracy on everything else.
+one run of the main program, in this process; its report stays in `--output_dir`, beside what the base model drew for
+several of them (`generated/`, of no use when all is done). Finished cells are not run again, so the same command goes
+on where it stopped, and two processes may share a folder if their concepts, methods or seeds differ. The table pools
+the seeds of a row: UA is the share of pictures for the concept's prompts in which the detector does not find it, RA the
+accuracy on everything else.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Cell:
             seed=self.seed,
             num_validation_images=config.num_validation_images or PICTURES[config.model],
             output_dir=str(folder),
+            generated_data_dir=str(folder.parent / "generated"),
         )
         if self.method == "retrain":
             return common
@@ -138,9 +140,11 @@ def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, 
     from train_ddpm import TrainDDPMConfig, train
 
     from salun_diffusers.base_model import EMBEDDED
+    from salun_diffusers.diffusion.drawn import Generate, kept_in
     from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
     from salun_diffusers.diffusion.validation import Samples, draw_samples, measure
     from salun_diffusers.evaluation.detectors import make_detector
+    from salun_diffusers.run_folder import identity_of
 
     concept = accept(settings).concept
     started = time.perf_counter()
@@ -151,8 +155,12 @@ def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, 
     drawn: dict[str, tuple[Samples, Samples]] = {}
     for when, place in (("before", EMBEDDED["digits"]), ("after", never_saw)):
         family = ClassConditionalDDPM(place, device=torch.device("cpu"))
+        generate: Generate = family.generate
+        if when == "before":
+            shared = Path(str(settings.generated_data_dir))
+            generate = kept_in(shared, generate, base=identity_of(place), precision="no")
         forget, retain = (
-            draw_samples(family, prompts, settings, when, True)
+            draw_samples(family, generate, prompts, settings, when, True)
             for prompts in (concept.forget_evaluation, concept.retain_evaluation)
         )
         drawn[when] = forget, retain

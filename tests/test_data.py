@@ -9,6 +9,7 @@ import torch
 
 from salun_diffusers.diffusion import data
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
+from salun_diffusers.diffusion.drawn import kept_in
 from salun_diffusers.seeds import stream_seed
 
 PROMPTS = ("a star", "a square", "a heart")
@@ -32,7 +33,7 @@ def generate(painter: Painter, shards: Path, **changes) -> LatentSet:
         "count": 7, "name": "forget", "seed": 5, "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 2,
         "progress": lambda number: None,
     }  # fmt: skip
-    return generate_latents(painter, PROMPTS, shards=shards, **(settings | changes))
+    return generate_latents(painter.generate, PROMPTS, shards=shards, **(settings | changes))
 
 
 def test_survives_a_file(tmp_path):
@@ -51,6 +52,33 @@ def test_items_go_round_the_prompts_with_a_seed_each(tmp_path):
     assert result.prompt_index.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert painter.asked == [(PROMPTS[i % 3], stream_seed(5, "forget", i)) for i in range(7)]
     assert len({seed for _, seed in painter.asked}) == 7
+
+
+def test_kept_latents_are_not_drawn_again(tmp_path):
+    """Another run with one more prompt draws that prompt's alone; another guidance or base draws all."""
+    painter = Painter()
+    look_first = kept_in(tmp_path / "kept", painter.generate, base="one")
+    how = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    first = look_first(["a star", "a square"], [1, 2], **how)
+    both = look_first(["a heart", "a star", "a square"], [3, 1, 2], **how)
+    assert painter.asked == [("a star", 1), ("a square", 2), ("a heart", 3)]
+    assert torch.equal(both, Painter().generate(["a heart", "a star", "a square"], [3, 1, 2], **how))
+    assert torch.equal(both[1:], first)
+    look_first(["a star"], [1], **(how | {"guidance_scale": 2.0}))
+    look_first(["a star"], [2], **how)
+    kept_in(tmp_path / "kept", painter.generate, base="two")(["a star"], [1], **how)
+    assert len(painter.asked) == 6
+
+
+def test_a_damaged_latent_is_drawn_again(tmp_path):
+    painter = Painter()
+    look_first = kept_in(tmp_path, painter.generate, base="one")
+    how = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    first = look_first(["a star"], [1], **how)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    assert torch.equal(look_first(["a star"], [1], **how), first)
+    assert len(painter.asked) == 2
 
 
 def test_seed_streams_are_told_apart():

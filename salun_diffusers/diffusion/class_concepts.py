@@ -22,14 +22,14 @@ CIFAR10: dict[str, Any] = {
 _DIGITS: dict[str, dict[str, Any]] = {
     "frozen_teacher": {
         "num_forget_images": 96, "num_anchor_images": 96, "num_retain_images": 288, "num_inference_steps": 20,
-        "guidance_scale": 2.0, "generation_batch_size": 64, "saliency_guidance": 2.0,
+        "guidance_scale": 2.0, "generation_batch_size": 16, "saliency_guidance": 2.0,
         "saliency_batch_size": 64, "train_batch_size": 16,
-        "max_train_steps": 100, "learning_rate": 3e-4, "retain_weight": 3.0, "lr_scheduler": "cosine",
-        "empty_prompt_share": 0.2, "snr_power": 0.5, "num_validation_images": 8,
+        "max_train_steps": 200, "learning_rate": 1.5e-4, "retain_weight": 3.0, "lr_scheduler": "cosine",
+        "empty_prompt_share": 0.2, "num_validation_images": 8,
     },
     "paper": {
         "num_forget_images": 128, "num_anchor_images": 0, "num_retain_images": 288, "num_inference_steps": 20,
-        "guidance_scale": 2.0, "generation_batch_size": 64, "saliency_guidance": 2.0, "saliency_batch_size": 64,
+        "guidance_scale": 2.0, "generation_batch_size": 16, "saliency_guidance": 2.0, "saliency_batch_size": 64,
         "saliency_max_grad_norm": 1.0, "train_batch_size": 16, "max_train_steps": 100, "learning_rate": 1e-4,
         "retain_weight": 1.0, "lr_scheduler": "constant", "empty_prompt_share": 0.1, "max_grad_norm": 1.0,
         "num_validation_images": 8,

@@ -60,6 +60,13 @@ class EraseConfig:
         None, "Pictures drawn at once; what is drawn does not depend on it.", group=_DATA, minimum=1
     )
 
+    generated_data_dir: str | None = setting(
+        None,
+        "Keep the base model's latents here too, and take up those that are there: runs that compare masks or "
+        "objectives then draw them once.",
+        group=_DATA,
+    )
+
     mask: str = setting("saliency", "saliency, random, full, or a mask file.", group=_MASK)
     mask_ratio: float = setting(0.5, "Share of the weights that may move.", group=_MASK, above=0, maximum=1)
     mask_scope: Literal["global", "per_tensor"] = setting(

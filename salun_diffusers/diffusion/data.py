@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.diffusion.families import Family
+from salun_diffusers.diffusion.drawn import Generate
 from salun_diffusers.seeds import stream_seed
 
 
@@ -57,7 +57,7 @@ class LatentSet:
 
 
 def generate_latents(
-    family: Family,
+    generate: Generate,
     prompts: Sequence[str],
     count: int,
     *,
@@ -77,7 +77,7 @@ def generate_latents(
     size nor on the number of processes. Finished batches are kept in `shards`, so an interrupted run goes on.
 
     Args:
-        family: The base model.
+        generate: How the base model draws.
         prompts: Prompts to go round.
         count: Number of latents.
         name: Name of the set, part of every item's seed.
@@ -97,7 +97,7 @@ def generate_latents(
         items = range(start, min(start + batch_size, count))
         path = shards / f"{start:06d}-{items[-1]:06d}.safetensors"
         if number % world == rank and not path.exists():
-            latents = family.generate(
+            latents = generate(
                 [prompts[item % len(prompts)] for item in items],
                 [stream_seed(seed, name, item) for item in items],
                 num_inference_steps=num_inference_steps,

@@ -68,6 +68,8 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
         )
+    if config.generated_data_dir and Path(config.generated_data_dir).is_file():
+        raise UserError(f"--generated_data_dir must be a folder, new or old; {config.generated_data_dir} is a file.")
     check_output(config.output_dir, config.resume_from_checkpoint)
     base = locate(
         name,

@@ -17,6 +17,7 @@ from salun_diffusers.base_model import weight_files
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
+from salun_diffusers.diffusion.drawn import Generate
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.diffusion.forget_saliency import forget_saliency
 from salun_diffusers.diffusion.request import MADE_MASKS
@@ -35,7 +36,7 @@ from salun_diffusers.seeds import stream
 def what_counts(config: EraseConfig) -> dict[str, Any]:
     """The settings that decide the result: not where it goes, nor how it is watched."""
     aside = {"output_dir", "resume_from_checkpoint", "dry_run", "report_to", "checkpointing_steps",
-             "checkpoints_total_limit", "show_explicit", "cache_dir"}  # fmt: skip
+             "checkpoints_total_limit", "show_explicit", "cache_dir", "generated_data_dir"}  # fmt: skip
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in aside}
 
 
@@ -99,6 +100,7 @@ def latent_sets(
     run: RunFolder,
     base: str,
     real: Mapping[str, LatentSet],
+    generate: Generate,
 ) -> EraseData:
     """Draw the forget and the retain set, or take up those of an interrupted run, or the user's `real` ones."""
     sets = {}
@@ -124,7 +126,7 @@ def latent_sets(
             Progress(f"latents, {name}", count, accelerator.is_main_process) as bar,
         ):
             sets[name] = generate_latents(
-                family, prompts, count,
+                generate, prompts, count,
                 name=name, seed=config.seed, batch_size=config.generation_batch_size or 8, progress=bar.advance,
                 shards=run.work / f"{name}-{mark[:16]}",
                 process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,

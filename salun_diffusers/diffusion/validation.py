@@ -11,6 +11,7 @@ from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.drawn import Generate
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
@@ -32,9 +33,23 @@ class Samples:
 
 
 def draw_samples(
-    family: Family, prompts: Sequence[EvaluationPrompt], config: EraseConfig, stage: str, shown: bool
+    family: Family,
+    generate: Generate,
+    prompts: Sequence[EvaluationPrompt],
+    config: EraseConfig,
+    stage: str,
+    shown: bool,
 ) -> Samples:
-    """Draw `num_validation_images` pictures per prompt; the seeds depend on prompt and number only."""
+    """Draw `num_validation_images` pictures per prompt; the seeds depend on prompt and number only.
+
+    Args:
+        family: Makes pictures of latents.
+        generate: Draws them: `family.generate`, or what stands in for it.
+        prompts: What to draw.
+        config: Resolved settings.
+        stage: Name of the progress bar.
+        shown: Whether there is one.
+    """
     each = config.num_validation_images or 1
     wanted = [
         (prompt.prompt, stream_seed(config.seed, "validation", prompt.prompt, n))
@@ -46,7 +61,7 @@ def draw_samples(
     with Progress(stage, len(wanted), shown) as bar:
         for start in range(0, len(wanted), size):
             texts, seeds = zip(*wanted[start : start + size], strict=True)
-            latents = family.generate(
+            latents = generate(
                 texts, seeds,
                 num_inference_steps=config.num_inference_steps or 50, guidance_scale=config.guidance_scale or 0.0,
             )  # fmt: skip
