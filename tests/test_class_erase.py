@@ -213,6 +213,28 @@ class TestRun:
         assert type(result.pipeline) is ClassConditionalDDPMPipeline
         assert result.folder is None
 
+    def test_a_second_run_takes_up_what_the_first_one_drew(self, command, tmp_path, monkeypatch):
+        """The sets and the pictures before: 6 + 5 + 0 latents, 2 pictures of 3 classes; then only those after."""
+        drawn = []
+        real = ClassConditionalDDPM.generate
+
+        def counted(family, prompts, seeds, **how):
+            drawn.extend(zip(prompts, seeds, strict=True))
+            return real(family, prompts, seeds, **how)
+
+        monkeypatch.setattr(ClassConditionalDDPM, "generate", counted)
+        assert main(command(output_dir="alone")) == 0
+        assert len(drawn) == 6 + 5 + 2 * 3 + 2 * 3
+        for name in ("first", "second"):
+            drawn.clear()
+            assert main(command(output_dir=name, generated_data_dir="drawn")) == 0
+        assert len(drawn) == 2 * 3
+        alone, second = (
+            load_file(tmp_path / run / "pipeline/unet/diffusion_pytorch_model.safetensors")
+            for run in ("alone", "second")
+        )
+        assert all(torch.equal(alone[name], second[name]) for name in alone)
+
     def test_real_pictures_instead_of_generated_ones(self, command, tmp_path):
         for number, name in enumerate(("cat", "dog", "7")):
             (tmp_path / "data" / name).mkdir(parents=True)
@@ -226,6 +248,11 @@ class TestRun:
 
 
 class TestBadInput:
+    def test_generated_data_dir_is_a_file(self, command, capsys, tmp_path):
+        (tmp_path / "drawn").write_text("x")
+        assert main(command(generated_data_dir="drawn")) == 2
+        assert "--generated_data_dir must be a folder" in capsys.readouterr().err
+
     @pytest.fixture
     def refused(self, command, capsys, tmp_path) -> Callable[..., str]:
         def attempt(*contents: str, **flags: object) -> str:

@@ -98,6 +98,7 @@ def test_other_experiments_leave_theirs(experiment, tmp_path, data_file, monkeyp
         monkeypatch.setitem(experiments.GRIDS, method, (part,))
     monkeypatch.setattr(script, "_DENSITIES", (0.3, 0.6))
     monkeypatch.setattr(script, "_COUNTS", (4, 8))
+    monkeypatch.setattr(script, "_L2UL_RATES", (1e-3, 1e-2))
     words = ["--experiment", experiment, "--dataset", data_file, "--epochs", 1, "--methods", "iu", "--seeds", "0"]
     assert script.main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
     table = (tmp_path / f"{experiment}.md").read_text()
