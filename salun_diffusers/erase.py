@@ -191,28 +191,30 @@ def _carry_out(
 
     from salun_diffusers.checkpoint import latest_checkpoint
     from salun_diffusers.diffusion.baselines import make_objective
-    from salun_diffusers.diffusion.drawn import Generate, kept_in
+    from salun_diffusers.diffusion.drawn import kept_in
     from salun_diffusers.diffusion.run_report import write_report
     from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
     from salun_diffusers.diffusion.trainer import fine_tune
     from salun_diffusers.diffusion.validation import draw_samples
     from salun_diffusers.disk import full_disk_is_told
     from salun_diffusers.patch import patch_between
-    from salun_diffusers.run_folder import named_checkpoint, write_pipeline
+    from salun_diffusers.run_folder import identity_of, named_checkpoint, write_pipeline
     from salun_diffusers.selected_weights import SelectedWeights
 
     config, concept, base, main = request.config, request.concept, request.base, accelerator.is_main_process
 
     # Let the base draw.
-    generate: Generate = family.generate
-    if config.generated_data_dir:
-        precision = str(accelerator.mixed_precision)
-        generate = kept_in(Path(config.generated_data_dir), generate, base=base_identity, precision=precision)
+    precision = str(accelerator.mixed_precision)
+    kept = Path(config.generated_data_dir) if config.generated_data_dir else run.work / "drawn"
+    generate = kept_in(kept, family.generate, pipeline=base_identity, precision=precision)
+    shared: Mapping[str, Any] = {
+        "process": (accelerator.process_index, accelerator.num_processes), "wait": accelerator.wait_for_everyone,
+    }  # fmt: skip
     with clock.stage("latent sets"):
         data = latent_sets(accelerator, family, concept, config, run, base_identity, real, generate)
     with clock.stage("pictures before"):
         before = tuple(
-            draw_samples(family, generate, prompts, config, f"before, {name}", main)
+            draw_samples(family, generate, prompts, config, f"before, {name}", main, **shared)
             for name, prompts in (("forget", concept.forget_evaluation), ("retain", concept.retain_evaluation))
         )
     family.release_encoders()
@@ -246,8 +248,9 @@ def _carry_out(
         receipt = _receipt(base, run, mask, config)
     with clock.stage("pictures after"):
         family = load_family(run.pipeline)
+        generate = kept_in(run.work / "drawn", family.generate, pipeline=identity_of(run.pipeline), precision=precision)
         after = tuple(
-            draw_samples(family, family.generate, samples.prompts, config, f"after, {name}", main)
+            draw_samples(family, generate, samples.prompts, config, f"after, {name}", main, **shared)
             for name, samples in zip(("forget", "retain"), before, strict=True)
         )
     report = write_report(

@@ -158,7 +158,7 @@ def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, 
         generate: Generate = family.generate
         if when == "before":
             shared = Path(str(settings.generated_data_dir))
-            generate = kept_in(shared, generate, base=identity_of(place), precision="no")
+            generate = kept_in(shared, generate, pipeline=identity_of(place), precision="no")
         forget, retain = (
             draw_samples(family, generate, prompts, settings, when, True)
             for prompts in (concept.forget_evaluation, concept.retain_evaluation)

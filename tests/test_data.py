@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from salun_diffusers.diffusion import data
+from salun_diffusers.diffusion import drawn
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
 from salun_diffusers.diffusion.drawn import kept_in
 from salun_diffusers.seeds import stream_seed
@@ -28,16 +29,20 @@ class Painter:
         return torch.stack([one + len(prompt) for one, prompt in zip(drawn, prompts, strict=True)])
 
 
-def generate(painter: Painter, shards: Path, **changes) -> LatentSet:
+def latent(path: Path) -> torch.Tensor:
+    return load_file(path)["latent"]
+
+
+def generate(painter: Painter, kept: Path, **changes) -> LatentSet:
     settings = {
         "count": 7, "name": "forget", "seed": 5, "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 2,
         "progress": lambda number: None,
     }  # fmt: skip
-    return generate_latents(painter.generate, PROMPTS, shards=shards, **(settings | changes))
+    return generate_latents(kept_in(kept, painter.generate), PROMPTS, **(settings | changes))
 
 
 def test_survives_a_file(tmp_path):
-    original = generate(Painter(), tmp_path / "shards")
+    original = generate(Painter(), tmp_path / "drawn")
     original.save(tmp_path / "set.safetensors")
     loaded = LatentSet.load(tmp_path / "set.safetensors")
     assert torch.equal(loaded.latents, original.latents)
@@ -55,19 +60,20 @@ def test_items_go_round_the_prompts_with_a_seed_each(tmp_path):
 
 
 def test_kept_latents_are_not_drawn_again(tmp_path):
-    """Another run with one more prompt draws that prompt's alone; another guidance or base draws all."""
+    """A batch that lacks one is drawn whole, one that lacks none is not; another guidance, seed or base is drawn."""
     painter = Painter()
     look_first = kept_in(tmp_path / "kept", painter.generate, base="one")
     how = {"num_inference_steps": 2, "guidance_scale": 1.0}
     first = look_first(["a star", "a square"], [1, 2], **how)
     both = look_first(["a heart", "a star", "a square"], [3, 1, 2], **how)
-    assert painter.asked == [("a star", 1), ("a square", 2), ("a heart", 3)]
+    assert painter.asked == [("a star", 1), ("a square", 2), ("a heart", 3), ("a star", 1), ("a square", 2)]
+    look_first(["a square", "a heart"], [2, 3], **how)
     assert torch.equal(both, Painter().generate(["a heart", "a star", "a square"], [3, 1, 2], **how))
     assert torch.equal(both[1:], first)
     look_first(["a star"], [1], **(how | {"guidance_scale": 2.0}))
     look_first(["a star"], [2], **how)
     kept_in(tmp_path / "kept", painter.generate, base="two")(["a star"], [1], **how)
-    assert len(painter.asked) == 6
+    assert len(painter.asked) == 5 + 3
 
 
 def test_a_damaged_latent_is_drawn_again(tmp_path):
@@ -109,7 +115,8 @@ def test_two_processes_make_the_set_of_one(tmp_path):
 
 def test_finished_batches_are_taken_up(tmp_path):
     expected = generate(Painter(), tmp_path)
-    (tmp_path / "000002-000003.safetensors").unlink()
+    lost = next(path for path in tmp_path.rglob("*.safetensors") if torch.equal(latent(path), expected.latents[3]))
+    lost.unlink()
     painter = Painter()
     assert torch.equal(generate(painter, tmp_path).latents, expected.latents)
     assert [seed for _, seed in painter.asked] == [stream_seed(5, "forget", 2), stream_seed(5, "forget", 3)]
@@ -123,7 +130,7 @@ def test_a_half_written_batch_is_drawn_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "save_file", interrupted)
+        patch.setattr(drawn, "save_file", interrupted)
         generate(Painter(), tmp_path / "cut")
     assert torch.equal(generate(Painter(), tmp_path / "cut").latents, expected.latents)
 

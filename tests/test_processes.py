@@ -19,16 +19,17 @@ from salun_diffusers.mask import SaliencyMask
 
 pytestmark = pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
 
-# Runs the program and keeps what each rank found: its saliency and its weights after fine-tuning.
+# Runs the program and keeps what each rank found: its saliency, its weights after fine-tuning, how much it drew.
 SPY = """
 import os, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from salun_diffusers.diffusion import stages, trainer
+from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.erase import main
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
-saliency_of, fine_tune = stages.forget_saliency, trainer.fine_tune
+saliency_of, fine_tune, generate = stages.forget_saliency, trainer.fine_tune, StableDiffusion.generate
 
 def spied_saliency(*arguments):
     saliency = saliency_of(*arguments)
@@ -41,7 +42,13 @@ def spied_fine_tune(accelerator, family, *arguments, **keywords):
               folder / f"weights-{rank}.safetensors")
     return history
 
+def spied_generate(family, prompts, seeds, **how):
+    with (folder / f"drawn-{rank}.txt").open("a") as file:
+        file.write("drawn\\n" * len(prompts))
+    return generate(family, prompts, seeds, **how)
+
 stages.forget_saliency, trainer.fine_tune = spied_saliency, spied_fine_tune
+StableDiffusion.generate = spied_generate
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -95,6 +102,13 @@ def test_latent_sets_are_those_of_one_process(pair, single):
     for name in ("forget", "retain"):
         ours, expected = (load_file(run / "work" / f"{name}.safetensors") for run in (pair / "run", single))
         assert torch.equal(ours["latents"], expected["latents"])
+
+
+def test_the_ranks_share_all_drawing(pair):
+    """Sets, pictures before and after: each is drawn by one rank."""
+    shares = [(pair / f"drawn-{rank}.txt").read_text().count("drawn") for rank in (0, 1)]
+    assert min(shares) > 0
+    assert sum(shares) == len(list((pair / "run" / "work" / "drawn").rglob("*.safetensors")))
 
 
 def test_saliency_is_summed_before_the_absolute_value(pair, single, tiny_pipeline):

@@ -19,8 +19,8 @@ from salun_diffusers.mask import SaliencyMask
 KILL_POINTS = {
     "while writing the run's record": [("disk:Path.replace", 1)],
     "set generation": [("diffusion.families.stable_diffusion:StableDiffusion.generate", 2)],
-    "while saving generated latents": [("diffusion.data:save_file", 2)],
-    "while saving the latent set": [("diffusion.data:save_file", 3)],
+    "while saving generated latents": [("diffusion.drawn:save_file", 2)],
+    "while saving the latent set": [("diffusion.data:save_file", 2)],
     "saliency": [("diffusion.forget_saliency:guided_noise_loss", 2)],
     "while saving the mask": [("mask_file:save_file", 1)],
     "fine-tuning before a checkpoint": [("diffusion.trainer:_step", 2)],

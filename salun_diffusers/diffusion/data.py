@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.diffusion.drawn import Generate
+from salun_diffusers.diffusion.drawn import Generate, draw_all
 from salun_diffusers.seeds import stream_seed
 
 
@@ -67,14 +67,13 @@ def generate_latents(
     guidance_scale: float,
     batch_size: int,
     progress: Callable[[int], object],
-    shards: Path,
     process: tuple[int, int] = (0, 1),
     wait: Callable[[], None] = lambda: None,
 ) -> LatentSet:
     """Let the base model draw `count` latents, going round the prompts.
 
     Item i uses prompt i mod len(prompts) and a seed derived from (seed, name, i): it depends neither on the batch
-    size nor on the number of processes. Finished batches are kept in `shards`, so an interrupted run goes on.
+    size nor on the number of processes.
 
     Args:
         generate: How the base model draws.
@@ -82,36 +81,18 @@ def generate_latents(
         count: Number of latents.
         name: Name of the set, part of every item's seed.
         seed: The run's seed.
-        num_inference_steps: Sampling steps.
-        guidance_scale: Classifier-free guidance, diffusers' convention.
-        batch_size: Latents at once.
-        progress: Called with the number of latents after each batch.
-        shards: Folder for finished batches.
-        process: Rank and number of processes; each draws its share of the batches.
-        wait: Barrier between the processes.
+        num_inference_steps: As for `draw_all`.
+        guidance_scale: As for `draw_all`.
+        batch_size: As for `draw_all`.
+        progress: As for `draw_all`.
+        process: As for `draw_all`.
+        wait: As for `draw_all`.
     """
-    shards.mkdir(parents=True, exist_ok=True)
-    rank, world = process
-    starts = list(range(0, count, batch_size))
-    for number, start in enumerate(starts):
-        items = range(start, min(start + batch_size, count))
-        path = shards / f"{start:06d}-{items[-1]:06d}.safetensors"
-        if number % world == rank and not path.exists():
-            latents = generate(
-                [prompts[item % len(prompts)] for item in items],
-                [stream_seed(seed, name, item) for item in items],
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-            )
-            # Under its final name a shard is complete, whenever the process may be killed.
-            partial = path.with_suffix(".partial")
-            save_file({"latents": latents.cpu().contiguous()}, partial)
-            partial.replace(path)
-        progress(len(items))
-    wait()
-    parts = []
-    for start in starts:
-        path = shards / f"{start:06d}-{min(start + batch_size, count) - 1:06d}.safetensors"
-        with safe_open(path, framework="pt") as file:
-            parts.append(file.get_tensor("latents"))
-    return LatentSet(torch.cat(parts), torch.arange(count) % len(prompts), tuple(prompts))
+    latents = draw_all(
+        generate,
+        [prompts[item % len(prompts)] for item in range(count)],
+        [stream_seed(seed, name, item) for item in range(count)],
+        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, batch_size=batch_size,
+        progress=progress, process=process, wait=wait,
+    )  # fmt: skip
+    return LatentSet(latents, torch.arange(count) % len(prompts), tuple(prompts))

@@ -1,4 +1,4 @@
-"""What a model has drawn, kept in a folder: other runs with the same model, prompts and seeds take it up."""
+"""Drawing, shared among processes; what is drawn is kept, so that a run or its successor takes it up."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ Generate = Callable[..., Tensor]
 def kept_in(folder: Path, generate: Generate, **model: str) -> Generate:
     """The same as `generate`, but it looks into a folder first and leaves there what it had to draw.
 
-    One file per latent, so that runs which share some prompts share those; several processes may use one folder.
+    One file per latent, so that runs which share some prompts share those; several processes may use one folder. A
+    batch that lacks some is drawn whole: its latents have the rounding of that batch, interrupted or not.
 
     Args:
         folder: Made if need be.
         generate: Draws latents; item i must depend on prompt i and seed i only.
-        model: All else that the latents depend on, such as the base's SHA-256.
+        model: All else that the latents depend on, such as the SHA-256 of the pipeline.
     """
 
     def look_first(
@@ -39,17 +40,57 @@ def kept_in(folder: Path, generate: Generate, **model: str) -> Generate:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         found = [_read(path) for path in paths]
-        missing = [item for item, latent in enumerate(found) if latent is None]
-        if missing:
-            drawn = generate([prompts[item] for item in missing], [seeds[item] for item in missing], **how).cpu()
-            with full_disk_is_told("what the base draws"):
+        if any(latent is None for latent in found):
+            drawn = generate(prompts, seeds, **how).cpu()
+            with full_disk_is_told("what the model draws"):
                 place.mkdir(parents=True, exist_ok=True)
-                for item, latent in zip(missing, drawn, strict=True):
-                    _write(paths[item], latent)
-                    found[item] = latent
+                for item, latent in enumerate(drawn):
+                    if found[item] is None:
+                        _write(paths[item], latent)
+                        found[item] = latent
         return torch.stack([latent for latent in found if latent is not None])
 
     return look_first
+
+
+def draw_all(
+    generate: Generate,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    batch_size: int,
+    progress: Callable[[int], object],
+    process: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Draw in batches that the processes share; every one of them gets all.
+
+    Args:
+        generate: Draws a batch; with several processes it must be `kept_in` a folder that they share.
+        prompts: One for each latent.
+        seeds: As many.
+        num_inference_steps: Sampling steps.
+        guidance_scale: Classifier-free guidance, diffusers' convention.
+        batch_size: Latents at once.
+        progress: Called with the number of latents after each batch, of whatever process.
+        process: Rank and number of processes.
+        wait: Barrier between the processes.
+    """
+    rank, world = process
+    how = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+    drawn: dict[int, Tensor] = {}
+    for number, batch in enumerate(batches):
+        if number % world == rank:
+            drawn[number] = generate(prompts[batch], seeds[batch], **how).cpu()
+        progress(len(prompts[batch]))
+    wait()
+    for number, batch in enumerate(batches):
+        if number not in drawn:
+            drawn[number] = generate(prompts[batch], seeds[batch], **how).cpu()
+    return torch.cat([drawn[number] for number in range(len(batches))])
 
 
 def _read(path: Path) -> Tensor | None:

@@ -128,7 +128,6 @@ def latent_sets(
             sets[name] = generate_latents(
                 generate, prompts, count,
                 name=name, seed=config.seed, batch_size=config.generation_batch_size or 8, progress=bar.advance,
-                shards=run.work / f"{name}-{mark[:16]}",
                 process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
                 num_inference_steps=steps, guidance_scale=guidance,
             )  # fmt: skip
@@ -138,6 +137,7 @@ def latent_sets(
                     "learn from; check its weights, or use --mixed_precision no."
                 )
             if accelerator.is_main_process:
+                run.work.mkdir(exist_ok=True)
                 sets[name].save(path)
                 run.mark_done(name, mark)
     return EraseData(

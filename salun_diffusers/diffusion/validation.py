@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.drawn import Generate
+from salun_diffusers.diffusion.drawn import Generate, draw_all
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
@@ -39,34 +39,33 @@ def draw_samples(
     config: EraseConfig,
     stage: str,
     shown: bool,
+    *,
+    process: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
 ) -> Samples:
     """Draw `num_validation_images` pictures per prompt; the seeds depend on prompt and number only.
 
     Args:
         family: Makes pictures of latents.
-        generate: Draws them: `family.generate`, or what stands in for it.
+        generate: Draws them, as for `draw_all`.
         prompts: What to draw.
         config: Resolved settings.
         stage: Name of the progress bar.
         shown: Whether there is one.
+        process: As for `draw_all`.
+        wait: As for `draw_all`.
     """
     each = config.num_validation_images or 1
-    wanted = [
-        (prompt.prompt, stream_seed(config.seed, "validation", prompt.prompt, n))
-        for prompt in prompts
-        for n in range(each)
-    ]
-    drawn: list[Image.Image] = []
+    texts = [prompt.prompt for prompt in prompts for _ in range(each)]
+    seeds = [stream_seed(config.seed, "validation", prompt.prompt, n) for prompt in prompts for n in range(each)]
     size = config.generation_batch_size or 8
-    with Progress(stage, len(wanted), shown) as bar:
-        for start in range(0, len(wanted), size):
-            texts, seeds = zip(*wanted[start : start + size], strict=True)
-            latents = generate(
-                texts, seeds,
-                num_inference_steps=config.num_inference_steps or 50, guidance_scale=config.guidance_scale or 0.0,
-            )  # fmt: skip
-            drawn += family.decode(latents)
-            bar.advance(len(texts))
+    with Progress(stage, len(texts), shown) as bar:
+        latents = draw_all(
+            generate, texts, seeds,
+            num_inference_steps=config.num_inference_steps or 50, guidance_scale=config.guidance_scale or 0.0,
+            batch_size=size, progress=bar.advance, process=process, wait=wait,
+        )  # fmt: skip
+    drawn = [picture for part in latents.split(size) for picture in family.decode(part)]
     rows = tuple(tuple(drawn[row * each : (row + 1) * each]) for row in range(len(prompts)))
     return Samples(tuple(prompts), rows)
 
