@@ -8,8 +8,9 @@ sensitivity  spread of the gap over the hyper-parameter grid of IU, RL and GA, w
 masks        RL under saliency masks and random ones of equal density per tensor, density 0.1 to 0.9
 instances    L2UL: 4 to 128 pictures, with and without adversarial pictures and importance
 
-Every cell is kept as a file and not run again: the same command goes on where it stopped. Each method's settings are
-chosen from a grid of eight by the mean gap to Retrain on three seeds that no table contains.
+Every cell is kept as a file and not run again: the same command goes on where it stopped, and several may share a
+folder if they do different scenarios. Each method's settings are chosen from a grid of eight by the mean gap to
+Retrain on three seeds that no table contains.
 """
 
 from __future__ import annotations

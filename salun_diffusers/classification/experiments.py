@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -126,11 +128,15 @@ class Laboratory:
         """The folder of a starting model, trained if it is not there."""
         folder = self.folder / "models" / f"{self._name}-{seed}"
         if not folder.exists():
+            # Another process that shares the folder may be training the same one.
+            mine = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
             run_training(
-                TrainConfig(
-                    model=self.model, dataset=self.dataset, epochs=self.epochs, seed=seed, output_dir=str(folder)
-                )
+                TrainConfig(model=self.model, dataset=self.dataset, epochs=self.epochs, seed=seed, output_dir=str(mine))
             )
+            try:
+                mine.rename(folder)
+            except OSError:
+                shutil.rmtree(mine)
         return folder
 
     def run(self, cell: Cell) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from salun_diffusers.classification import experiments
-from salun_diffusers.classification.experiments import GRIDS, TUNING_SEEDS, Cell, Laboratory, grid
+from salun_diffusers.classification.experiments import GRIDS, Cell, Laboratory, grid
 from salun_diffusers.classification.methods import METHODS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_classification.py"
@@ -59,6 +59,20 @@ def test_a_cell_is_computed_once(lab, monkeypatch):
     assert lab.run(cell) == first
 
 
+def test_two_processes_may_train_the_same_start(tmp_path, monkeypatch):
+    """The other one is done first: its model stays, and nothing else is left."""
+    target = tmp_path / "models" / "resnet_small-digits-60-7"
+
+    def train(config):
+        for folder, content in ((Path(config.output_dir), "mine"), (target, "theirs")):
+            folder.mkdir(parents=True)
+            (folder / "model").write_text(content)
+
+    monkeypatch.setattr(experiments, "run_training", train)
+    assert Laboratory(tmp_path).start(7) == target
+    assert [path.read_text() for path in (tmp_path / "models").rglob("model")] == ["theirs"]
+
+
 def test_failed_cells_are_infinitely_far(lab):
     cell = Cell("class", "ga", 0, settings=(("epochs", 9), ("learning_rate", 1e20)))
     assert "use a lower --learning_rate" in lab.run(cell)["failed"]
@@ -67,8 +81,9 @@ def test_failed_cells_are_infinitely_far(lab):
 
 def test_tuning_takes_the_smallest_gap(lab, monkeypatch):
     monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.0, 0.1, 0.5)},))
+    monkeypatch.setattr(experiments, "TUNING_SEEDS", (1000, 1001))
     gaps = {
-        settings: sum(lab.gap(Cell("instances-4", "iu", seed, settings=settings)) for seed in TUNING_SEEDS)
+        settings: sum(lab.gap(Cell("instances-4", "iu", seed, settings=settings)) for seed in (1000, 1001))
         for settings in grid("iu")
     }
     assert gaps[lab.tuned("instances-4", "iu", "full")] == min(gaps.values())
@@ -99,6 +114,8 @@ def test_other_experiments_leave_theirs(experiment, tmp_path, data_file, monkeyp
     monkeypatch.setattr(script, "_DENSITIES", (0.3, 0.6))
     monkeypatch.setattr(script, "_COUNTS", (4, 8))
     monkeypatch.setattr(script, "_L2UL_RATES", (1e-3, 1e-2))
+    for module in (script, experiments):
+        monkeypatch.setattr(module, "TUNING_SEEDS", (1000,))
     words = ["--experiment", experiment, "--dataset", data_file, "--epochs", 1, "--methods", "iu", "--seeds", "0"]
     assert script.main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
     table = (tmp_path / f"{experiment}.md").read_text()
