@@ -5,7 +5,7 @@
 full_stack   all methods: UA, RA, TA, MIA, gap, time; a class, random 10 % and 50 %
 ratios       gap to Retrain for random 10 to 50 %
 sensitivity  spread of the gap over the hyper-parameter grid of IU, RL and GA, with and without the saliency mask
-masks        RL under saliency masks and random ones of equal density per tensor, density 0.1 to 0.9
+masks        RL under saliency masks and random ones of equal density per tensor, density 0.1 to 0.9; a class, 10 %
 instances    L2UL: 4 to 128 pictures, with and without adversarial pictures and importance
 
 Every cell is kept as a file and not run again: the same command goes on where it stopped, and several may share a
@@ -164,21 +164,22 @@ def sensitivity(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> I
 
 def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
     """(d): where the mask lies, at equal density of every tensor."""
-    settings = lab.tuned("random-0.1", "salun", "saliency")
-    yield f"\n### RL under masks, random 10 %, n = {len(seeds)} seeds; settings as tuned for SalUn at 0.5\n"
-    yield "| mask | " + " | ".join(map(str, _DENSITIES)) + " |"
-    yield "|---|" + "--:|" * len(_DENSITIES)
-    curves = {}
-    for mask in ("saliency", "random_like", "magnitude"):
-        gaps = [
-            [row["gap"] for _, row in over_seeds(
-                lab, lambda seed, d=density, k=mask:  # type: ignore[misc]
-                Cell("random-0.1", "salun", seed, k, d, settings), seeds)]
-            for density in _DENSITIES
-        ]  # fmt: skip
-        curves[mask] = [mean_and_deviation(values) for values in gaps]
-        yield f"| {mask} | " + " | ".join(map(shown, gaps)) + " |"
-    plot(lab.folder / "masks.png", list(_DENSITIES), curves, "mask ratio", "average gap (%)")
+    for scenario in ("class", "random-0.1"):
+        settings = lab.tuned(scenario, "salun", "saliency")
+        yield f"\n### Gap of RL under masks, {scenario}, n = {len(seeds)} seeds; settings as tuned for SalUn at 0.5\n"
+        yield "| mask | " + " | ".join(map(str, _DENSITIES)) + " |"
+        yield "|---|" + "--:|" * len(_DENSITIES)
+        curves = {}
+        for mask in ("saliency", "random_like", "magnitude"):
+            gaps = [
+                [row["gap"] for _, row in over_seeds(
+                    lab, lambda seed, d=density, k=mask, c=scenario, s=settings:  # type: ignore[misc]
+                    Cell(c, "salun", seed, k, d, s), seeds)]
+                for density in _DENSITIES
+            ]  # fmt: skip
+            curves[mask] = [mean_and_deviation(values) for values in gaps]
+            yield f"| {mask} | " + " | ".join(map(shown, gaps)) + " |"
+        plot(lab.folder / f"masks-{scenario}.png", list(_DENSITIES), curves, "mask ratio", "average gap (%)")
 
 
 def l2ul_settings(lab: Laboratory, switches: dict[str, bool]) -> tuple[tuple[str, Any], ...]:
