@@ -139,7 +139,7 @@ def ratios(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterat
         ]  # fmt: skip
         curves[method] = [mean_and_deviation(values) for values in gaps]
         yield f"| {method} | " + " | ".join(map(shown, gaps)) + " |"
-    plot(lab.folder / "ratios.png", [100 * share for share in shares], curves, "forget ratio (%)", "average gap (%)")
+    plot(lab.folder / "ratios.png", [100 * share for share in shares], {"average gap (%)": curves}, "forget ratio (%)")
 
 
 def sensitivity(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
@@ -179,7 +179,7 @@ def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterato
             ]  # fmt: skip
             curves[mask] = [mean_and_deviation(values) for values in gaps]
             yield f"| {mask} | " + " | ".join(map(shown, gaps)) + " |"
-        plot(lab.folder / f"masks-{scenario}.png", list(_DENSITIES), curves, "mask ratio", "average gap (%)")
+        plot(lab.folder / f"masks-{scenario}.png", list(_DENSITIES), {"average gap (%)": curves}, "mask ratio")
 
 
 def l2ul_settings(lab: Laboratory, switches: dict[str, bool]) -> tuple[tuple[str, Any], ...]:
@@ -203,7 +203,9 @@ def instances(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Ite
     yield f"\n### L2UL, n = {len(seeds)} seeds; accuracy in percent\n"
     yield "| forget | variant | learning rate | D_f | D_r | test | seconds |"
     yield "|--:|---|--:|--:|--:|--:|--:|"
-    curves: dict[str, list[tuple[float, float]]] = {variant: [] for variant in _L2UL}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {
+        name: {variant: [] for variant in _L2UL} for name in ("forget_accuracy", "test_accuracy")
+    }
     chosen = {variant: l2ul_settings(lab, switches) for variant, switches in _L2UL.items()}
     for count in _COUNTS:
         for variant, settings in chosen.items():
@@ -214,31 +216,37 @@ def instances(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Ite
                 continue
             names = ("forget_accuracy", "retain_accuracy", "test_accuracy")
             cells = [shown([row[name] for row in good]) for name in names]
-            curves[variant].append(mean_and_deviation([row["test_accuracy"] for row in good]))
+            for name, curves in panels.items():
+                curves[variant].append(mean_and_deviation([row[name] for row in good]))
             yield (
                 f"| {count} | {variant} | {dict(settings)['learning_rate']:g} | {' | '.join(cells)} "
                 f"| {mean_and_deviation([row['seconds'] for row in good])[0]:.1f} |"
             )
-    whole = {variant: points for variant, points in curves.items() if len(points) == len(_COUNTS)}
-    plot(lab.folder / "instances.png", list(_COUNTS), whole, "pictures to forget", "test accuracy (%)")
+    whole = {
+        f"{name.replace('_', ' ')} (%)": {v: points for v, points in curves.items() if len(points) == len(_COUNTS)}
+        for name, curves in panels.items()
+    }
+    plot(lab.folder / "instances.png", list(_COUNTS), whole, "pictures to forget")
 
 
-def plot(path: Path, x: list[float], curves: dict[str, list[tuple[float, float]]], label: str, unit: str) -> None:
-    """Mean curves with a band of one deviation."""
+def plot(path: Path, x: list[float], panels: dict[str, dict[str, list[tuple[float, float]]]], label: str) -> None:
+    """Mean curves with a band of one deviation; one panel for each measured quantity."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        if any(math.isinf(mean) for mean, _ in points):
-            continue
-        low = [100 * (mean - deviation) for mean, deviation in points]
-        high = [100 * (mean + deviation) for mean, deviation in points]
-        (line,) = axes.plot(x, [100 * mean for mean, _ in points], marker="o", label=name)
-        axes.fill_between(x, low, high, alpha=0.15, color=line.get_color())
-    axes.set_xlabel(label)
-    axes.set_ylabel(unit)
-    axes.legend(fontsize=8, ncols=2)
+    figure = Figure(figsize=(7 * len(panels), 4), layout="constrained")
+    for axes, (quantity, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for number, (name, points) in enumerate(curves.items()):
+            if any(math.isinf(mean) for mean, _ in points):
+                continue
+            colour, marker = colormaps["tab10"](number % 10), "os^D"[number // 3 % 4]
+            low = [100 * max(mean - deviation, 0.0) for mean, deviation in points]
+            high = [100 * (mean + deviation) for mean, deviation in points]
+            axes.plot(x, [100 * mean for mean, _ in points], marker=marker, color=colour, label=name)
+            axes.fill_between(x, low, high, alpha=0.12, color=colour, linewidth=0)
+        axes.set_xlabel(label)
+        axes.set_ylabel(quantity)
+        axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
 
 
