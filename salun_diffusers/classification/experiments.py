@@ -136,6 +136,8 @@ class Laboratory:
             try:
                 mine.rename(folder)
             except OSError:
+                if not folder.exists():
+                    raise
                 shutil.rmtree(mine)
         return folder
 
