@@ -6,7 +6,7 @@ full_stack   all methods: UA, RA, TA, MIA, gap, time; a class, random 10 % and 5
 ratios       gap to Retrain for random 10 to 50 %
 sensitivity  spread of the gap over the hyper-parameter grid of IU, RL and GA, with and without the saliency mask
 masks        RL under saliency masks and random ones of equal density per tensor, density 0.1 to 0.9; a class, 10 %
-instances    L2UL: 4 to 128 pictures, with and without adversarial pictures and importance
+instances    L2UL, both goals: 4 to 128 pictures, with and without adversarial pictures and importance
 
 Every cell is kept as a file and not run again: the same command goes on where it stopped, and several may share a
 folder if they do different scenarios. Each method's settings are chosen from a grid of eight by the mean gap to
@@ -19,13 +19,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from salun_diffusers.arguments import setting
+from salun_diffusers.classification.classifier import NormStats
 from salun_diffusers.classification.experiments import (
     GRIDS,
     TUNING_SEEDS,
@@ -43,11 +44,17 @@ _DENSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 _COUNTS = (4, 8, 16, 32, 64, 128)
 _L2UL_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _L2UL_ATTACK = (("copies", 20), ("attack_steps", 30), ("step_size", 0.3), ("epochs", 200))
-_L2UL = {
-    "ascent only": {"adversarial": False, "importance": False},
-    "+ adversarial": {"adversarial": True, "importance": False},
-    "+ importance": {"adversarial": False, "importance": True},
-    "+ both": {"adversarial": True, "importance": True},
+_L2UL_SWITCHES = {
+    "alone": (("adversarial", False), ("importance", False)),
+    "+ adversarial": (("adversarial", True), ("importance", False)),
+    "+ importance": (("adversarial", False), ("importance", True)),
+    "+ both": (("adversarial", True), ("importance", True)),
+}
+# Each goal with what it is tried with beside the rates. The relabelling loss is bounded and can stand beside the
+# adversarial pictures at full weight.
+_L2UL_GOALS: dict[str, tuple[tuple[tuple[str, Any], ...], tuple[NormStats, ...]]] = {
+    "misclassify": ((), ("update",)),
+    "relabel": ((("goal", "relabel"), ("weighting", "sum")), ("update", "freeze")),
 }
 
 
@@ -182,51 +189,56 @@ def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterato
         plot(lab.folder / f"masks-{scenario}.png", list(_DENSITIES), {"average gap (%)": curves}, "mask ratio")
 
 
-def l2ul_settings(lab: Laboratory, switches: dict[str, bool]) -> tuple[tuple[str, Any], ...]:
-    """A variant of L2UL at the rate that forgets most and costs least: 1 - D_f + D_r + test, 16 tuning pictures."""
+def tuned_l2ul(lab: Laboratory, goal: str, switches: tuple[tuple[str, Any], ...]) -> Cell:
+    """A variant of L2UL as it forgets most and costs least: the largest 1 - D_f + D_r + test, 16 tuning pictures."""
+    extra, norms = _L2UL_GOALS[goal]
 
-    def settings(rate: float) -> tuple[tuple[str, Any], ...]:
-        return (*switches.items(), *_L2UL_ATTACK, ("learning_rate", rate))
-
-    def score(rate: float) -> float:
-        found = [lab.run(Cell("instances-16", "l2ul", seed, settings=settings(rate))) for seed in TUNING_SEEDS]
+    def score(cell: Cell) -> float:
+        found = [lab.run(replace(cell, seed=seed)) for seed in TUNING_SEEDS]
         return sum(
             -math.inf if "failed" in row else row["retain_accuracy"] + row["test_accuracy"] - row["forget_accuracy"]
             for row in found
         )
 
-    return settings(max(_L2UL_RATES, key=score))
+    tried = [
+        Cell("instances-16", "l2ul", 0, norm_stats=norm,
+             settings=(*switches, *_L2UL_ATTACK, ("learning_rate", rate), *extra))
+        for norm in norms for rate in _L2UL_RATES
+    ]  # fmt: skip
+    return max(tried, key=score)
 
 
 def instances(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
     """(e): L2UL without the retain set."""
-    yield f"\n### L2UL, n = {len(seeds)} seeds; accuracy in percent\n"
-    yield "| forget | variant | learning rate | D_f | D_r | test | seconds |"
-    yield "|--:|---|--:|--:|--:|--:|--:|"
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {
-        name: {variant: [] for variant in _L2UL} for name in ("forget_accuracy", "test_accuracy")
-    }
-    chosen = {variant: l2ul_settings(lab, switches) for variant, switches in _L2UL.items()}
-    for count in _COUNTS:
-        for variant, settings in chosen.items():
-            found = [lab.run(Cell(f"instances-{count}", "l2ul", seed, settings=settings)) for seed in seeds]
-            good = [row for row in found if "failed" not in row]
-            if not good:
-                yield f"| {count} | {variant} | failed | | | | |"
-                continue
-            names = ("forget_accuracy", "retain_accuracy", "test_accuracy")
-            cells = [shown([row[name] for row in good]) for name in names]
-            for name, curves in panels.items():
-                curves[variant].append(mean_and_deviation([row[name] for row in good]))
-            yield (
-                f"| {count} | {variant} | {dict(settings)['learning_rate']:g} | {' | '.join(cells)} "
-                f"| {mean_and_deviation([row['seconds'] for row in good])[0]:.1f} |"
-            )
-    whole = {
-        f"{name.replace('_', ' ')} (%)": {v: points for v, points in curves.items() if len(points) == len(_COUNTS)}
-        for name, curves in panels.items()
-    }
-    plot(lab.folder / "instances.png", list(_COUNTS), whole, "pictures to forget")
+    names = ("forget_accuracy", "retain_accuracy", "test_accuracy")
+    for goal in _L2UL_GOALS:
+        yield f"\n### L2UL, goal {goal}, n = {len(seeds)} seeds; accuracy in percent\n"
+        yield "| forget | variant | learning rate | norm | D_f | D_r | test | seconds |"
+        yield "|--:|---|--:|---|--:|--:|--:|--:|"
+        curves: dict[str, dict[str, list[tuple[float, float]]]] = {
+            name: {variant: [] for variant in _L2UL_SWITCHES} for name in ("forget_accuracy", "test_accuracy")
+        }
+        chosen = {variant: tuned_l2ul(lab, goal, switches) for variant, switches in _L2UL_SWITCHES.items()}
+        for count in _COUNTS:
+            for variant, cell in chosen.items():
+                found = [lab.run(replace(cell, scenario=f"instances-{count}", seed=seed)) for seed in seeds]
+                good = [row for row in found if "failed" not in row]
+                about = f"{dict(cell.settings)['learning_rate']:g} | {cell.norm_stats}"
+                if not good:
+                    yield f"| {count} | {variant} | {about} | failed | | | |"
+                    continue
+                for name, panel in curves.items():
+                    panel[variant].append(mean_and_deviation([row[name] for row in good]))
+                yield (
+                    f"| {count} | {variant} | {about} "
+                    f"| {' | '.join(shown([row[name] for row in good]) for name in names)} "
+                    f"| {mean_and_deviation([row['seconds'] for row in good])[0]:.1f} |"
+                )
+        panels = {
+            f"{name.replace('_', ' ')} (%)": {v: points for v, points in panel.items() if len(points) == len(_COUNTS)}
+            for name, panel in curves.items()
+        }
+        plot(lab.folder / f"instances-{goal}.png", list(_COUNTS), panels, "pictures to forget")
 
 
 def plot(path: Path, x: list[float], panels: dict[str, dict[str, list[tuple[float, float]]]], label: str) -> None:

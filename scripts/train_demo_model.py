@@ -13,6 +13,7 @@ Every stage writes checkpoints (safetensors and JSON) into `--output_dir`; the s
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from salun_diffusers.arguments import parse, setting
+from salun_diffusers.arguments import setting
 from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
-from salun_diffusers.demo.vocabulary import STYLE_PHRASES, describe
+from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES, describe
+from salun_diffusers.errors import UserError
 from salun_diffusers.fit import Fit
+from salun_diffusers.program import run_program
+from salun_diffusers.progress import loading_quietly
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,20 @@ class TrainDemoConfig:
         0.0, "p of the extra weight min(SNR^-p, 10) on noisy states, where colours are decided.", minimum=0, maximum=1
     )
     init_from: str = setting("", "Pipeline folder whose autoencoder is kept and whose denoiser is trained on.")
+    from_scratch: bool = setting(False, "Take no more than autoencoder and tokenizer from --init_from.")
+    exclude: str | None = setting(
+        None, "Shape or style that is never shown or named: what an erased model is compared with."
+    )
     detector_steps: int = setting(1_600, "Optimizer steps of the detector.")
     checkpointing_steps: int = setting(500, "Steps between checkpoints.")
     stages: str = setting("autoencoder,denoiser,detector,pipeline", "Comma-separated stages to run.")
 
 
 def scenes(config: TrainDemoConfig) -> list[Scene]:
+    """The scenes to train on; without the excluded ones there are fewer."""
     rng = np.random.default_rng(config.seed)
-    return [sample_scene(rng) for _ in range(config.num_pictures)]
+    drawn = [sample_scene(rng) for _ in range(config.num_pictures)]
+    return [scene for scene in drawn if config.exclude not in (scene.shape, scene.style)]
 
 
 def to_tensor(picture: object) -> Tensor:
@@ -195,15 +205,22 @@ def captions(config: TrainDemoConfig) -> Iterator[str]:
     return (random_caption(scene, rng) for scene in scenes(config))
 
 
-def main() -> None:
-    config = parse(TrainDemoConfig, description=__doc__ or "")
+def train(config: TrainDemoConfig) -> Path:
+    """Run the stages and return the folder of the pipeline.
+
+    Raises:
+        UserError: If there is no such thing to exclude.
+    """
+    if config.exclude not in (None, *SHAPES, *STYLES):
+        raise UserError(f"--exclude must be one of {', '.join((*SHAPES, *STYLES))}; got {config.exclude!r}.")
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
     output, stages = Path(config.output_dir), config.stages.split(",")
     output.mkdir(parents=True, exist_ok=True)
     known = None
     if config.init_from:
-        known = StableDiffusionPipeline.from_pretrained(config.init_from, local_files_only=True)
+        with loading_quietly():
+            known = StableDiffusionPipeline.from_pretrained(config.init_from, local_files_only=True)
     tokenizer = known.tokenizer if known else architecture.tokenizer(captions(config))
     course: dict[str, Any] = {"seed": config.seed, "checkpointing_steps": config.checkpointing_steps}
     if "detector" in stages:
@@ -213,11 +230,12 @@ def main() -> None:
         if accelerator.is_main_process:
             trained.to(torch.float16).save_pretrained(output / "detector")
     if not {"autoencoder", "denoiser", "pipeline"} & set(stages):
-        return
+        return output
     vae = architecture.autoencoder()
     text_encoder, unet = architecture.text_encoder(tokenizer), architecture.denoiser()
     if known:
         vae.load_state_dict(known.vae.state_dict())
+    if known and not config.from_scratch:
         text_encoder.load_state_dict(known.text_encoder.state_dict())
         unet.load_state_dict(known.unet.state_dict())
     cache = output / "latents.safetensors"
@@ -228,7 +246,7 @@ def main() -> None:
     else:
         Fit("autoencoder", Reconstruction(vae), loss, config.autoencoder_steps, 2e-3, **course).run(accelerator, output)
     if not {"denoiser", "pipeline"} & set(stages):
-        return
+        return output
     if not cache.exists():
         latents = encode(vae, data, accelerator)
         accelerator.wait_for_everyone()
@@ -245,7 +263,17 @@ def main() -> None:
     if accelerator.is_main_process:
         write_pipeline(output / "pipeline", vae, prediction, tokenizer)
     accelerator.end_training()
+    return output / "pipeline"
+
+
+def main() -> int:
+    """The program; exit codes as of `run_program`."""
+
+    def work(config: TrainDemoConfig, command: str) -> str:
+        return f"folder  {train(config)}\n"
+
+    return run_program(TrainDemoConfig, work, None, file=__file__, description=__doc__ or "")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import erasure_tables
 import pytest
 
 from salun_diffusers.evaluation.measurement import Comparison, Measurement
@@ -42,9 +43,9 @@ def report(shown: int, right: int, became: int) -> dict[str, object]:
     }
 
 
-def test_seeds_are_pooled(benchmark: ModuleType) -> None:
+def test_seeds_are_pooled() -> None:
     """Shown in 1 of 10 and 0 of 10: UA 19/20. Right 18/20 before, 17 + 15 of 40 after. `2` falls by 0.1 and 0.3."""
-    row = benchmark.summary([report(1, 17, 9), report(0, 15, 10)])
+    row = erasure_tables.summary([report(1, 17, 9), report(0, 15, 10)])
     assert row["ua"] == pytest.approx(0.95)
     assert (row["ra_before"], row["ra_after"]) == (pytest.approx(0.9), pytest.approx(0.8))
     assert (row["worst"], row["worst_change"]) == ("2", pytest.approx(-0.2))
@@ -61,9 +62,40 @@ def test_finished_cells_are_not_run_again_and_the_table_shows_them(
     words = ["--model", "digits", "--concepts", "7", "--methods", "esd-full", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(benchmark, "run_cell", pytest.fail)
     assert benchmark.main([*words, "--seeds", "0", "1"]) == 0
-    row = capsys.readouterr().out.splitlines()[-1]
+    row = capsys.readouterr().out.splitlines()[2]
     assert row.startswith("| 7 | esd-full | 2 (60) | 1.000 [0.839, 1.000] | 0.900 → 0.900 |")  # 20 / (20 + 1.96²).
     assert "1.00 → 2.00" in row
+
+
+def test_a_method_names_recipe_or_objective_mask_and_ratio(benchmark: ModuleType, tmp_path: Path) -> None:
+    def settings(method: str):
+        return benchmark.Cell("star", method, 3).erase_config(benchmark.BenchmarkConfig(), tmp_path / "run")
+
+    paper, half, third = map(settings, ("paper-magnitude", "relabel-saliency", "esd-random-0.3"))
+    assert (paper.recipe, paper.objective, paper.mask, paper.mask_ratio) == ("paper", "relabel", "magnitude", 0.5)
+    assert half == settings("frozen_teacher-saliency")
+    assert (third.objective, third.mask, third.mask_ratio, third.seed) == ("esd", "random", 0.3, 3)
+
+
+def test_methods_are_compared_over_concepts() -> None:
+    """UA 9/10 and 10/10; RA falls by 0.05 and 0.15: mean -0.1 ± 1.96 · 0.0707 / √2 = 0.098; drift 0.2 in both."""
+    rows = {
+        ("1", "esd-full"): [report(1, 17, 9)],
+        ("7", "esd-full"): [report(0, 15, 10)],
+        ("star", "esd-full"): [report(10, 18, 0)],
+    }
+    row = erasure_tables.by_method(rows, "digits", tuple(map(str, range(10)))).splitlines()[-1]
+    assert row == (
+        "| esd-full | 2 (2, 60) | 0.950 [0.764, 0.991] | 0.90 | -0.100 [-0.198, -0.002] | 2 -0.30 "
+        "| 0.200 [0.200, 0.200] | 1.00 → 2.50 | 4 |"
+    )
+
+
+def test_the_mask_ratio_is_plotted_where_there_are_several(tmp_path: Path) -> None:
+    rows = {("star", method): [report(0, 18, 10)] for method in ("esd-random-0.1", "esd-random")}
+    erasure_tables.plot_ratios({("star", "esd-random"): [report(0, 18, 10)]}, tmp_path / "one.png")
+    erasure_tables.plot_ratios(rows, tmp_path / "two.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["two.png"]
 
 
 def test_goes_on_where_it_stopped(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +120,7 @@ def test_goes_on_where_it_stopped(benchmark: ModuleType, tmp_path: Path, monkeyp
     [
         (("--methods", "paper-salient"), "MASK one of"),
         (("--methods", "papr-full"), "WHAT one of"),
-        (("--methods", "retrain"), "--model digits"),
+        (("--methods", "relabel-full-2"), "RATIO such as 0.3"),
         (("--seeds", "one"), "whole numbers"),
         (("--concepts", "circel"), "circle"),
     ],

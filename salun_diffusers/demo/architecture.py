@@ -74,6 +74,7 @@ def scheduler() -> DPMSolverMultistepScheduler:
         beta_end=0.02,
         beta_schedule="linear",
         timestep_spacing="trailing",
+        steps_offset=1,  # as Stable Diffusion has it; without effect under this spacing
         prediction_type="epsilon",
     )
 

@@ -67,7 +67,7 @@ class EraseConfig:
         group=_DATA,
     )
 
-    mask: str = setting("saliency", "saliency, random, full, or a mask file.", group=_MASK)
+    mask: str = setting("saliency", "saliency, random, magnitude, full, or a mask file.", group=_MASK)
     mask_ratio: float = setting(0.5, "Share of the weights that may move.", group=_MASK, above=0, maximum=1)
     mask_scope: Literal["global", "per_tensor"] = setting(
         "global", "Rank weights over the whole denoiser or within each tensor.", group=_MASK

@@ -119,11 +119,14 @@ def test_other_experiments_leave_theirs(experiment, tmp_path, data_file, monkeyp
     words = ["--experiment", experiment, "--dataset", data_file, "--epochs", 1, "--methods", "iu", "--seeds", "0"]
     assert script.main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
     table = (tmp_path / f"{experiment}.md").read_text()
-    rows = {"ratios": 2 + 1, "sensitivity": 2 + 6, "masks": 2 * (2 + 3), "instances": 2 + 8}[experiment]
+    rows = {"ratios": 2 + 1, "sensitivity": 2 + 6, "masks": 2 * (2 + 3), "instances": 2 * (2 + 8)}[experiment]
     assert sum(line.startswith("|") for line in table.splitlines()) == rows
     assert "nan" not in table
-    plots = {"sensitivity": [], "masks": ["masks-class.png", "masks-random-0.1.png"]}
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == plots.get(experiment, [f"{experiment}.png"])
+    plots = {
+        "ratios": ["ratios.png"], "sensitivity": [], "masks": ["masks-class.png", "masks-random-0.1.png"],
+        "instances": ["instances-misclassify.png", "instances-relabel.png"],
+    }  # fmt: skip
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == plots[experiment]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""What an erased embedded model is held against: a model that never saw the concept, and real pictures of all else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from salun_diffusers.base_model import EMBEDDED, class_name, model_index
+from salun_diffusers.demo.renderer import render, sample_scene
+from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES
+from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.drawn import Generate, kept_in
+from salun_diffusers.diffusion.families import family_of
+from salun_diffusers.diffusion.request import accept
+from salun_diffusers.diffusion.validation import Samples, draw_samples, measure
+from salun_diffusers.evaluation.detectors import make_detector
+from salun_diffusers.run_folder import identity_of
+
+RETRAIN_STEPS = {"demo": 4_600, "digits": 2_000}
+_RENDERS = 50  # for each kind of picture
+
+
+def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
+    """Train an embedded model without the concept, and measure it as an erased model is measured.
+
+    Args:
+        settings: Of the erasure that it is compared with; every setting is filled.
+        steps: Optimizer steps of the denoiser.
+        folder: Where the model goes.
+
+    Returns:
+        A report like an erasure's, and the retained pictures `before` and `after`.
+    """
+    concept = accept(settings).concept
+    model = settings.pretrained_model_name_or_path
+    started = time.perf_counter()
+    never_saw = (_without_class if model == "digits" else _without_shape_or_style)(
+        concept.name, steps, settings, folder
+    )
+    seconds = time.perf_counter() - started
+    drawn: dict[str, tuple[Samples, Samples]] = {}
+    for when, place in (("before", EMBEDDED[model]), ("after", never_saw)):
+        family = family_of(class_name(model_index(place)))(place, device=torch.device("cpu"))
+        generate: Generate = family.generate
+        if when == "before":
+            shared = Path(str(settings.generated_data_dir))
+            generate = kept_in(shared, generate, pipeline=identity_of(place), precision="no")
+        forget, retain = (
+            draw_samples(family, generate, prompts, settings, when, True)
+            for prompts in (concept.forget_evaluation, concept.retain_evaluation)
+        )
+        drawn[when] = forget, retain
+    comparisons, measurements = measure(
+        concept, make_detector(concept.detector), drawn["before"], drawn["after"], "retrain"
+    )
+    report = {
+        "comparisons": [
+            {"name": pair.name, "before": pair.before.to_json(), "after": pair.after.to_json()} for pair in comparisons
+        ],
+        "measurements": [item.to_json() for item in measurements],
+        "timings": {"saliency and mask": 0.0, "fine-tuning": seconds},
+    }
+    return report, {when: [one for row in pair[1].pictures for one in row] for when, pair in drawn.items()}
+
+
+def _without_class(name: str, steps: int, settings: EraseConfig, folder: Path) -> Path:
+    from train_ddpm import TrainDDPMConfig, train
+
+    return train(TrainDDPMConfig(exclude_class=name, output_dir=str(folder), max_train_steps=steps, seed=settings.seed))
+
+
+def _without_shape_or_style(name: str, steps: int, settings: EraseConfig, folder: Path) -> Path:
+    """Denoiser and text encoder from their first weights on; the autoencoder draws nothing by itself and is kept."""
+    from train_demo_model import TrainDemoConfig, train
+
+    return train(
+        TrainDemoConfig(
+            exclude=name, init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
+            denoiser_steps=steps, plain_captions=0.3, noisy_weight=0.5, seed=settings.seed, output_dir=str(folder),
+        )
+    )  # fmt: skip
+
+
+def distance(pictures: Sequence[Image.Image], model: str, concept: Concept) -> float:
+    """Fréchet distance of retained pictures to real ones of the same kinds, on the model's own classifier's features.
+
+    Args:
+        pictures: What a model draws for the concept's retain prompts.
+        model: ``demo`` (renders) or ``digits`` (handwritten ones).
+        concept: The concept.
+    """
+    from salun_diffusers.evaluation.feature_extractors import make_extractor
+    from salun_diffusers.evaluation.fidelity import frechet_distance
+
+    extract = make_extractor(model, device=torch.device("cpu"))
+    return frechet_distance(extract(pictures), extract(_digits(concept) if model == "digits" else _renders(concept)))
+
+
+def _digits(concept: Concept) -> list[Image.Image]:
+    from salun_diffusers.picture_sources import load_pictures
+
+    real = load_pictures("digits")[0].resized(32)
+    kept = real.pixels[real.labels != real.class_names.index(concept.name)]
+    return [Image.fromarray(pixels[0].numpy()) for pixels in kept]
+
+
+def _renders(concept: Concept) -> list[Image.Image]:
+    """Renders of the shapes and styles that the retain prompts name, in all colours."""
+    rng = np.random.default_rng(0)
+    scenes = []
+    for asked in concept.retain_evaluation:
+        shape = next(shape for shape in SHAPES if shape in asked.prompt.split())
+        style = next(style for style, phrases in STYLE_PHRASES.items() if asked.prompt.startswith(phrases))
+        scenes += [sample_scene(rng, shape=shape, style=style) for _ in range(_RENDERS)]
+    return [render(scene) for scene in scenes]

@@ -1,0 +1,158 @@
+"""Tables and plots of `benchmark_erasure.py`: what many reports say together."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from salun_diffusers.evaluation.measurement import Measurement, wilson_interval
+
+Rows = dict[tuple[str, str], list[dict[str, Any]]]
+"""The reports of every (concept, method), one for each seed."""
+
+
+def summary(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Pool the pictures of several reports."""
+    shown = right_before = right_after = asked = kept = 0
+    changes: dict[str, list[float]] = defaultdict(list)
+    became: Counter[str] = Counter()
+    for report in reports:
+        for pair in report["comparisons"]:
+            before, after = pair["before"], pair["after"]
+            if after["group"] == "concept":
+                shown += round(after["value"] * after["n"])
+                asked += after["n"]
+            elif after["group"] == "retained":
+                right_before += round(before["value"] * before["n"])
+                right_after += round(after["value"] * after["n"])
+                kept += after["n"]
+            elif after["group"] == "retained, by prompt":
+                changes[pair["name"]].append(after["value"] - before["value"])
+        for item in report["measurements"]:
+            if item["group"] == "became":
+                became[item["name"].removeprefix("became ")] += round(item["value"] * item["n"])
+    worst = min(changes, key=lambda name: float(np.mean(changes[name])))
+    seconds = [report["timings"]["saliency and mask"] + report["timings"]["fine-tuning"] for report in reports]
+    low, high = wilson_interval(asked - shown, asked)
+    drifts = [item["value"] for report in reports for item in report["measurements"] if item["group"] == "drift"]
+    distances = [report["fd"] for report in reports if "fd" in report]
+    return {
+        "seeds": len(reports),
+        "n": asked + kept,
+        "ua": 1 - shown / asked,
+        "ua_low": low,
+        "ua_high": high,
+        "ra_before": right_before / kept,
+        "ra_after": right_after / kept,
+        "worst": worst,
+        "worst_change": float(np.mean(changes[worst])),
+        "became": ", ".join(f"{name} {count / asked:.0%}" for name, count in became.most_common(2)),
+        "drift": float(np.mean(drifts)),
+        "fd_before": float(np.mean([pair["before"] for pair in distances])) if distances else None,
+        "fd_after": float(np.mean([pair["after"] for pair in distances])) if distances else None,
+        "seconds": float(np.mean(seconds)),
+    }
+
+
+def by_concept(rows: Rows) -> str:
+    """A row for every concept and method, its seeds pooled; UA has its 95 % Wilson interval."""
+    lines = [
+        "| concept | method | seeds (n) | UA [95 %] | RA before → after | worst of the others | became | drift "
+        "| FD before → after | saliency + tuning |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (concept, method), reports in rows.items():
+        row = summary(reports)
+        lines.append(
+            f"| {concept} | {method} | {row['seeds']} ({row['n']}) "
+            f"| {row['ua']:.3f} [{row['ua_low']:.3f}, {row['ua_high']:.3f}] "
+            f"| {row['ra_before']:.3f} → {row['ra_after']:.3f} | {row['worst']} {row['worst_change']:+.3f} "
+            f"| {row['became']} | {row['drift']:.4f} | {_distances(row)} | {row['seconds']:.0f} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
+    """A row for every method, over all runs on some concepts; a run is one concept under one seed.
+
+    UA pools the pictures of all runs and has their 95 % Wilson interval; `lowest` is the run with the lowest UA. The
+    change of RA and the drift are means of the runs, with the 95 % interval of the mean: it covers other concepts and
+    seeds, which one of pooled pictures does not.
+
+    Args:
+        rows: All reports.
+        name: What the concepts are called together.
+        concepts: Which of them the table is about.
+    """
+    reports: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    covered: dict[str, set[str]] = defaultdict(set)
+    for (concept, method), found in rows.items():
+        if concept in concepts:
+            reports[method] += found
+            covered[method].add(concept)
+    lines = [
+        f"| method | {name} (runs, n) | UA [95 %] | lowest | change of RA [95 %] | worst single fall | drift [95 %] "
+        "| FD before → after | seconds |",
+        "|---|---|---|--:|---|--:|---|---|--:|",
+    ]
+    for method, found in reports.items():
+        pooled, runs = summary(found), [summary([report]) for report in found]
+        worst = min(runs, key=lambda row: float(row["worst_change"]))
+        lines.append(
+            f"| {method} | {len(covered[method])} ({len(runs)}, {pooled['n']}) "
+            f"| {pooled['ua']:.3f} [{pooled['ua_low']:.3f}, {pooled['ua_high']:.3f}] "
+            f"| {min(row['ua'] for row in runs):.2f} "
+            f"| {interval([row['ra_after'] - row['ra_before'] for row in runs])} "
+            f"| {worst['worst']} {worst['worst_change']:+.2f} "
+            f"| {interval([row['drift'] for row in runs])} | {_distances(pooled)} | {pooled['seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def interval(values: Sequence[float]) -> str:
+    """``mean [low, high]``, the 95 % interval of the mean; of one value, the value."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    mean = Measurement.mean("mean of the runs", list(values), direction="neither", protocol="over runs")
+    return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+
+
+def plot_ratios(rows: Rows, path: Path) -> None:
+    """UA, RA and drift against the mask ratio, a curve for each mask; nothing if no method has two ratios.
+
+    Args:
+        rows: All reports; a method that names its ratio ends in it, one that does not has 0.5.
+        path: Picture to write.
+    """
+    curves: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for (_, method), reports in rows.items():
+        match = re.fullmatch(r"(\w+-(?:saliency|random|magnitude))(?:-([\d.]+))?", method)
+        if match:
+            curves[match[1]][float(match[2] or 0.5)] += [summary([report]) for report in reports]
+    curves = {name: points for name, points in curves.items() if len(points) > 1}  # type: ignore[assignment]
+    if not curves:
+        return
+    from matplotlib.figure import Figure
+
+    panels = {"UA": "ua", "accuracy on all else": "ra_after", "drift": "drift"}
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, (label, key) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for (name, points), marker in zip(sorted(curves.items()), "os^Dv", strict=False):
+            ratios = sorted(points)
+            means = np.array([np.mean([row[key] for row in points[ratio]]) for ratio in ratios])
+            spread = np.array([np.std([row[key] for row in points[ratio]]) for ratio in ratios])
+            (line,) = axes.plot(ratios, means, marker=marker, label=name)
+            axes.fill_between(ratios, means - spread, means + spread, alpha=0.12, color=line.get_color(), linewidth=0)
+        axes.set_xlabel("mask ratio")
+        axes.set_ylabel(label)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _distances(row: dict[str, Any]) -> str:
+    return "" if row["fd_after"] is None else f"{row['fd_before']:.2f} → {row['fd_after']:.2f}"

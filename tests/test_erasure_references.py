@@ -1,0 +1,82 @@
+"""What erased models are held against: training without a concept, and real pictures of the retained kinds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import erasure_references
+import pytest
+import torch
+
+from salun_diffusers.base_model import EMBEDDED
+from salun_diffusers.demo.concepts import shape, style
+from salun_diffusers.diffusion.families import load_pipeline
+
+
+@pytest.mark.parametrize("excluded", ["star", "outlined"])
+def test_the_excluded_is_neither_shown_nor_named(script: Callable[[str], ModuleType], excluded: str) -> None:
+    training = script("train_demo_model")
+    config = training.TrainDemoConfig(num_pictures=300, exclude=excluded)
+    kept, all_of_them = training.scenes(config), training.scenes(training.TrainDemoConfig(num_pictures=300))
+    assert kept == [scene for scene in all_of_them if excluded not in (scene.shape, scene.style)]
+    assert 0 < len(kept) < 300
+    assert not any(excluded in caption.split() for caption in training.captions(config))
+
+
+def test_retraining_keeps_the_autoencoder_and_begins_the_denoiser_anew(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    training = script("train_demo_model")
+    folder = training.train(
+        training.TrainDemoConfig(
+            exclude="star", init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
+            num_pictures=20, denoiser_steps=2, denoiser_batch_size=4, output_dir=str(tmp_path),
+        )
+    )  # fmt: skip
+    base, made = (load_pipeline(place) for place in (EMBEDDED["demo"], folder))
+    assert all(map(torch.equal, base.vae.state_dict().values(), made.vae.state_dict().values()))
+    assert base.vae.config.scaling_factor == made.vae.config.scaling_factor
+    assert base.tokenizer.get_vocab() == made.tokenizer.get_vocab()
+    name = "conv_in.weight"
+    change = (base.unet.state_dict()[name] - made.unet.state_dict()[name]).abs().mean()
+    assert change > 0.01  # two steps from the shipped weights would move them by 1e-4
+
+
+def test_an_unknown_exclusion_is_told(
+    script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train_demo_model.py", "--exclude", "sta", "--output_dir", str(tmp_path / "out")])
+    assert script("train_demo_model").main() == 2
+    error = capsys.readouterr().err
+    assert "star" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("concept", "kinds"),
+    [
+        (shape("star", "frozen_teacher"), Counter({"filled": 450})),
+        (style("filled", "frozen_teacher"), Counter({"outlined": 250, "striped": 250})),
+    ],
+)
+def test_references_are_of_the_kinds_that_the_retain_prompts_name(
+    monkeypatch: pytest.MonkeyPatch, concept, kinds: Counter[str]
+) -> None:
+    """Nine shapes, or two styles of five shapes, 50 renders each; the concept is in none."""
+    monkeypatch.setattr(erasure_references, "render", lambda scene: scene)
+    scenes = erasure_references._renders(concept)
+    assert Counter(scene.style for scene in scenes) == kinds
+    assert not any(concept.name in (scene.shape, scene.style) for scene in scenes)
+
+
+def test_the_distance_of_the_base_is_small_and_of_noise_large() -> None:
+    concept = shape("star", "frozen_teacher")
+    real = erasure_references._renders(concept)
+    assert erasure_references.distance(real, "demo", concept) == pytest.approx(0, abs=1e-3)
+    grey = [picture.convert("L").convert("RGB").rotate(45) for picture in real[:100]]
+    assert erasure_references.distance(grey, "demo", concept) > 5
