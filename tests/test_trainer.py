@@ -15,10 +15,11 @@ from torch import Tensor
 from salun_diffusers.diffusion import trainer
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet
+from salun_diffusers.diffusion.draws import EraseData, draw, shuffled
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.objectives import PromptSwap
 from salun_diffusers.diffusion.schedule import learning_rate, total_steps
-from salun_diffusers.diffusion.trainer import EraseData, draw, error_scale, fine_tune, shuffled
+from salun_diffusers.diffusion.trainer import error_scale, fine_tune
 from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
 from salun_diffusers.mask import SaliencyMask
@@ -62,7 +63,7 @@ def half(family: StableDiffusion) -> SaliencyMask:
     return SaliencyMask.random(parameters_of(family), 0.5, torch.Generator().manual_seed(1))
 
 
-def train(family, data, folder, mask=None, recipe="paper", resume_from=None, **changes) -> list[dict]:
+def train(family, data, folder, mask=None, recipe="paper", resume_from=None, scaler=None, **changes) -> list[dict]:
     config = dataclasses.replace(CONFIG, **changes)
     paper = recipe == "paper"
     objective = PromptSwap(
@@ -72,6 +73,7 @@ def train(family, data, folder, mask=None, recipe="paper", resume_from=None, **c
     with engine(
         mixed_precision="no", gradient_accumulation_steps=config.gradient_accumulation_steps, report_to=None
     ) as accelerator:
+        accelerator.scaler = scaler  # accelerate makes one for fp16, which needs a GPU
         return fine_tune(accelerator, family, selected, data, objective, config, folder=folder, resume_from=resume_from)
 
 
@@ -319,6 +321,20 @@ class TestCheckpoints:
         assert again == history
         expected = values_of(first)
         assert all(torch.equal(value, expected[name]) for name, value in values_of(second).items())
+
+    def test_the_loss_scale_of_fp16_goes_on_where_it_was(self, tiny_pipeline, data, tmp_path):
+        """It begins at 4 and doubles every second step: 8 after three steps, 16 after five."""
+
+        def after_five(**changes) -> dict:
+            scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+            family = StableDiffusion(tiny_pipeline, device=torch.device("cpu"))
+            train(family, data, tmp_path, max_train_steps=5, checkpointing_steps=3, scaler=scaler, **changes)
+            return scaler.state_dict()
+
+        whole = after_five()
+        kept = json.loads((tmp_path / "checkpoint-3" / "state.json").read_text())["scaler"]
+        assert (kept["scale"], kept["_growth_tracker"], whole["scale"]) == (8.0, 1, 16.0)
+        assert after_five(resume_from=tmp_path / "checkpoint-3") == whole
 
 
 class TestDivergence:

@@ -18,10 +18,10 @@ from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
 from salun_diffusers.diffusion.drawn import Generate
+from salun_diffusers.diffusion.draws import EraseData
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.diffusion.forget_saliency import forget_saliency
 from salun_diffusers.diffusion.request import MADE_MASKS
-from salun_diffusers.diffusion.trainer import EraseData
 from salun_diffusers.disk import full_disk_is_told
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.mask import SaliencyMask

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,98 +21,15 @@ from salun_diffusers.checkpoint import (
     save_state,
 )
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.data import LatentSet
-from salun_diffusers.diffusion.families import Conditions, Family, rows
-from salun_diffusers.diffusion.objectives import EraseBatch, Half, Objective
+from salun_diffusers.diffusion.draws import EraseData, draw
+from salun_diffusers.diffusion.families import Family
+from salun_diffusers.diffusion.objectives import EraseBatch, Objective
 from salun_diffusers.diffusion.schedule import learning_rate, total_steps
 from salun_diffusers.disk import full_disk_is_told, write_text
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import Progress
 from salun_diffusers.run_folder import checkpoints
-from salun_diffusers.seeds import stream
 from salun_diffusers.selected_weights import SelectedWeights
-
-
-@dataclass(frozen=True)
-class EraseData:
-    """All that fine-tuning draws from.
-
-    Args:
-        forget: Latents of the forget prompts.
-        retain: Latents of the retain prompts.
-        anchor: Latents of the anchor prompts, which stand in for forget latents too: where the erased model will pass
-            on its way from noise to the anchor's picture; may be empty.
-        forget_conditions: c, one row per forget prompt.
-        anchor_conditions: c′, one row per forget prompt.
-        retain_conditions: c_r, one row per retain prompt.
-        empty: ∅, one row.
-    """
-
-    forget: LatentSet
-    retain: LatentSet
-    anchor: LatentSet
-    forget_conditions: Conditions
-    anchor_conditions: Conditions
-    retain_conditions: Conditions
-    empty: Conditions
-
-
-def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> Tensor:
-    """Rows `position … position + batch` of an endless sequence of shuffled passes over `count` items.
-
-    Every item comes once per pass. (The official code drew the first batch of an unshuffled set at every step until
-    2026-02-27; see `salun_official_code.md`, commits 47377e3 and 716e618 of OPTML-Group/Unlearn-Saliency.)
-    """
-    picked: list[int] = []
-    while len(picked) < batch:
-        epoch, offset = divmod(position + len(picked), count)
-        order = torch.randperm(count, generator=stream(seed, name, "epoch", epoch))
-        picked += order[offset : offset + batch - len(picked)].tolist()
-    return torch.tensor(picked)
-
-
-def draw(
-    family: Family,
-    data: EraseData,
-    position: int,
-    *,
-    batch_size: int,
-    seed: int,
-    empty_prompt_share: float,
-    halves: Sequence[Half] = ("forget", "retain"),
-) -> EraseBatch:
-    """The draws of one micro-batch, a function of `position` (its number over all processes) and `seed` alone.
-
-    An objective that uses one half is given the same draws of it as one that uses both.
-    """
-    known = data.forget + data.anchor
-    forget = shuffled(len(known), batch_size, position * batch_size, seed=seed, name="forget")
-    retain = shuffled(len(data.retain), batch_size, position * batch_size, seed=seed, name="retain")
-    generator = stream(seed, "draw", position)
-    latents = torch.cat([known.latents[forget], data.retain.latents[retain]])
-    timesteps = torch.randint(family.num_train_timesteps, (2 * batch_size,), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
-    blank = torch.rand(batch_size, generator=generator) < empty_prompt_share
-    retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
-    for name, tensor in retained.items():
-        tensor[blank.to(tensor.device)] = data.empty[name][0]
-    prompts = known.prompt_index[forget]
-    timesteps, noise = timesteps.to(family.device), noise.to(family.device)
-    used = slice(0 if "forget" in halves else batch_size, None if "retain" in halves else batch_size)
-    both = (
-        _join(rows(data.forget_conditions, prompts), retained),
-        _join(rows(data.anchor_conditions, prompts), retained),
-        {name: tensor.expand(2 * batch_size, *tensor.shape[1:]) for name, tensor in data.empty.items()},
-    )
-    conditions, anchors, empty = ({name: tensor[used] for name, tensor in one.items()} for one in both)
-    return EraseBatch(
-        noised=family.noised(latents.to(family.device), noise, timesteps)[used],
-        timesteps=timesteps[used],
-        noise=noise[used],
-        conditions=conditions,
-        anchor_conditions=anchors,
-        empty_conditions=empty,
-    )
 
 
 def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
@@ -131,10 +47,6 @@ def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
         √w_t, `(b, 1, 1, 1)`.
     """
     return family.signal_to_noise(timesteps).pow(-power).clamp(max=10).sqrt().view(-1, 1, 1, 1)
-
-
-def _join(first: Conditions, second: Conditions) -> Conditions:
-    return {name: torch.cat([first[name], second[name]]) for name in first}
 
 
 def base_targets(
@@ -223,6 +135,8 @@ def fine_tune(
     if config.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     network, stepper = accelerator.prepare(family.denoiser, stepper)
+    if checkpoint and accelerator.scaler and checkpoint[1].get("scaler"):
+        accelerator.scaler.load_state_dict(checkpoint[1]["scaler"])
     history = list(rows_before)
     metrics = folder / "metrics.jsonl"
     if accelerator.is_main_process:
@@ -251,7 +165,9 @@ def fine_tune(
             if saving and not all(bool(leaf.isfinite().all()) for leaf in selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
             if saving and step + 1 < steps and accelerator.is_main_process:
-                _save_checkpoint(folder, step + 1, selected, stepper, config.checkpoints_total_limit)
+                _save_checkpoint(
+                    folder, step + 1, selected, stepper, accelerator.scaler, config.checkpoints_total_limit
+                )
     family.denoiser = accelerator.unwrap_model(network)
     return history
 
@@ -299,13 +215,19 @@ def _step(
 
 
 def _save_checkpoint(
-    folder: Path, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, limit: int | None
+    folder: Path,
+    step: int,
+    selected: SelectedWeights,
+    stepper: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    limit: int | None,
 ) -> None:
     moments, state = optimizer_state(getattr(stepper, "optimizer", stepper))
     tensors = {f"weight.{name}": tensor for name, tensor in selected.state().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
     with full_disk_is_told(f"checkpoint-{step}"):
-        save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state})
+        loss_scale = scaler.state_dict() if scaler else None  # fp16 only
+        save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state, "scaler": loss_scale})
     # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
     if limit is not None:
         for old in checkpoints(folder)[:-limit]:
