@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from erasure_references import RETRAIN_STEPS, distance, retrain
-from erasure_tables import Rows, by_concept, by_method, plot_ratios
+from erasure_tables import Rows, against_saliency, by_concept, by_method, plot_ratios
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
@@ -147,8 +147,8 @@ def tables(config: BenchmarkConfig, output: Path) -> str:
     rows: Rows = {}
     for concept in config.concepts or CONCEPTS[config.model]:
         for method in config.methods:
-            paths = [output / f"{Cell(concept, method, int(seed)).name}.json" for seed in config.seeds]
-            reports = [json.loads(path.read_text()) for path in paths if path.exists()]
+            paths = {int(seed): output / f"{Cell(concept, method, int(seed)).name}.json" for seed in config.seeds}
+            reports = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
             if reports:
                 rows[concept, method] = reports
     text = by_concept(rows)
@@ -156,7 +156,8 @@ def tables(config: BenchmarkConfig, output: Path) -> str:
         if len({concept for concept, _ in rows if concept in group}) > 1:
             text += "\n" + by_method(rows, name, group)
     plot_ratios(rows, output / "ratios.png")
-    return text
+    contrasts = against_saliency(rows)
+    return f"{text}\n{contrasts}" if contrasts else text
 
 
 def work(config: BenchmarkConfig, command: str) -> str:

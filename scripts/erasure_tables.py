@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from salun_diffusers.evaluation.measurement import Measurement, wilson_interval
 
-Rows = dict[tuple[str, str], list[dict[str, Any]]]
-"""The reports of every (concept, method), one for each seed."""
+Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
+"""The reports of every (concept, method), by seed."""
 
 
-def summary(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
     """Pool the pictures of several reports."""
     shown = right_before = right_after = asked = kept = 0
     changes: dict[str, list[float]] = defaultdict(list)
@@ -67,7 +67,7 @@ def by_concept(rows: Rows) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (concept, method), reports in rows.items():
-        row = summary(reports)
+        row = summary(reports.values())
         lines.append(
             f"| {concept} | {method} | {row['seeds']} ({row['n']}) "
             f"| {row['ua']:.3f} [{row['ua_low']:.3f}, {row['ua_high']:.3f}] "
@@ -93,7 +93,7 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
     covered: dict[str, set[str]] = defaultdict(set)
     for (concept, method), found in rows.items():
         if concept in concepts:
-            reports[method] += found
+            reports[method] += found.values()
             covered[method].add(concept)
     lines = [
         f"| method | {name} (runs, n) | UA [95 %] | lowest | change of RA [95 %] | worst single fall | drift [95 %] "
@@ -112,6 +112,33 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
             f"| {interval([row['drift'] for row in runs])} | {_distances(pooled)} | {pooled['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def against_saliency(rows: Rows) -> str:
+    """What other masks change: the mean difference to the saliency mask over runs that differ in the mask alone.
+
+    Differences are mask minus saliency, of the same concept and seed, with the 95 % interval of their mean.
+    """
+    pairs: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    for (concept, method), reports in rows.items():
+        what, _, mask = method.partition("-")
+        base = rows.get((concept, f"{what}-saliency"), {})
+        if mask in ("random", "magnitude", "full"):
+            pairs[what, mask] += [
+                (summary([reports[seed]]), summary([base[seed]])) for seed in sorted(reports.keys() & base.keys())
+            ]
+    lines = [
+        "| objective | mask | pairs | difference of UA | of RA after | of drift |",
+        "|---|---|--:|---|---|---|",
+    ]
+    for (what, mask), found in pairs.items():
+        if not found:
+            continue
+        columns = [
+            interval([other[key] - saliency[key] for other, saliency in found]) for key in ("ua", "ra_after", "drift")
+        ]
+        lines.append(f"| {what} | {mask} | {len(found)} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n" if pairs else ""
 
 
 def interval(values: Sequence[float]) -> str:
@@ -133,7 +160,7 @@ def plot_ratios(rows: Rows, path: Path) -> None:
     for (_, method), reports in rows.items():
         match = re.fullmatch(r"(\w+-(?:saliency|random|magnitude))(?:-([\d.]+))?", method)
         if match:
-            curves[match[1]][float(match[2] or 0.5)] += [summary([report]) for report in reports]
+            curves[match[1]][float(match[2] or 0.5)] += [summary([report]) for report in reports.values()]
     curves = {name: points for name, points in curves.items() if len(points) > 1}  # type: ignore[assignment]
     if not curves:
         return

@@ -80,9 +80,9 @@ def test_a_method_names_recipe_or_objective_mask_and_ratio(benchmark: ModuleType
 def test_methods_are_compared_over_concepts() -> None:
     """UA 9/10 and 10/10; RA falls by 0.05 and 0.15: mean -0.1 ± 1.96 · 0.0707 / √2 = 0.098; drift 0.2 in both."""
     rows = {
-        ("1", "esd-full"): [report(1, 17, 9)],
-        ("7", "esd-full"): [report(0, 15, 10)],
-        ("star", "esd-full"): [report(10, 18, 0)],
+        ("1", "esd-full"): {0: report(1, 17, 9)},
+        ("7", "esd-full"): {0: report(0, 15, 10)},
+        ("star", "esd-full"): {0: report(10, 18, 0)},
     }
     row = erasure_tables.by_method(rows, "digits", tuple(map(str, range(10)))).splitlines()[-1]
     assert row == (
@@ -91,9 +91,24 @@ def test_methods_are_compared_over_concepts() -> None:
     )
 
 
+def test_masks_are_compared_in_pairs() -> None:
+    """RA 17/20 and 16/20 under the saliency mask, 15/20 and 16/20 under the other: -0.05 ± 1.96 · 0.0707 / √2."""
+    rows = {
+        ("1", "esd-saliency"): {0: report(0, 17, 9)},
+        ("1", "esd-random"): {0: report(1, 15, 9)},
+        ("7", "esd-random"): {0: report(9, 10, 0), 2: report(1, 16, 9)},
+        ("7", "esd-saliency"): {2: report(0, 16, 9)},
+        ("7", "esd-saliency-0.3"): {0: report(0, 16, 9)},
+        ("9", "ascent-random"): {0: report(0, 16, 9)},
+    }
+    assert erasure_tables.against_saliency(rows).splitlines()[2:] == [
+        "| esd | random | 2 | -0.100 [-0.100, -0.100] | -0.050 [-0.148, 0.048] | 0.000 [0.000, 0.000] |"
+    ]
+
+
 def test_the_mask_ratio_is_plotted_where_there_are_several(tmp_path: Path) -> None:
-    rows = {("star", method): [report(0, 18, 10)] for method in ("esd-random-0.1", "esd-random")}
-    erasure_tables.plot_ratios({("star", "esd-random"): [report(0, 18, 10)]}, tmp_path / "one.png")
+    rows = {("star", method): {0: report(0, 18, 10)} for method in ("esd-random-0.1", "esd-random")}
+    erasure_tables.plot_ratios({("star", "esd-random"): {0: report(0, 18, 10)}}, tmp_path / "one.png")
     erasure_tables.plot_ratios(rows, tmp_path / "two.png")
     assert [path.name for path in tmp_path.iterdir()] == ["two.png"]
 
