@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -48,31 +48,17 @@ class Progress:
 
 
 @contextmanager
-def loading_quietly(library: Literal["diffusers", "transformers"] = "diffusers") -> Iterator[None]:
-    """Hide the library's own bar while a model of a few files loads or is written."""
-    logging: Any = importlib.import_module(f"{library}.utils.logging")
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+def loading_quietly() -> Iterator[None]:
+    """Hide diffusers' and transformers' own bars while a model of a few files loads or is written."""
+    logs: list[Any] = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    shown = [log for log in logs if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def transformers_quietly() -> Iterator[None]:
-    """Hide transformers' own bar while a model loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        for log in shown:
+            log.enable_progress_bar()
 
 
 @dataclass

@@ -143,7 +143,7 @@ def save_classifier(classifier: Classifier, folder: Path, image_size: int, recor
         record: JSON values; what `load_record` gives back.
     """
     model: Any = classifier.model
-    with loading_quietly("transformers"):
+    with loading_quietly():
         model.save_pretrained(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
@@ -169,7 +169,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"--model {folder} must hold safetensors weights, found none; pickled weights are not opened.")
     try:
-        with loading_quietly("transformers"):
+        with loading_quietly():
             model = AutoModelForImageClassification.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )

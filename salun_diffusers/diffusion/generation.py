@@ -19,7 +19,7 @@ from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
 from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
-from salun_diffusers.progress import loading_quietly, transformers_quietly
+from salun_diffusers.progress import loading_quietly
 from salun_diffusers.seeds import stream_seed
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load_pipeline(
     if "safety_checker" in model_index(folder):
         keywords = {"safety_checker": None, "requires_safety_checker": False}
     try:
-        with loading_quietly(), transformers_quietly():
+        with loading_quietly():
             pipe = diffusers.DiffusionPipeline.from_pretrained(
                 folder, dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True, **keywords
             )

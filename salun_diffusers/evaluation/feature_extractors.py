@@ -17,7 +17,7 @@ from torch import Tensor
 
 from salun_diffusers.base_model import embedded_detector
 from salun_diffusers.errors import UserError
-from salun_diffusers.progress import transformers_quietly
+from salun_diffusers.progress import loading_quietly
 
 NAMES = ("inception", "clip", "dinov2", "demo", "digits")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -112,7 +112,7 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
     if device is not None:
         keywords = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
-        with transformers_quietly():
+        with loading_quietly():
             loaded = auto_class.from_pretrained(str(folder) if folder.is_dir() else weights, **keywords)
     except Exception as error:  # transformers and the hub raise a dozen unrelated types.
         reason = " ".join(str(error).split())[:140]

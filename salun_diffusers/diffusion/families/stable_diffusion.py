@@ -8,18 +8,14 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from salun_diffusers.diffusion.families.family import Conditions
-from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
-from salun_diffusers.errors import UserError
-from salun_diffusers.progress import loading_quietly
+from salun_diffusers.diffusion.families.unet_family import UNetFamily
 
 
-class StableDiffusion:
+class StableDiffusion(UNetFamily):
     """A Stable Diffusion pipeline, seen by the erasing code."""
-
-    denoiser_folder = "unet"
 
     def __init__(
         self, folder: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, variant: str | None = None
@@ -35,22 +31,14 @@ class StableDiffusion:
         Raises:
             UserError: If the folder does not hold a complete pipeline.
         """
-        try:
-            with loading_quietly():
-                self.pipe = StableDiffusionPipeline.from_pretrained(
-                    folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
-                    safety_checker=None, requires_safety_checker=False,
-                    local_files_only=True, use_safetensors=True,
-                )  # fmt: skip
-        except (OSError, ValueError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise UserError(f"{folder} cannot be loaded as a Stable Diffusion pipeline: {line}") from error
-        self.pipe.set_progress_bar_config(disable=True)
-        self.pipe.to(device)
-        self.denoiser: nn.Module = self.pipe.unet
-        self.folder, self.device, self._dtype = folder, device, dtype
-        self.noise_schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
-        self.num_train_timesteps = self.noise_schedule.num_train_timesteps
+
+        def load() -> object:
+            return StableDiffusionPipeline.from_pretrained(
+                folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
+                safety_checker=None, requires_safety_checker=False, local_files_only=True, use_safetensors=True,
+            )  # fmt: skip
+
+        super().__init__(load, "Stable Diffusion pipeline", folder, device, dtype)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:
@@ -78,11 +66,10 @@ class StableDiffusion:
         self, prompts: Sequence[str], seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
     ) -> Tensor:
         """Sample latents with the pipeline's own scheduler; each item has its own generator on the CPU."""
-        autocast = torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32)
         distinct = dict.fromkeys(prompts)
         encoded = dict(zip(distinct, self.encode(list(distinct))["encoder_hidden_states"], strict=True))
         empty = self.encode([""])["encoder_hidden_states"].expand(len(prompts), -1, -1)
-        with autocast:
+        with self._autocast():
             latents = self.pipe(
                 prompt_embeds=torch.stack([encoded[prompt] for prompt in prompts]),
                 negative_prompt_embeds=empty,
@@ -106,16 +93,3 @@ class StableDiffusion:
         self.pipe.vae = self.pipe.text_encoder = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t of clean latents."""
-        return self.noise_schedule.noised(latents, noise, timesteps)
-
-    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """SNR of the schedule."""
-        return self.noise_schedule.signal_to_noise(timesteps)
-
-    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """ε_θ(x_t, c)."""
-        prediction: Tensor = denoiser(noised, timesteps, **conditions).sample.float()
-        return self.noise_schedule.epsilon(prediction, noised, timesteps)
