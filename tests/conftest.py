@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import CAPTIONS, build_ddpm, build_pipeline
+
+from salun_diffusers.erase import main
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +63,53 @@ def small_run(tiny_pipeline: Path, retain_file: Path) -> Callable[..., list[str]
         return words
 
     return command
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """Default run folders would lie here."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refused(small_run, capsys, tmp_path):
+    """Run, expect exit code 2 and one line on stderr that holds all of some words, and no run folder."""
+
+    def attempt(*contents: str, left: tuple[str, ...] = (), **flags: object) -> str:
+        before = {path.name for path in tmp_path.iterdir()}
+        assert main(small_run(**flags)) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ") and captured.err.endswith("\n"), captured.err
+        assert captured.err.count("\n") == 1, captured.err
+        assert captured.out == ""
+        for content in contents:
+            assert content in captured.err
+        assert {path.name for path in tmp_path.iterdir()} == before | set(left)
+        return captured.err
+
+    return attempt
+
+
+@pytest.fixture
+def stopped(small_run, capsys):
+    """Run until something stops it late: exit code 2 and a last line on stderr that holds all of some words."""
+
+    def attempt(*contents: str, code: int = 2, kind: str = "error", **flags: object) -> str:
+        assert main(small_run(**flags)) == code
+        lines = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith(f"{kind}: ") for line in lines) == 1
+        assert lines[-1].startswith(f"{kind}: ")
+        for content in contents:
+            assert content in lines[-1]
+        return lines[-1]
+
+    return attempt
+
+
+@pytest.fixture
+def copied(tiny_pipeline, tmp_path):
+    """A copy of the tiny pipeline, to be spoilt."""
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")
