@@ -89,7 +89,7 @@ class EvaluationReport:
         verdict: The outcome in two words; see `decide_verdict`.
         verdict_reason: The outcome in one sentence, with what to try next.
         base: The model that was changed, as the user named it.
-        recipe: Name of the recipe.
+        recipe: Name of the recipe, after that of the objective if it is not SalUn's.
         measurements: Numbers about the erased model alone, in reading order.
         comparisons: Numbers before and after, in reading order; the concept first, then everything else.
         mask: The mask in numbers.

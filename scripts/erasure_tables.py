@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -119,26 +118,33 @@ def against_saliency(rows: Rows) -> str:
 
     Differences are mask minus saliency, of the same concept and seed, with the 95 % interval of their mean.
     """
-    pairs: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    found: dict[tuple[str, str, float, str], dict[int, dict[str, Any]]] = {}
     for (concept, method), reports in rows.items():
-        what, _, mask = method.partition("-")
-        base = rows.get((concept, f"{what}-saliency"), {})
-        if mask in ("random", "magnitude", "full"):
-            pairs[what, mask] += [
-                (summary([reports[seed]]), summary([base[seed]])) for seed in sorted(reports.keys() & base.keys())
-            ]
+        if method != "retrain":
+            found[(*_parts(method), concept)] = reports
+    pairs: dict[tuple[str, str, float], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    for (what, mask, ratio, concept), reports in found.items():
+        # Without a mask there is no ratio: it is held against the saliency mask of the usual half.
+        base = found.get((what, "saliency", ratio, concept), {}) if mask != "saliency" else {}
+        for seed in sorted(reports.keys() & base.keys()):
+            pairs[what, mask, ratio].append((summary([reports[seed]]), summary([base[seed]])))
     lines = [
-        "| objective | mask | pairs | difference of UA | of RA after | of drift |",
-        "|---|---|--:|---|---|---|",
+        "| objective | mask | ratio | pairs | difference of UA | of RA after | of drift |",
+        "|---|---|--:|--:|---|---|---|",
     ]
-    for (what, mask), found in pairs.items():
-        if not found:
-            continue
+    for (what, mask, ratio), both in pairs.items():
         columns = [
-            interval([other[key] - saliency[key] for other, saliency in found]) for key in ("ua", "ra_after", "drift")
+            interval([other[key] - saliency[key] for other, saliency in both]) for key in ("ua", "ra_after", "drift")
         ]
-        lines.append(f"| {what} | {mask} | {len(found)} | {' | '.join(columns)} |")
+        share = "–" if mask == "full" else f"{ratio:g}"
+        lines.append(f"| {what} | {mask} | {share} | {len(both)} | {' | '.join(columns)} |")
     return "\n".join(lines) + "\n" if pairs else ""
+
+
+def _parts(method: str) -> tuple[str, str, float]:
+    """Recipe or objective, mask and ratio of a method's name; a name without a ratio means 0.5."""
+    what, mask, ratio = (*method.split("-", 2), "")[:3]
+    return what, mask, float(ratio or 0.5)
 
 
 def interval(values: Sequence[float]) -> str:
@@ -158,9 +164,10 @@ def plot_ratios(rows: Rows, path: Path) -> None:
     """
     curves: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for (_, method), reports in rows.items():
-        match = re.fullmatch(r"(\w+-(?:saliency|random|magnitude))(?:-([\d.]+))?", method)
-        if match:
-            curves[match[1]][float(match[2] or 0.5)] += [summary([report]) for report in reports.values()]
+        if method == "retrain" or "-full" in method:
+            continue
+        what, mask, ratio = _parts(method)
+        curves[f"{what}-{mask}"][ratio] += [summary([report]) for report in reports.values()]
     curves = {name: points for name, points in curves.items() if len(points) > 1}  # type: ignore[assignment]
     if not curves:
         return
@@ -177,7 +184,7 @@ def plot_ratios(rows: Rows, path: Path) -> None:
             axes.fill_between(ratios, means - spread, means + spread, alpha=0.12, color=line.get_color(), linewidth=0)
         axes.set_xlabel("mask ratio")
         axes.set_ylabel(label)
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -117,6 +117,8 @@ def test_every_objective_under_any_mask(small_run, tmp_path, objective, mask):
     used = {"ascent": "forget_loss", "esd": "forget_loss"}.get(objective, "retain_loss")
     unused = ({"forget_loss", "retain_loss"} - {used}).pop()
     assert all(row[used] > 0 and row[unused] == 0 for row in rows)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["recipe"] == f"{objective}, frozen_teacher settings"
 
 
 def test_ascent_raises_the_forget_loss(small_run, tmp_path):

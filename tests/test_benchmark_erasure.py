@@ -99,10 +99,13 @@ def test_masks_are_compared_in_pairs() -> None:
         ("7", "esd-random"): {0: report(9, 10, 0), 2: report(1, 16, 9)},
         ("7", "esd-saliency"): {2: report(0, 16, 9)},
         ("7", "esd-saliency-0.3"): {0: report(0, 16, 9)},
+        ("7", "esd-magnitude-0.3"): {0: report(1, 16, 9)},
+        ("7", "retrain"): {0: report(1, 16, 9)},
         ("9", "ascent-random"): {0: report(0, 16, 9)},
     }
     assert erasure_tables.against_saliency(rows).splitlines()[2:] == [
-        "| esd | random | 2 | -0.100 [-0.100, -0.100] | -0.050 [-0.148, 0.048] | 0.000 [0.000, 0.000] |"
+        "| esd | random | 0.5 | 2 | -0.100 [-0.100, -0.100] | -0.050 [-0.148, 0.048] | 0.000 [0.000, 0.000] |",
+        "| esd | magnitude | 0.3 | 1 | -0.100 | 0.000 | 0.000 |",
     ]
 
 

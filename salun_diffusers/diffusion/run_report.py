@@ -80,7 +80,7 @@ def write_report(
         verdict=verdict,
         verdict_reason=reason,
         base=config.pretrained_model_name_or_path,
-        recipe=config.recipe,
+        recipe=config.recipe if config.objective == "relabel" else f"{config.objective}, {config.recipe} settings",
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
         receipt=Receipt(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
