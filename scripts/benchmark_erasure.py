@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 import shutil
 import sys
 import time
@@ -28,8 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from erasure_references import RETRAIN_STEPS, distance, retrain
-from erasure_tables import Rows, against_saliency, by_concept, by_method, plot_ratios
+from erasure_references import RETRAIN_STEPS, distances, retrain
+from erasure_tables import Rows, against_saliency, by_concept, by_method, method_parts, plot_ratios
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
@@ -44,7 +43,6 @@ from salun_diffusers.program import run_program
 GROUPS = {"demo": {"shapes": SHAPES, "styles": STYLES}, "digits": {"digits": tuple(map(str, range(10)))}}
 CONCEPTS = {model: tuple(concept for group in groups.values() for concept in group) for model, groups in GROUPS.items()}
 PICTURES = {"demo": 14, "digits": 100}
-_RATIO = re.compile(r"0?\.\d+|1(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,9 @@ class Cell:
         Raises:
             UserError: If there is no such method or seed.
         """
-        what, mask, ratio = (*self.method.split("-", 2), "", "")[:3]
         recipes, objectives = get_args(Recipe), get_args(ObjectiveName)
-        named = what in (*recipes, *objectives) and mask in MADE_MASKS and (not ratio or _RATIO.fullmatch(ratio))
-        if self.method != "retrain" and not named:
+        what, mask, ratio = method_parts(self.method) or ("", "", 0.5)
+        if self.method != "retrain" and (what not in (*recipes, *objectives) or mask not in MADE_MASKS):
             raise UserError(
                 f"--methods takes WHAT-MASK or WHAT-MASK-RATIO, with WHAT one of {', '.join((*recipes, *objectives))}, "
                 f"MASK one of {', '.join(MADE_MASKS)} and RATIO such as 0.3; got {self.method!r}."
@@ -103,7 +100,7 @@ class Cell:
         )
         if self.method == "retrain":
             return common
-        common = replace(common, mask=mask, mask_ratio=float(ratio or common.mask_ratio))
+        common = replace(common, mask=mask, mask_ratio=ratio)
         if what in recipes:
             return replace(common, recipe=what)  # type: ignore[arg-type]
         return replace(common, objective=what)  # type: ignore[arg-type]
@@ -136,7 +133,7 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
             when: [one for batch in decoded(sorted(run.samples.glob(f"retain-*-{when}.png")), 64) for one in batch]
             for when in ("before", "after")
         }
-    report["fd"] = {when: distance(drawn, config.model, request.concept) for when, drawn in pictures.items()}
+    report["fd"] = distances(pictures, config.model, request.concept)
     write_text(output / f"{cell.name}.json", json.dumps(report, indent=1))
     shutil.rmtree(folder)
     gc.collect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,11 @@ def _without_shape_or_style(name: str, steps: int, settings: EraseConfig, folder
     )  # fmt: skip
 
 
-def distance(pictures: Sequence[Image.Image], model: str, concept: Concept) -> float:
-    """Fréchet distance of retained pictures to real ones of the same kinds, on the model's own classifier's features.
+def distances(pictures: Mapping[str, Sequence[Image.Image]], model: str, concept: Concept) -> dict[str, float]:
+    """Fréchet distances of retained pictures to real ones of the same kinds, on the model's own classifier's features.
 
     Args:
-        pictures: What a model draws for the concept's retain prompts.
+        pictures: What models draw for the concept's retain prompts, each set by a name of its own.
         model: ``demo`` (renders) or ``digits`` (handwritten ones).
         concept: The concept.
     """
@@ -100,7 +100,8 @@ def distance(pictures: Sequence[Image.Image], model: str, concept: Concept) -> f
     from salun_diffusers.evaluation.fidelity import frechet_distance
 
     extract = make_extractor(model, device=torch.device("cpu"))
-    return frechet_distance(extract(pictures), extract(_digits(concept) if model == "digits" else _renders(concept)))
+    real = extract(_digits(concept) if model == "digits" else _renders(concept))
+    return {name: frechet_distance(extract(drawn), real) for name, drawn in pictures.items()}
 
 
 def _digits(concept: Concept) -> list[Image.Image]:

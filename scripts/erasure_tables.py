@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,10 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from salun_diffusers.evaluation.measurement import Measurement, wilson_interval
+from salun_diffusers.evaluation.measurement import mean_interval, wilson_interval
 
 Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
 """The reports of every (concept, method), by seed."""
+
+
+_METHOD = re.compile(r"(\w+)-([a-z]+)(?:-(0?\.\d+|1(?:\.0+)?))?")
+
+
+def method_parts(method: str) -> tuple[str, str, float] | None:
+    """Recipe or objective, mask and ratio of ``WHAT-MASK`` or ``WHAT-MASK-RATIO``; None if it is neither.
+
+    >>> method_parts("relabel-random"), method_parts("esd-saliency-0.3"), method_parts("retrain")
+    (('relabel', 'random', 0.5), ('esd', 'saliency', 0.3), None)
+    """
+    match = _METHOD.fullmatch(method)
+    return (match[1], match[2], float(match[3] or 0.5)) if match else None
 
 
 def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
@@ -120,8 +134,8 @@ def against_saliency(rows: Rows) -> str:
     """
     found: dict[tuple[str, str, float, str], dict[int, dict[str, Any]]] = {}
     for (concept, method), reports in rows.items():
-        if method != "retrain":
-            found[(*_parts(method), concept)] = reports
+        if parts := method_parts(method):
+            found[(*parts, concept)] = reports
     pairs: dict[tuple[str, str, float], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
     for (what, mask, ratio, concept), reports in found.items():
         # Without a mask there is no ratio: it is held against the saliency mask of the usual half.
@@ -141,18 +155,12 @@ def against_saliency(rows: Rows) -> str:
     return "\n".join(lines) + "\n" if pairs else ""
 
 
-def _parts(method: str) -> tuple[str, str, float]:
-    """Recipe or objective, mask and ratio of a method's name; a name without a ratio means 0.5."""
-    what, mask, ratio = (*method.split("-", 2), "")[:3]
-    return what, mask, float(ratio or 0.5)
-
-
 def interval(values: Sequence[float]) -> str:
     """``mean [low, high]``, the 95 % interval of the mean; of one value, the value."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
-    mean = Measurement.mean("mean of the runs", list(values), direction="neither", protocol="over runs")
-    return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+    mean, low, high = mean_interval(values)
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def plot_ratios(rows: Rows, path: Path) -> None:
@@ -164,10 +172,10 @@ def plot_ratios(rows: Rows, path: Path) -> None:
     """
     curves: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for (_, method), reports in rows.items():
-        if method == "retrain" or "-full" in method:
-            continue
-        what, mask, ratio = _parts(method)
-        curves[f"{what}-{mask}"][ratio] += [summary([report]) for report in reports.values()]
+        parts = method_parts(method)
+        if parts and parts[1] != "full":
+            what, mask, ratio = parts
+            curves[f"{what}-{mask}"][ratio] += [summary([report]) for report in reports.values()]
     curves = {name: points for name, points in curves.items() if len(points) > 1}  # type: ignore[assignment]
     if not curves:
         return
