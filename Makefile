@@ -40,7 +40,7 @@ test-floor:
 	$(PYTHON) -m venv .venv-floor
 	$(PYTHON) scripts/floor_requirements.py > .venv-floor/floor.txt
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" pytest
-	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt scikit-image scipy
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt scikit-image
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	.venv-floor/bin/python -m pytest
 

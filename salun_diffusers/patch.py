@@ -44,6 +44,7 @@ class WeightPatch:
         erased_sha256: The same after.
 
     Example:
+        >>> import torch
         >>> base, erased = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 3.0])}
         >>> patch = WeightPatch.between(base, erased)
         >>> patch.number_moved, patch.apply(base)["w"].tolist(), patch.revert(erased)["w"].tolist()

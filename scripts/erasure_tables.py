@@ -94,35 +94,35 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
     """A row for every method, over all runs on some concepts; a run is one concept under one seed.
 
     UA pools the pictures of all runs and has their 95 % Wilson interval; `lowest` is the run with the lowest UA. The
-    change of RA and the drift are means of the runs, with the 95 % interval of the mean: it covers other concepts and
-    seeds, which one of pooled pictures does not.
+    change of RA and the drift are means with the `interval` of other concepts, which one of pooled pictures is not.
 
     Args:
         rows: All reports.
         name: What the concepts are called together.
         concepts: Which of them the table is about.
     """
-    reports: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    covered: dict[str, set[str]] = defaultdict(set)
+    reports: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     for (concept, method), found in rows.items():
         if concept in concepts:
-            reports[method] += found.values()
-            covered[method].add(concept)
+            reports[method][concept] = list(found.values())
     lines = [
         f"| method | {name} (runs, n) | UA [95 %] | lowest | change of RA [95 %] | worst single fall | drift [95 %] "
         "| FD before → after | seconds |",
         "|---|---|---|--:|---|--:|---|---|--:|",
     ]
-    for method, found in reports.items():
-        pooled, runs = summary(found), [summary([report]) for report in found]
+    for method, of in reports.items():
+        pooled = summary([report for found in of.values() for report in found])
+        single = {concept: [summary([report]) for report in found] for concept, found in of.items()}
+        runs = [row for rows in single.values() for row in rows]
         worst = min(runs, key=lambda row: float(row["worst_change"]))
+        changes = [[row["ra_after"] - row["ra_before"] for row in rows] for rows in single.values()]
+        drifts = [[row["drift"] for row in rows] for rows in single.values()]
         lines.append(
-            f"| {method} | {len(covered[method])} ({len(runs)}, {pooled['n']}) "
+            f"| {method} | {len(of)} ({len(runs)}, {pooled['n']}) "
             f"| {pooled['ua']:.3f} [{pooled['ua_low']:.3f}, {pooled['ua_high']:.3f}] "
             f"| {min(row['ua'] for row in runs):.2f} "
-            f"| {interval([row['ra_after'] - row['ra_before'] for row in runs])} "
-            f"| {worst['worst']} {worst['worst_change']:+.2f} "
-            f"| {interval([row['drift'] for row in runs])} | {_distances(pooled)} | {pooled['seconds']:.0f} |"
+            f"| {interval(changes)} | {worst['worst']} {worst['worst_change']:+.2f} "
+            f"| {interval(drifts)} | {_distances(pooled)} | {pooled['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -130,36 +130,51 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
 def against_saliency(rows: Rows) -> str:
     """What other masks change: the mean difference to the saliency mask over runs that differ in the mask alone.
 
-    Differences are mask minus saliency, of the same concept and seed, with the 95 % interval of their mean.
+    Differences are mask minus saliency, of the same concept and seed; their mean has the `interval` of concepts.
     """
     found: dict[tuple[str, str, float, str], dict[int, dict[str, Any]]] = {}
     for (concept, method), reports in rows.items():
         if parts := method_parts(method):
             found[(*parts, concept)] = reports
-    pairs: dict[tuple[str, str, float], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    pairs: dict[tuple[str, str, float], dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for (what, mask, ratio, concept), reports in found.items():
         # Without a mask there is no ratio: it is held against the saliency mask of the usual half.
         base = found.get((what, "saliency", ratio, concept), {}) if mask != "saliency" else {}
         for seed in sorted(reports.keys() & base.keys()):
-            pairs[what, mask, ratio].append((summary([reports[seed]]), summary([base[seed]])))
+            other, saliency = summary([reports[seed]]), summary([base[seed]])
+            pairs[what, mask, ratio][concept].append(
+                {key: other[key] - saliency[key] for key in ("ua", "ra_after", "drift")}
+            )
     lines = [
         "| objective | mask | ratio | pairs | difference of UA | of RA after | of drift |",
         "|---|---|--:|--:|---|---|---|",
     ]
-    for (what, mask, ratio), both in pairs.items():
+    for (what, mask, ratio), differences in pairs.items():
         columns = [
-            interval([other[key] - saliency[key] for other, saliency in both]) for key in ("ua", "ra_after", "drift")
+            interval([[pair[key] for pair in of] for of in differences.values()]) for key in ("ua", "ra_after", "drift")
         ]
         share = "–" if mask == "full" else f"{ratio:g}"
-        lines.append(f"| {what} | {mask} | {share} | {len(both)} | {' | '.join(columns)} |")
+        number = sum(map(len, differences.values()))
+        lines.append(f"| {what} | {mask} | {share} | {number} | {' | '.join(columns)} |")
     return "\n".join(lines) + "\n" if pairs else ""
 
 
-def interval(values: Sequence[float]) -> str:
-    """``mean [low, high]``, the 95 % interval of the mean; of one value, the value."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    mean, low, high = mean_interval(values)
+def interval(values: Sequence[Sequence[float]]) -> str:
+    """``mean [low, high]``: what another concept would give, with 95 % confidence; of one value, the value.
+
+    Seeds of one concept are more alike than concepts are, so they are averaged first and the concepts' means taken as
+    independent; of one concept alone the seeds are.
+
+    >>> interval([[1.0, 3.0], [4.0], [6.0]]), interval([[1.0, 3.0]]), interval([[1.0]])
+    ('4.000 [-0.968, 8.968]', '2.000 [-10.706, 14.706]', '1.000')
+
+    Args:
+        values: For each concept those of its seeds.
+    """
+    units = [sum(seeds) / len(seeds) for seeds in values] if len(values) > 1 else values[0]
+    if len(units) < 2:
+        return f"{units[0]:.3f}"
+    mean, low, high = mean_interval(units)
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 

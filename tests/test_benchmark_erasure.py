@@ -78,21 +78,24 @@ def test_a_method_names_recipe_or_objective_mask_and_ratio(benchmark: ModuleType
 
 
 def test_methods_are_compared_over_concepts() -> None:
-    """UA 9/10 and 10/10; RA falls by 0.05 and 0.15: mean -0.1 ± 1.96 · 0.0707 / √2 = 0.098; drift 0.2 in both."""
+    """UA 9/10, 9/10 and 10/10; RA falls by 0.05 for the first digit (0 and 0.1), 0.15 for the other.
+
+    Of two values with one degree of freedom: -0.1 ± 12.7062 · 0.0707 / √2 = 0.6353. Drift is 0.2 everywhere.
+    """
     rows = {
-        ("1", "esd-full"): {0: report(1, 17, 9)},
+        ("1", "esd-full"): {0: report(1, 18, 9), 1: report(1, 16, 9)},
         ("7", "esd-full"): {0: report(0, 15, 10)},
         ("star", "esd-full"): {0: report(10, 18, 0)},
     }
     row = erasure_tables.by_method(rows, "digits", tuple(map(str, range(10)))).splitlines()[-1]
     assert row == (
-        "| esd-full | 2 (2, 60) | 0.950 [0.764, 0.991] | 0.90 | -0.100 [-0.198, -0.002] | 2 -0.30 "
-        "| 0.200 [0.200, 0.200] | 1.00 → 2.50 | 4 |"
+        "| esd-full | 2 (3, 90) | 0.933 [0.787, 0.982] | 0.90 | -0.100 [-0.735, 0.535] | 2 -0.30 "
+        "| 0.200 [0.200, 0.200] | 1.00 → 2.67 | 4 |"
     )
 
 
 def test_masks_are_compared_in_pairs() -> None:
-    """RA 17/20 and 16/20 under the saliency mask, 15/20 and 16/20 under the other: -0.05 ± 1.96 · 0.0707 / √2."""
+    """RA 17/20 and 16/20 under the saliency mask, 15/20 and 16/20 under the other: -0.05 ± 12.7062 · 0.0707 / √2."""
     rows = {
         ("1", "esd-saliency"): {0: report(0, 17, 9)},
         ("1", "esd-random"): {0: report(1, 15, 9)},
@@ -104,7 +107,7 @@ def test_masks_are_compared_in_pairs() -> None:
         ("9", "ascent-random"): {0: report(0, 16, 9)},
     }
     assert erasure_tables.against_saliency(rows).splitlines()[2:] == [
-        "| esd | random | 0.5 | 2 | -0.100 [-0.100, -0.100] | -0.050 [-0.148, 0.048] | 0.000 [0.000, 0.000] |",
+        "| esd | random | 0.5 | 2 | -0.100 [-0.100, -0.100] | -0.050 [-0.685, 0.585] | 0.000 [0.000, 0.000] |",
         "| esd | magnitude | 0.3 | 1 | -0.100 | 0.000 | 0.000 |",
     ]
 

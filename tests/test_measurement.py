@@ -61,8 +61,9 @@ def test_wilson_interval_refuses_impossible_counts() -> None:
 
 
 def test_mean_interval_matches_hand_derived_limits() -> None:
-    # Mean 2, sample deviation 1, standard error 1/√3 = 0.57735, half width 1.13159.
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 0.86841, 3.13159), abs=1e-5)
+    # Mean 2, sample deviation 1, standard error 1/√3 = 0.57735; t of 2 degrees of freedom at p is
+    # (2p - 1) √(2 / (4p (1 - p))) = 0.95 √(2 / 0.0975) = 4.30265, half width 2.48414.
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, -0.48414, 4.48414), abs=1e-5)
     assert mean_interval([4.0, 4.0]) == (4.0, 4.0, 4.0)
 
 

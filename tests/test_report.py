@@ -44,7 +44,7 @@ def report() -> EvaluationReport:
         verdict_reason="It is gone.",
         base="demo",
         recipe="frozen_teacher",
-        measurements=(Measurement.mean("drift", [0.1, 0.2], direction="lower", protocol="pixels", group="drift"),),
+        measurements=(Measurement.mean("drift", [0.1, 0.15, 0.2], direction="lower", protocol="px", group="drift"),),
         comparisons=(Comparison("star appears", rate(98), rate(0)), Comparison("others", kept(99), kept(98))),
         mask=MaskSummary(0.5, 600, (BlockRow("down_blocks.0", 200, 0.5, 0.4), BlockRow("mid", 1000, 0.5, 0.5))),
         receipt=Receipt(0, True, 0.48),
@@ -218,7 +218,8 @@ def test_markdown_table(report: EvaluationReport) -> None:
     text = dataclasses.replace(report, concept="<b> | star").to_markdown()
     assert text.startswith("# Erasing &lt;b> \\| star: erased\n")
     assert "| star appears | 98 % | 0 % | 0 to 3.7 % | 100 | ↓ lower is better |" in text
-    assert "| drift | – | 0.15 | 0.052 to 0.248 | 2 | ↓ lower is better |" in text
+    # 0.15 ± 4.303 · 0.05 / √3
+    assert "| drift | – | 0.15 | 0.0258 to 0.274 | 3 | ↓ lower is better |" in text
     assert "| down_blocks.0 | 200 | 50 % | 40 % |" in text
     assert "Every weight outside the mask is bit-identical to the base." in text
     assert "\n    accelerate launch erase.py --concept star\n" in text

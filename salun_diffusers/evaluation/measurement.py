@@ -70,10 +70,12 @@ def poisson_interval(count: int, z: float = NORMAL_95) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Bound a mean by the normal approximation: mean ± 1.96 · s / √n, with s the sample deviation (n - 1).
+    """Bound a mean by Student's t.
+
+        mean ± t · s / √n,   s the sample deviation, t the 97.5 % quantile of n - 1 degrees of freedom
 
     Args:
-        values: At least two finite numbers, one per picture.
+        values: At least two finite numbers that are independent, such as one per picture.
 
     Returns:
         The mean, the lower and the upper limit of its 95 % interval.
@@ -81,6 +83,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     Raises:
         ValueError: If there are fewer than two values or one of them is not finite.
     """
+    from scipy.special import stdtrit
+
     n = len(values)
     if n < 2:
         raise ValueError(f"The interval of a mean needs at least two values, got {n}. Evaluate more pictures.")
@@ -88,7 +92,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
         raise ValueError("A mean needs finite values, got NaN or infinity. Look for the picture that scores so.")
     mean = math.fsum(values) / n
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = NORMAL_95 * deviation / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -189,7 +193,7 @@ class Measurement:
         command: str = "",
         group: str = "",
     ) -> Measurement:
-        """Average one number per picture, with the normal 95 % interval."""
+        """Average one number per picture, with Student's 95 % interval."""
         mean, low, high = mean_interval(values)
         return cls(name, mean, len(values), low, high, direction, protocol, command, group, "number")
 
