@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from two_processes import run_two
 
 from salun_diffusers.diffusion import generation
 from salun_diffusers.diffusion.generation import picture_rows
@@ -195,31 +192,9 @@ def test_two_processes_draw_the_same(
     generate: Callable[..., int], tiny_pipeline: Path, prompts: Path, tmp_path: Path
 ) -> None:
     assert generate(tmp_path / "one") == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-    }  # fmt: skip
     program = Path(__file__).parent.parent / "scripts" / "generate_images.py"
     words = ["--pretrained_model_name_or_path", str(tiny_pipeline), "--prompts", str(prompts), "--num_images", "2"]
-    words += ["--num_inference_steps", "2", "--batch_size", "2", "--output_dir", str(tmp_path / "two")]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(program), *words], env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+    run_two(program, *words, "--num_inference_steps", "2", "--batch_size", "2", "--output_dir", str(tmp_path / "two"))
     one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")
     assert list(one) == list(two)
     assert all(np.abs(one[name] - two[name]).max() <= 1 for name in one)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import run_two
 
 from salun_diffusers.erase import main
 from salun_diffusers.mask import SaliencyMask
@@ -58,30 +55,7 @@ def pair(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathF
     """What two processes leave; as many batches per step as one process with two accumulated."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "spy.py").write_text(SPY)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # What torchrun would set; starting it costs another import of torch.
-    common = {
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-    }  # fmt: skip
-    command = [sys.executable, str(folder / "spy.py"), str(folder), *small_run(output_dir=folder / "run")]
-    ranks = [
-        subprocess.Popen(
-            command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+    run_two(folder / "spy.py", str(folder), *small_run(output_dir=folder / "run"))
     return folder
 
 
