@@ -173,9 +173,9 @@ def interval(values: Sequence[Sequence[float]]) -> str:
     """
     units = [sum(seeds) / len(seeds) for seeds in values] if len(values) > 1 else values[0]
     if len(units) < 2:
-        return f"{units[0]:.3f}"
+        return f"{units[0]:z.3f}"
     mean, low, high = mean_interval(units)
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{mean:z.3f} [{low:z.3f}, {high:z.3f}]"
 
 
 def plot_ratios(rows: Rows, path: Path) -> None:
