@@ -6,13 +6,13 @@
 
 A method is WHAT-MASK or WHAT-MASK-RATIO: a recipe or an objective, a mask, and the share of weights in it (0.5 if it is
 not said); `paper-full` is random labelling without a mask (RL), `relabel` the default recipe. `retrain` trains a model
-that never saw the concept, which takes as long as training the embedded one. Each cell is one run of the main program,
-in this process; its report stays in `--output_dir`, beside what the base model drew for several of them (`generated/`,
-of no use when all is done). Finished cells are not run again, so the same command goes on where it stopped, and two
-processes may share a folder if their concepts, methods or seeds differ: afterwards the command that names all of them
-prints all. UA is the share of pictures for the concept's prompts in which the detector does not find it, RA the
-accuracy on everything else, FD the Fréchet distance of the retained pictures to real ones of the same kinds (renders;
-handwritten digits) on the detector's features, biased upwards alike before and after.
+that never saw the concept, which takes as long as training the embedded one; its folder is kept. Each other cell is one
+run of the main program, in this process; its report stays in `--output_dir`, beside what the base model drew for
+several of them (`generated/`, of no use when all is done). Finished cells are not run again, so the same command goes
+on where it stopped, and two processes may share a folder if their concepts, methods or seeds differ: afterwards the
+command that names all of them prints all. UA is the share of pictures for the concept's prompts in which the detector
+does not find it, RA the accuracy on everything else, FD the Fréchet distance of the retained pictures to real ones of
+the same kinds (renders; handwritten digits) on the detector's features, biased upwards alike before and after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from erasure_references import RETRAIN_STEPS, distances, retrain
 from erasure_tables import Rows, against_saliency, by_concept, by_method, method_parts, plot_ratios
@@ -60,7 +60,7 @@ class BenchmarkConfig:
         None, "Pictures per prompt and seed; by default 14 of demo, 100 of digits.", minimum=1
     )
     retrain_steps: int | None = setting(
-        None, "Optimizer steps of `retrain`; by default 4,600 of demo, 2,000 of digits.", minimum=1
+        None, "Optimizer steps of `retrain`; by default 12,600 of demo, 2,000 of digits.", minimum=1
     )
     output_dir: str = setting("runs/benchmark", "Where reports and table.md go.")
 
@@ -119,11 +119,12 @@ def cells(config: BenchmarkConfig) -> Iterator[Cell]:
 def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
     """Run one cell and keep its report."""
     folder = output / f"{cell.name}.run"
-    if cell.method != "retrain":  # Training goes on from its checkpoint.
+    training = cell.method == "retrain"  # It goes on from its checkpoint, and what took hours is kept.
+    if not training:
         shutil.rmtree(folder, ignore_errors=True)
     settings = cell.erase_config(config, folder)
     request = accept(settings)
-    if cell.method == "retrain":
+    if training:
         report, pictures = retrain(request.config, config.retrain_steps or RETRAIN_STEPS[config.model], folder)
     else:
         run, _ = run_erasure(settings)
@@ -135,17 +136,43 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
         }
     report["fd"] = distances(pictures, config.model, request.concept)
     write_text(output / f"{cell.name}.json", json.dumps(report, indent=1))
-    shutil.rmtree(folder)
+    if not training:
+        shutil.rmtree(folder)
     gc.collect()
+
+
+def finished(config: BenchmarkConfig, output: Path) -> dict[str, dict[str, Any]]:
+    """Reports of the cells that are done, by name.
+
+    Raises:
+        UserError: If one was made under other settings, so that a table would mix them.
+    """
+    found = {}
+    for cell in cells(config):
+        path = output / f"{cell.name}.json"
+        if not path.exists():
+            continue
+        found[cell.name] = report = json.loads(path.read_text())
+        asked = {"num_validation_images": config.num_validation_images or PICTURES[config.model]}
+        if cell.method == "retrain":
+            asked["retrain_steps"] = config.retrain_steps or RETRAIN_STEPS[config.model]
+        for name, value in asked.items():
+            if report["config"][name] != value:
+                raise UserError(
+                    f"{path} was made with --{name} {report['config'][name]}, now {value} is asked for: "
+                    f"take another --output_dir, or --{name} {report['config'][name]}."
+                )
+    return found
 
 
 def tables(config: BenchmarkConfig, output: Path) -> str:
     """Markdown of all finished cells; also draws `ratios.png` where there are several mask ratios."""
     rows: Rows = {}
+    done = finished(config, output)
     for concept in config.concepts or CONCEPTS[config.model]:
         for method in config.methods:
-            paths = {int(seed): output / f"{Cell(concept, method, int(seed)).name}.json" for seed in config.seeds}
-            reports = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+            names = {int(seed): Cell(concept, method, int(seed)).name for seed in config.seeds}
+            reports = {seed: done[name] for seed, name in names.items() if name in done}
             if reports:
                 rows[concept, method] = reports
     text = by_concept(rows)
@@ -161,10 +188,11 @@ def work(config: BenchmarkConfig, command: str) -> str:
     """Run the missing cells and return the table.
 
     Raises:
-        UserError: If a cell cannot be run; known before the first one is.
+        UserError: If a cell cannot be run, or a finished one had other settings; known before the first one is run.
     """
     output = Path(config.output_dir)
-    todo = [cell for cell in cells(config) if not (output / f"{cell.name}.json").exists()]
+    done = finished(config, output)
+    todo = [cell for cell in cells(config) if cell.name not in done]
     for cell in todo:
         accept(cell.erase_config(config, output / f"{cell.name}.run-to-be"))
     output.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from salun_diffusers.diffusion.validation import Samples, draw_samples, measure
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.run_folder import identity_of
 
-RETRAIN_STEPS = {"demo": 4_600, "digits": 2_000}
+RETRAIN_STEPS = {"demo": 12_600, "digits": 2_000}  # as many as the shipped ones had
 _RENDERS = 50  # for each kind of picture
 
 
@@ -66,6 +66,7 @@ def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, 
         ],
         "measurements": [item.to_json() for item in measurements],
         "timings": {"saliency and mask": 0.0, "fine-tuning": seconds},
+        "config": {"num_validation_images": settings.num_validation_images, "retrain_steps": steps},
     }
     return report, {when: [one for row in pair[1].pictures for one in row] for when, pair in drawn.items()}
 

@@ -22,7 +22,7 @@ def rate(name: str, hits: int, n: int, group: str) -> Measurement:
     return Measurement.rate(name, hits, n, direction="neither", protocol="by hand", group=group)
 
 
-def report(shown: int, right: int, became: int) -> dict[str, object]:
+def report(shown: int, right: int, became: int, **config: int) -> dict[str, object]:
     """Of 10 pictures of the class `shown` still show it; of 20 others 18 and then `right` are right."""
     pairs = (
         Comparison("7 appears", rate("7", 10, 10, "concept"), rate("7", shown, 10, "concept")),
@@ -40,6 +40,7 @@ def report(shown: int, right: int, became: int) -> dict[str, object]:
         ],
         "timings": {"saliency and mask": 1.0, "fine-tuning": 3.0},
         "fd": {"before": 1.0, "after": 2.0 + shown},
+        "config": {"num_validation_images": 14, **config},
     }
 
 
@@ -58,7 +59,7 @@ def test_finished_cells_are_not_run_again_and_the_table_shows_them(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        (tmp_path / f"7-esd-full-{seed}.json").write_text(json.dumps(report(0, 18, 10)))
+        (tmp_path / f"7-esd-full-{seed}.json").write_text(json.dumps(report(0, 18, 10, num_validation_images=100)))
     words = ["--model", "digits", "--concepts", "7", "--methods", "esd-full", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(benchmark, "run_cell", pytest.fail)
     assert benchmark.main([*words, "--seeds", "0", "1"]) == 0
@@ -134,6 +135,29 @@ def test_goes_on_where_it_stopped(benchmark: ModuleType, tmp_path: Path, monkeyp
     assert benchmark.main(["--concepts", "star", "--methods", "paper-full", "--output_dir", str(tmp_path)]) == 0
     assert run == [1, 2]
     assert "| 3 (90) |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        ("esd-full", ("--num_validation_images", "10"), "--num_validation_images 14, now 10 is asked for"),
+        ("retrain", ("--num_validation_images", "14"), "--retrain_steps 2, now 12600 is asked for"),
+    ],
+)
+def test_other_settings_are_not_mixed_in_one_table(
+    benchmark: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    (tmp_path / f"star-{method}-1.json").write_text(json.dumps(report(0, 18, 10, retrain_steps=2)))
+    monkeypatch.setattr(benchmark, "run_cell", pytest.fail)
+    assert benchmark.main(["--concepts", "star", "--methods", method, "--output_dir", str(tmp_path), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
