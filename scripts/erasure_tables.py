@@ -113,10 +113,10 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
     for method, of in reports.items():
         pooled = summary([report for found in of.values() for report in found])
         single = {concept: [summary([report]) for report in found] for concept, found in of.items()}
-        runs = [row for rows in single.values() for row in rows]
+        runs = [row for seeds in single.values() for row in seeds]
         worst = min(runs, key=lambda row: float(row["worst_change"]))
-        changes = [[row["ra_after"] - row["ra_before"] for row in rows] for rows in single.values()]
-        drifts = [[row["drift"] for row in rows] for rows in single.values()]
+        changes = [[row["ra_after"] - row["ra_before"] for row in seeds] for seeds in single.values()]
+        drifts = [[row["drift"] for row in seeds] for seeds in single.values()]
         lines.append(
             f"| {method} | {len(of)} ({len(runs)}, {pooled['n']}) "
             f"| {pooled['ua']:.3f} [{pooled['ua_low']:.3f}, {pooled['ua_high']:.3f}] "
