@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ class Fit:
         module: The network; changed in place.
         loss: Maps the (prepared) network, the step and the step's generator to a scalar.
         steps: Optimizer steps.
-        learning_rate: The largest; after 100 steps of warm-up it follows half a cosine down to 0.
+        learning_rate: The largest; after 100 steps of warm-up it stays until the decay.
+        decay_steps: The last steps, in which the rate follows half a cosine down to 0 and the weights are averaged; by
+            default all. A run with none can be gone on from by longer ones, which then share its steps.
         seed: Of all draws.
         checkpointing_steps: Steps between checkpoints.
         ema_decay: Of the average of the weights, reached after a warm-up.
@@ -45,6 +48,7 @@ class Fit:
     loss: Callable[[nn.Module, int, torch.Generator], Tensor]
     steps: int
     learning_rate: float
+    decay_steps: int | None = None
     seed: int = 0
     checkpointing_steps: int = 500
     ema_decay: float = 0.999
@@ -56,7 +60,8 @@ class Fit:
 
         Args:
             accelerator: The engine: processes and precision.
-            output: Folder for `<name>-checkpoint/` and `<name>.jsonl`; a checkpoint there is gone on from.
+            output: Folder for `<name>-checkpoint/` and `<name>.jsonl`; a checkpoint there is gone on from. Its
+                state says what `seconds` its steps took, over all runs.
         """
         folder = output / f"{self.name}-checkpoint"
         self.module.to(accelerator.device).train()
@@ -65,16 +70,17 @@ class Fit:
             fused=True,
         )  # fmt: skip
         average = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-        first = 0
+        first, spent = 0, 0.0
         if folder.exists():
             tensors, state = load_state(folder)
-            first = state["step"]
+            first, spent = state["step"], state.get("seconds", 0.0)
             self.module.load_state_dict(_under("model.", tensors))
             average = {name: tensor.to(accelerator.device) for name, tensor in _under("ema.", tensors).items()}
             load_optimizer_state(optimizer, _under("optimizer.", tensors), state["optimizer"])
         network, prepared = accelerator.prepare(self.module, optimizer)
         log = output / f"{self.name}.jsonl"
         losses: list[float] = []
+        started = time.perf_counter() - spent
         with Progress(self.name, self.steps, accelerator.is_main_process, done=first) as bar:
             for step in range(first, self.steps):
                 rate = self.learning_rate * self.schedule(step)
@@ -104,18 +110,26 @@ class Fit:
                     packed = {f"optimizer.{name}": tensor for name, tensor in moments.items()}
                     packed |= {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
                     packed |= {f"ema.{name}": tensor for name, tensor in average.items()}
-                    save_state(folder, packed, {"step": step + 1, "optimizer": state})
+                    spent = time.perf_counter() - started
+                    save_state(folder, packed, {"step": step + 1, "optimizer": state, "seconds": spent})
         accelerator.wait_for_everyone()
         self.module.load_state_dict(average)
         return self.module.eval().requires_grad_(False)
 
     def schedule(self, step: int) -> float:
-        """Share of the learning rate: linear warm-up, then half a cosine down to 0."""
-        return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        """Share of the learning rate: linear warm-up, a constant, then half a cosine down to 0."""
+        decayed = max(0, self._decaying(step))
+        decay = 0.5 * (1 + math.cos(math.pi * decayed / (self.decay_steps or self.steps)))
+        return min(1.0, (step + 1) / WARM_UP) * decay
+
+    def _decaying(self, step: int) -> int:
+        """Steps since the decay began; negative before."""
+        return step if self.decay_steps is None else step - (self.steps - self.decay_steps)
 
     @torch.no_grad()
     def _average(self, average: dict[str, Tensor], step: int) -> None:
-        decay = min(self.ema_decay, (1 + step) / (10 + step))
+        averaged = self._decaying(step)
+        decay = min(self.ema_decay, (1 + averaged) / (10 + averaged)) if averaged >= 0 else 0.0
         for name, tensor in self.module.state_dict().items():
             if tensor.is_floating_point():
                 average[name].lerp_(tensor, 1 - decay)

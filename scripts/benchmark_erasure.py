@@ -6,13 +6,15 @@
 
 A method is WHAT-MASK or WHAT-MASK-RATIO: a recipe or an objective, a mask, and the share of weights in it (0.5 if it is
 not said); `paper-full` is random labelling without a mask (RL), `relabel` the default recipe. `retrain` trains a model
-that never saw the concept, which takes as long as training the embedded one; its folder is kept. Each other cell is one
-run of the main program, in this process; its report stays in `--output_dir`, beside what the base model drew for
-several of them (`generated/`, of no use when all is done). Finished cells are not run again, so the same command goes
-on where it stopped, and two processes may share a folder if their concepts, methods or seeds differ: afterwards the
-command that names all of them prints all. UA is the share of pictures for the concept's prompts in which the detector
-does not find it, RA the accuracy on everything else, FD the Fréchet distance of the retained pictures to real ones of
-the same kinds (renders; handwritten digits) on the detector's features, biased upwards alike before and after.
+that never saw the concept, which takes as long as training the embedded one; its folder is kept. With
+`--retrain_shared_steps` the first steps see no concept of a whole group (five shapes, or two styles) and are taken once
+for all of it. Each other cell is one run of the main program, in this process; its report stays in `--output_dir`,
+beside what the base model drew for several of them (`generated/`, of no use when all is done). Finished cells are not
+run again, so the same command goes on where it stopped, and two processes may share a folder if their concepts, methods
+or seeds differ, or their groups where steps are shared: afterwards the command that names all of them prints all. UA is
+the share of pictures for the concept's prompts in which the detector does not find it, RA the accuracy on everything
+else, FD the Fréchet distance of the retained pictures to real ones of the same kinds (renders; handwritten digits) on
+the detector's features, biased upwards alike before and after.
 """
 
 from __future__ import annotations
@@ -62,7 +64,15 @@ class BenchmarkConfig:
     retrain_steps: int | None = setting(
         None, "Optimizer steps of `retrain`; by default 12,600 of demo, 2,000 of digits.", minimum=1
     )
+    retrain_shared_steps: int = setting(
+        0, "How many of those, of demo, see none of several concepts and are taken once for all of them.", minimum=0
+    )
     output_dir: str = setting("runs/benchmark", "Where reports and table.md go.")
+
+    @property
+    def all_retrain_steps(self) -> int:
+        """Steps of `retrain`, with the model's default."""
+        return self.retrain_steps or RETRAIN_STEPS[self.model]
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,14 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
     """Run one cell and keep its report."""
     folder = output / f"{cell.name}.run"
     training = cell.method == "retrain"  # It goes on from its checkpoint, and what took hours is kept.
-    if not training:
+    if training:
+        folder = output / f"{cell.name}-{config.all_retrain_steps}-{config.retrain_shared_steps}.run"
+    else:
         shutil.rmtree(folder, ignore_errors=True)
     settings = cell.erase_config(config, folder)
     request = accept(settings)
     if training:
-        report, pictures = retrain(request.config, config.retrain_steps or RETRAIN_STEPS[config.model], folder)
+        report, pictures = retrain(request.config, config.all_retrain_steps, config.retrain_shared_steps, folder)
     else:
         run, _ = run_erasure(settings)
         report = json.loads((run.root / "report.json").read_text())
@@ -155,7 +167,7 @@ def finished(config: BenchmarkConfig, output: Path) -> dict[str, dict[str, Any]]
         found[cell.name] = report = json.loads(path.read_text())
         asked = {"num_validation_images": config.num_validation_images or PICTURES[config.model]}
         if cell.method == "retrain":
-            asked["retrain_steps"] = config.retrain_steps or RETRAIN_STEPS[config.model]
+            asked |= {"retrain_steps": config.all_retrain_steps, "retrain_shared_steps": config.retrain_shared_steps}
         for name, value in asked.items():
             if report["config"][name] != value:
                 raise UserError(
@@ -191,6 +203,11 @@ def work(config: BenchmarkConfig, command: str) -> str:
         UserError: If a cell cannot be run, or a finished one had other settings; known before the first one is run.
     """
     output = Path(config.output_dir)
+    if config.retrain_shared_steps >= (config.all_retrain_steps if config.model == "demo" else 1):
+        raise UserError(
+            f"--retrain_shared_steps must be below --retrain_steps {config.all_retrain_steps}, and is for --model demo "
+            f"only; got {config.retrain_shared_steps} of {config.model}."
+        )
     done = finished(config, output)
     todo = [cell for cell in cells(config) if cell.name not in done]
     for cell in todo:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 from salun_diffusers.base_model import EMBEDDED, class_name, model_index
+from salun_diffusers.checkpoint import load_state
 from salun_diffusers.demo.renderer import render, sample_scene
-from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES
+from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.drawn import Generate, kept_in
@@ -24,27 +26,38 @@ from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.run_folder import identity_of
 
 RETRAIN_STEPS = {"demo": 12_600, "digits": 2_000}  # as many as the shipped ones had
+SHARING = (SHAPES[::2], SHAPES[1::2], STYLES[:1], STYLES[1:])  # groups whose retraining may begin alike
 _RENDERS = 50  # for each kind of picture
 
 
-def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
+def retrain(
+    settings: EraseConfig, steps: int, shared_steps: int, folder: Path
+) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
     """Train an embedded model without the concept, and measure it as an erased model is measured.
+
+    The first `shared_steps` see none of the concept's group in `SHARING`, so that they serve the whole group: they are
+    taken once, and each concept goes on from their end with pictures of all but itself. No model ever sees its concept,
+    as in the shards and slices of SISA training (arXiv 1912.03817). Plain captions and the weight on noisy states
+    belong to the steps after them, as in the shipped model's courses.
 
     Args:
         settings: Of the erasure that it is compared with; every setting is filled.
-        steps: Optimizer steps of the denoiser.
-        folder: Where the model goes.
+        steps: Optimizer steps of the denoiser, shared ones among them.
+        shared_steps: How many of them are shared with other concepts of the demo model; 0 for none.
+        folder: Where the model goes; what is shared goes beside it.
 
     Returns:
-        A report like an erasure's, and the retained pictures `before` and `after`.
+        A report like an erasure's, whose seconds are those of all steps, and the retained pictures `before` and
+        `after`.
     """
     concept = accept(settings).concept
     model = settings.pretrained_model_name_or_path
-    started = time.perf_counter()
-    never_saw = (_without_class if model == "digits" else _without_shape_or_style)(
-        concept.name, steps, settings, folder
-    )
-    seconds = time.perf_counter() - started
+    if model == "digits":
+        never_saw = _without_class(concept.name, steps, settings, folder)
+    else:
+        never_saw = _without_shape_or_style(concept.name, steps, shared_steps, settings, folder)
+    (checkpoint,) = folder.glob("*-checkpoint")
+    seconds = load_state(checkpoint)[1]["seconds"]
     drawn: dict[str, tuple[Samples, Samples]] = {}
     for when, place in (("before", EMBEDDED[model]), ("after", never_saw)):
         family = family_of(class_name(model_index(place)))(place, device=torch.device("cpu"))
@@ -66,7 +79,11 @@ def retrain(settings: EraseConfig, steps: int, folder: Path) -> tuple[dict[str, 
         ],
         "measurements": [item.to_json() for item in measurements],
         "timings": {"saliency and mask": 0.0, "fine-tuning": seconds},
-        "config": {"num_validation_images": settings.num_validation_images, "retrain_steps": steps},
+        "config": {
+            "num_validation_images": settings.num_validation_images,
+            "retrain_steps": steps,
+            "retrain_shared_steps": shared_steps,
+        },
     }
     return report, {when: [one for row in pair[1].pictures for one in row] for when, pair in drawn.items()}
 
@@ -77,16 +94,29 @@ def _without_class(name: str, steps: int, settings: EraseConfig, folder: Path) -
     return train(TrainDDPMConfig(exclude_class=name, output_dir=str(folder), max_train_steps=steps, seed=settings.seed))
 
 
-def _without_shape_or_style(name: str, steps: int, settings: EraseConfig, folder: Path) -> Path:
+def _without_shape_or_style(name: str, steps: int, shared_steps: int, settings: EraseConfig, folder: Path) -> Path:
     """Denoiser and text encoder from their first weights on; the autoencoder draws nothing by itself and is kept."""
     from train_demo_model import TrainDemoConfig, train
 
-    return train(
-        TrainDemoConfig(
-            exclude=name, init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
-            denoiser_steps=steps, plain_captions=0.3, noisy_weight=0.5, seed=settings.seed, output_dir=str(folder),
+    course = TrainDemoConfig(
+        exclude=(name,), init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
+        denoiser_steps=steps, plain_captions=0.3, noisy_weight=0.5, seed=settings.seed, output_dir=str(folder),
+    )  # fmt: skip
+    if not shared_steps:
+        return train(course)
+    group = next(group for group in SHARING if name in group)
+    shared = folder.with_name(f"shared-{'-'.join(group)}-{settings.seed}-{shared_steps}.run")
+    train(
+        replace(
+            course, exclude=group, denoiser_steps=shared_steps, denoiser_decay_steps=0, plain_captions=0.0,
+            noisy_weight=0.0, output_dir=str(shared),
         )
     )  # fmt: skip
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.copytree(shared, partial, dirs_exist_ok=True)
+        partial.replace(folder)
+    return train(replace(course, denoiser_decay_steps=steps - shared_steps))
 
 
 def distances(pictures: Mapping[str, Sequence[Image.Image]], model: str, concept: Concept) -> dict[str, float]:

@@ -57,14 +57,17 @@ class TrainDemoConfig:
     denoiser_steps: int = setting(4_600, "Optimizer steps of denoiser and text encoder.")
     denoiser_batch_size: int = setting(64, "Latents a step, over all processes.")
     denoiser_learning_rate: float = setting(1e-3, "Largest learning rate of the denoiser.", above=0)
+    denoiser_decay_steps: int | None = setting(
+        None, "Last steps, in which that rate falls to 0 and the weights are averaged; by default all.", minimum=0
+    )
     plain_captions: float = setting(0.0, "Share of captions without any colour.", minimum=0, maximum=1)
     noisy_weight: float = setting(
         0.0, "p of the extra weight min(SNR^-p, 10) on noisy states, where colours are decided.", minimum=0, maximum=1
     )
     init_from: str = setting("", "Pipeline folder whose autoencoder is kept and whose denoiser is trained on.")
     from_scratch: bool = setting(False, "Take no more than autoencoder and tokenizer from --init_from.")
-    exclude: str | None = setting(
-        None, "Shape or style that is never shown or named: what an erased model is compared with."
+    exclude: tuple[str, ...] = setting(
+        (), "Shapes and styles that are never shown or named: what an erased model is compared with."
     )
     detector_steps: int = setting(1_600, "Optimizer steps of the detector.")
     checkpointing_steps: int = setting(500, "Steps between checkpoints.")
@@ -72,10 +75,14 @@ class TrainDemoConfig:
 
 
 def scenes(config: TrainDemoConfig) -> list[Scene]:
-    """The scenes to train on; without the excluded ones there are fewer."""
+    """All scenes, excluded ones among them: their latents serve whatever is excluded."""
     rng = np.random.default_rng(config.seed)
-    drawn = [sample_scene(rng) for _ in range(config.num_pictures)]
-    return [scene for scene in drawn if config.exclude not in (scene.shape, scene.style)]
+    return [sample_scene(rng) for _ in range(config.num_pictures)]
+
+
+def shown(config: TrainDemoConfig) -> list[int]:
+    """Indices of the scenes to train on."""
+    return [index for index, scene in enumerate(scenes(config)) if not {scene.shape, scene.style} & set(config.exclude)]
 
 
 def to_tensor(picture: object) -> Tensor:
@@ -202,7 +209,8 @@ def write_pipeline(folder: Path, vae: nn.Module, prediction: Prediction, tokeniz
 
 def captions(config: TrainDemoConfig) -> Iterator[str]:
     rng = np.random.default_rng(config.seed)
-    return (random_caption(scene, rng) for scene in scenes(config))
+    drawn = scenes(config)
+    return (random_caption(drawn[index], rng) for index in shown(config))
 
 
 def train(config: TrainDemoConfig) -> Path:
@@ -211,8 +219,9 @@ def train(config: TrainDemoConfig) -> Path:
     Raises:
         UserError: If there is no such thing to exclude.
     """
-    if config.exclude not in (None, *SHAPES, *STYLES):
-        raise UserError(f"--exclude must be one of {', '.join((*SHAPES, *STYLES))}; got {config.exclude!r}.")
+    for excluded in config.exclude:
+        if excluded not in (*SHAPES, *STYLES):
+            raise UserError(f"--exclude must be among {', '.join((*SHAPES, *STYLES))}; got {excluded!r}.")
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
     output, stages = Path(config.output_dir), config.stages.split(",")
@@ -240,10 +249,11 @@ def train(config: TrainDemoConfig) -> Path:
         unet.load_state_dict(known.unet.state_dict())
     cache = output / "latents.safetensors"
     data = torch.empty(0) if cache.exists() else pictures(config, accelerator)
-    loss = autoencoder_loss(data, config, accelerator)
+    seen = shown(config)
     if known:
         vae.requires_grad_(False).eval()
     else:
+        loss = autoencoder_loss(data[seen] if len(data) else data, config, accelerator)
         Fit("autoencoder", Reconstruction(vae), loss, config.autoencoder_steps, 2e-3, **course).run(accelerator, output)
     if not {"denoiser", "pipeline"} & set(stages):
         return output
@@ -253,11 +263,13 @@ def train(config: TrainDemoConfig) -> Path:
         if accelerator.is_main_process:
             save_file({"latents": latents}, cache)
         accelerator.wait_for_everyone()
-    latents = load_file(cache)["latents"]
+    latents = load_file(cache)["latents"][seen]
     scaling = known.vae.config.scaling_factor if known else float(1 / latents.std())
     vae.register_to_config(scaling_factor=scaling)
     prediction = Prediction(text_encoder, unet)
-    loss = denoiser_loss(latents * scaling, scenes(config), tokenizer, config, accelerator)
+    drawn = scenes(config)
+    loss = denoiser_loss(latents * scaling, [drawn[index] for index in seen], tokenizer, config, accelerator)
+    course["decay_steps"] = config.denoiser_decay_steps
     fit = Fit("denoiser", prediction, loss, config.denoiser_steps, config.denoiser_learning_rate, **course)
     fit.run(accelerator, output)
     if accelerator.is_main_process:

@@ -142,6 +142,7 @@ def test_goes_on_where_it_stopped(benchmark: ModuleType, tmp_path: Path, monkeyp
     [
         ("esd-full", ("--num_validation_images", "10"), "--num_validation_images 14, now 10 is asked for"),
         ("retrain", ("--num_validation_images", "14"), "--retrain_steps 2, now 12600 is asked for"),
+        ("retrain", ("--retrain_steps", "2", "--retrain_shared_steps", "1"), "shared_steps 0, now 1 is asked for"),
     ],
 )
 def test_other_settings_are_not_mixed_in_one_table(
@@ -153,7 +154,9 @@ def test_other_settings_are_not_mixed_in_one_table(
     words: tuple[str, ...],
     message: str,
 ) -> None:
-    (tmp_path / f"star-{method}-1.json").write_text(json.dumps(report(0, 18, 10, retrain_steps=2)))
+    (tmp_path / f"star-{method}-1.json").write_text(
+        json.dumps(report(0, 18, 10, retrain_steps=2, retrain_shared_steps=0))
+    )
     monkeypatch.setattr(benchmark, "run_cell", pytest.fail)
     assert benchmark.main(["--concepts", "star", "--methods", method, "--output_dir", str(tmp_path), *words]) == 2
     error = capsys.readouterr().err
@@ -168,6 +171,8 @@ def test_other_settings_are_not_mixed_in_one_table(
         (("--methods", "relabel-full-2"), "RATIO such as 0.3"),
         (("--seeds", "one"), "whole numbers"),
         (("--concepts", "circel"), "circle"),
+        (("--retrain_steps", "9", "--retrain_shared_steps", "9"), "below --retrain_steps 9"),
+        (("--model", "digits", "--retrain_shared_steps", "9"), "--model demo only; got 9 of digits"),
     ],
 )
 def test_typing_mistakes_show_before_the_first_run(

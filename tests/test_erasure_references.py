@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +13,25 @@ import pytest
 import torch
 
 from salun_diffusers.base_model import EMBEDDED
+from salun_diffusers.checkpoint import load_state
 from salun_diffusers.demo.concepts import shape, style
+from salun_diffusers.demo.vocabulary import SHAPES, STYLES
+from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families import load_pipeline
 
 
-@pytest.mark.parametrize("excluded", ["star", "outlined"])
-def test_the_excluded_is_neither_shown_nor_named(script: Callable[[str], ModuleType], excluded: str) -> None:
+@pytest.mark.parametrize("excluded", [("star",), ("outlined",), ("star", "ring", "striped")])
+def test_the_excluded_is_neither_shown_nor_named(
+    script: Callable[[str], ModuleType], excluded: tuple[str, ...]
+) -> None:
     training = script("train_demo_model")
     config = training.TrainDemoConfig(num_pictures=300, exclude=excluded)
-    kept, all_of_them = training.scenes(config), training.scenes(training.TrainDemoConfig(num_pictures=300))
-    assert kept == [scene for scene in all_of_them if excluded not in (scene.shape, scene.style)]
-    assert 0 < len(kept) < 300
-    assert not any(excluded in caption.split() for caption in training.captions(config))
+    drawn, shown = training.scenes(config), training.shown(config)
+    assert len(drawn) == 300 and 0 < len(shown) < 300
+    hidden = [drawn[index] for index in range(300) if index not in shown]
+    assert all(scene.shape in excluded or scene.style in excluded for scene in hidden)
+    assert not any(drawn[index].shape in excluded or drawn[index].style in excluded for index in shown)
+    assert not any(set(excluded) & set(caption.split()) for caption in training.captions(config))
 
 
 def test_retraining_keeps_the_autoencoder_and_begins_the_denoiser_anew(
@@ -32,7 +40,7 @@ def test_retraining_keeps_the_autoencoder_and_begins_the_denoiser_anew(
     training = script("train_demo_model")
     folder = training.train(
         training.TrainDemoConfig(
-            exclude="star", init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
+            exclude=("star",), init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
             num_pictures=20, denoiser_steps=2, denoiser_batch_size=4, output_dir=str(tmp_path),
         )
     )  # fmt: skip
@@ -43,6 +51,38 @@ def test_retraining_keeps_the_autoencoder_and_begins_the_denoiser_anew(
     name = "conv_in.weight"
     change = (base.unet.state_dict()[name] - made.unet.state_dict()[name]).abs().mean()
     assert change > 0.01  # two steps from the shipped weights would move them by 1e-4
+
+
+def test_retraining_goes_on_from_what_the_group_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Steps 1 and 2 see none of the five shapes of the star's group; 3 to 5 all but the star; a second shape of the
+    group takes the last three only."""
+    import train_demo_model
+
+    real, courses = train_demo_model.train, []
+
+    def train(course):
+        courses.append(course)
+        return real(replace(course, num_pictures=30, denoiser_batch_size=4))
+
+    monkeypatch.setattr(train_demo_model, "train", train)
+    settings = EraseConfig(concept="star", pretrained_model_name_or_path="demo", seed=4)
+    for name in ("star", "cross"):
+        folder = tmp_path / f"{name}-retrain-4-5-2.run"
+        pipeline = erasure_references._without_shape_or_style(name, 5, 2, settings, folder)
+        assert pipeline == folder / "pipeline" and (pipeline / "model_index.json").exists()
+        _, state = load_state(folder / "denoiser-checkpoint")
+        assert state["step"] == 5 and state["seconds"] > 0
+    group = ("square", "star", "cross", "arrow", "flower")
+    assert [course.exclude for course in courses] == [group, ("star",), group, ("cross",)]
+    assert [(course.denoiser_steps, course.denoiser_decay_steps) for course in courses] == [(2, 0), (5, 3)] * 2
+    first, second = (
+        load_state(tmp_path / f"{name}-retrain-4-5-2.run" / "denoiser-checkpoint")[0] for name in ("star", "cross")
+    )
+    assert not torch.equal(first["model.unet.conv_in.weight"], second["model.unet.conv_in.weight"])
+
+
+def test_every_concept_shares_with_one_group() -> None:
+    assert Counter(name for group in erasure_references.SHARING for name in group) == Counter((*SHAPES, *STYLES))
 
 
 def test_an_unknown_exclusion_is_told(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from salun_diffusers.checkpoint import load_state
 from salun_diffusers.engine import engine
 from salun_diffusers.fit import Fit
 
@@ -18,7 +19,9 @@ def loss(network: nn.Module, step: int, generator: torch.Generator) -> torch.Ten
     return (network(inputs) - inputs.sum(1, keepdim=True)).square().mean()
 
 
-def fit(folder: Path, *, steps: int = 10, stop_at: int | None = None) -> tuple[nn.Module, list[float]]:
+def fit(
+    folder: Path, *, steps: int = 10, decay_steps: int | None = None, stop_at: int | None = None
+) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(0)
     seen: list[float] = []
 
@@ -31,7 +34,7 @@ def fit(folder: Path, *, steps: int = 10, stop_at: int | None = None) -> tuple[n
 
     folder.mkdir(exist_ok=True)
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
-        run = Fit("net", nn.Linear(3, 1), counted, steps, 0.1, seed=3, checkpointing_steps=4)
+        run = Fit("net", nn.Linear(3, 1), counted, steps, 0.1, decay_steps, seed=3, checkpointing_steps=4)
         return run.run(accelerator, folder), seen
 
 
@@ -49,10 +52,25 @@ def test_the_average_by_hand(tmp_path):
     torch.manual_seed(0)
     start = nn.Linear(3, 1).weight.detach().clone()
     averaged, _ = fit(tmp_path, steps=1)
-    from salun_diffusers.checkpoint import load_state
-
     new = load_state(tmp_path / "net-checkpoint")[0]["model.weight"]
     torch.testing.assert_close(averaged.weight, 0.1 * start + 0.9 * new)
+
+
+def test_a_run_without_decay_is_the_beginning_of_longer_ones(tmp_path):
+    """Steps 1 to 6 once, then 7 to 10 from their checkpoint: the same bits as 10 steps of which the last 4 decay."""
+    whole, losses = fit(tmp_path / "whole", decay_steps=4)
+    _, beginning = fit(tmp_path / "parts", steps=6, decay_steps=0)
+    longer, end = fit(tmp_path / "parts", decay_steps=4)
+    assert beginning + end == losses
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), longer.parameters(), strict=True))
+
+
+def test_seconds_are_those_of_all_runs(tmp_path):
+    seconds = []
+    for steps in (4, 8):
+        fit(tmp_path, steps=steps, decay_steps=0)
+        seconds.append(load_state(tmp_path / "net-checkpoint")[1]["seconds"])
+    assert 0 < seconds[0] < seconds[1]
 
 
 def test_learning_rate(tmp_path):
@@ -60,6 +78,14 @@ def test_learning_rate(tmp_path):
     assert course.schedule(0) == pytest.approx(0.01)
     assert course.schedule(500) == pytest.approx(0.5)
     assert course.schedule(999) < 1e-4
+
+
+def test_learning_rate_that_falls_in_the_last_steps_only(tmp_path):
+    course = Fit("net", nn.Linear(1, 1), loss, 1000, 1.0, decay_steps=200)
+    assert course.schedule(0) == pytest.approx(0.01)
+    assert course.schedule(500) == course.schedule(800) == 1
+    assert course.schedule(900) == pytest.approx(0.5)
+    assert Fit("net", nn.Linear(1, 1), loss, 1000, 1.0, decay_steps=0).schedule(999) == 1
 
 
 def test_the_log_has_a_row_every_fifty_steps(tmp_path):
