@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,6 @@ from salun_diffusers.base_model import EMBEDDED
 from salun_diffusers.checkpoint import load_state
 from salun_diffusers.demo.concepts import shape, style
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
-from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families import load_pipeline
 
 
@@ -53,32 +53,38 @@ def test_retraining_keeps_the_autoencoder_and_begins_the_denoiser_anew(
     assert change > 0.01  # two steps from the shipped weights would move them by 1e-4
 
 
-def test_retraining_goes_on_from_what_the_group_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Steps 1 and 2 see none of the five shapes of the star's group; 3 to 5 all but the star; a second shape of the
-    group takes the last three only."""
+def test_retrained_cells_go_on_from_what_their_group_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Steps 1 and 2 see none of the five shapes of the star's group, 3 to 5 all but the star; the cross, of the same
+    group, takes only the last three."""
+    import benchmark_erasure
     import train_demo_model
 
-    real, courses = train_demo_model.train, []
+    real, courses, shared_seconds = train_demo_model.train, [], []
 
     def train(course):
         courses.append(course)
-        return real(replace(course, num_pictures=30, denoiser_batch_size=4))
+        folder = real(replace(course, num_pictures=30, denoiser_batch_size=4))
+        state = load_state(folder.parent / "denoiser-checkpoint")[1]
+        assert state["step"] == course.denoiser_steps
+        if course.denoiser_steps == 2:
+            shared_seconds.append(state["seconds"])
+        return folder
 
     monkeypatch.setattr(train_demo_model, "train", train)
-    settings = EraseConfig(concept="star", pretrained_model_name_or_path="demo", seed=4)
-    for name in ("star", "cross"):
-        folder = tmp_path / f"{name}-retrain-4-5-2.run"
-        pipeline = erasure_references._without_shape_or_style(name, 5, 2, settings, folder)
-        assert pipeline == folder / "pipeline" and (pipeline / "model_index.json").exists()
-        _, state = load_state(folder / "denoiser-checkpoint")
-        assert state["step"] == 5 and state["seconds"] > 0
+    words = "--concepts star cross --methods retrain --seeds 4 --retrain_steps 5 --retrain_shared_steps 2"
+    arguments = [*words.split(), "--num_validation_images", "1", "--output_dir", str(tmp_path)]
+    assert benchmark_erasure.main(arguments) == 0
     group = ("square", "star", "cross", "arrow", "flower")
     assert [course.exclude for course in courses] == [group, ("star",), group, ("cross",)]
     assert [(course.denoiser_steps, course.denoiser_decay_steps) for course in courses] == [(2, 0), (5, 3)] * 2
-    first, second = (
-        load_state(tmp_path / f"{name}-retrain-4-5-2.run" / "denoiser-checkpoint")[0] for name in ("star", "cross")
-    )
-    assert not torch.equal(first["model.unet.conv_in.weight"], second["model.unet.conv_in.weight"])
+    assert shared_seconds[0] == shared_seconds[1] > 0  # the second time they were there already
+    folders = [tmp_path / f"{name}-retrain-4-5-2.run" for name in ("star", "cross")]
+    star, cross = (load_state(folder / "denoiser-checkpoint") for folder in folders)
+    assert not torch.equal(star[0]["model.unet.conv_in.weight"], cross[0]["model.unet.conv_in.weight"])
+    report = json.loads((tmp_path / "star-retrain-4.json").read_text())
+    assert report["timings"]["fine-tuning"] == star[1]["seconds"] > shared_seconds[0]
+    assert report["fd"]["after"] > report["fd"]["before"]  # five steps draw nothing yet
+    assert benchmark_erasure.main(arguments) == 0 and len(courses) == 4
 
 
 def test_every_concept_shares_with_one_group() -> None:
