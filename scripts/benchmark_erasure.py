@@ -134,7 +134,8 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
         folder = output / f"{cell.name}-{config.all_retrain_steps}-{config.retrain_shared_steps}.run"
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    settings = cell.erase_config(config, folder)
+    # An erasure's folder must be new; an interrupted training's is not, and the settings need not name it.
+    settings = cell.erase_config(config, output / f"{cell.name}.run-to-be" if training else folder)
     request = accept(settings)
     if training:
         report, pictures = retrain(request.config, config.all_retrain_steps, config.retrain_shared_steps, folder)

@@ -85,6 +85,9 @@ def test_retrained_cells_go_on_from_what_their_group_shares(monkeypatch: pytest.
     assert report["timings"]["fine-tuning"] == star[1]["seconds"] > shared_seconds[0]
     assert report["fd"]["after"] > report["fd"]["before"]  # five steps draw nothing yet
     assert benchmark_erasure.main(arguments) == 0 and len(courses) == 4
+    (tmp_path / "star-retrain-4.json").unlink()  # as if interrupted before its end: its folder is there
+    assert benchmark_erasure.main(arguments) == 0
+    assert json.loads((tmp_path / "star-retrain-4.json").read_text())["timings"] == report["timings"]
 
 
 def test_every_concept_shares_with_one_group() -> None:
