@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from erasure_references import RETRAIN_STEPS, distances, retrain
+from erasure_references import RETRAIN_STEPS, Course, distances, retrain
 from erasure_tables import Rows, against_saliency, by_concept, by_method, method_parts, plot_ratios
 
 from salun_diffusers.arguments import setting
@@ -67,12 +67,14 @@ class BenchmarkConfig:
     retrain_shared_steps: int = setting(
         0, "How many of those, of demo, see none of several concepts and are taken once for all of them.", minimum=0
     )
+    retrain_mixed_precision: Literal["no", "bf16"] = setting("no", "Precision of the steps of `retrain`.")
     output_dir: str = setting("runs/benchmark", "Where reports and table.md go.")
 
     @property
-    def all_retrain_steps(self) -> int:
-        """Steps of `retrain`, with the model's default."""
-        return self.retrain_steps or RETRAIN_STEPS[self.model]
+    def course(self) -> Course:
+        """How `retrain` trains, with the model's default number of steps."""
+        steps = self.retrain_steps or RETRAIN_STEPS[self.model]
+        return Course(steps, self.retrain_shared_steps, self.retrain_mixed_precision)
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,14 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
     folder = output / f"{cell.name}.run"
     training = cell.method == "retrain"  # It goes on from its checkpoint, and what took hours is kept.
     if training:
-        folder = output / f"{cell.name}-{config.all_retrain_steps}-{config.retrain_shared_steps}.run"
+        folder = output / f"{cell.name}-{config.course.name}.run"
     else:
         shutil.rmtree(folder, ignore_errors=True)
     # An erasure's folder must be new; an interrupted training's is not, and the settings need not name it.
     settings = cell.erase_config(config, output / f"{cell.name}.run-to-be" if training else folder)
     request = accept(settings)
     if training:
-        report, pictures = retrain(request.config, config.all_retrain_steps, config.retrain_shared_steps, folder)
+        report, pictures = retrain(request.config, config.course, folder)
     else:
         run, _ = run_erasure(settings)
         report = json.loads((run.root / "report.json").read_text())
@@ -168,12 +170,12 @@ def finished(config: BenchmarkConfig, output: Path) -> dict[str, dict[str, Any]]
         found[cell.name] = report = json.loads(path.read_text())
         asked = {"num_validation_images": config.num_validation_images or PICTURES[config.model]}
         if cell.method == "retrain":
-            asked |= {"retrain_steps": config.all_retrain_steps, "retrain_shared_steps": config.retrain_shared_steps}
+            asked |= config.course.settings
         for name, value in asked.items():
-            if report["config"][name] != value:
+            if (made := report["config"].get(name, "unknown")) != value:
                 raise UserError(
-                    f"{path} was made with --{name} {report['config'][name]}, now {value} is asked for: "
-                    f"take another --output_dir, or --{name} {report['config'][name]}."
+                    f"{path} was made with --{name} {made}, now {value} is asked for: take another --output_dir, "
+                    f"or --{name} {made}."
                 )
     return found
 
@@ -204,9 +206,9 @@ def work(config: BenchmarkConfig, command: str) -> str:
         UserError: If a cell cannot be run, or a finished one had other settings; known before the first one is run.
     """
     output = Path(config.output_dir)
-    if config.retrain_shared_steps >= (config.all_retrain_steps if config.model == "demo" else 1):
+    if config.retrain_shared_steps >= (config.course.steps if config.model == "demo" else 1):
         raise UserError(
-            f"--retrain_shared_steps must be below --retrain_steps {config.all_retrain_steps}, and is for --model demo "
+            f"--retrain_shared_steps must be below --retrain_steps {config.course.steps}, and is for --model demo "
             f"only; got {config.retrain_shared_steps} of {config.model}."
         )
     done = finished(config, output)

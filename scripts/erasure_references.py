@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,20 +30,47 @@ SHARING = (SHAPES[::2], SHAPES[1::2], STYLES[:1], STYLES[1:])  # groups whose re
 _RENDERS = 50  # for each kind of picture
 
 
-def retrain(
-    settings: EraseConfig, steps: int, shared_steps: int, folder: Path
-) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
+@dataclass(frozen=True)
+class Course:
+    """How a model is retrained.
+
+    Args:
+        steps: Optimizer steps of the denoiser, shared ones among them.
+        shared_steps: How many of them are shared with other concepts of the demo model; 0 for none.
+        mixed_precision: Of the steps, ``no`` or ``bf16``.
+    """
+
+    steps: int
+    shared_steps: int = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
+
+    @property
+    def name(self) -> str:
+        """Part of a folder's name that no other course has."""
+        return f"{self.steps}-{self.shared_steps}{self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """The end of that name: nothing for float32."""
+        return "" if self.mixed_precision == "no" else f"-{self.mixed_precision}"
+
+    @property
+    def settings(self) -> dict[str, int | str]:
+        """The flags of the benchmark that say the same."""
+        return {f"retrain_{name}": value for name, value in asdict(self).items()}
+
+
+def retrain(settings: EraseConfig, course: Course, folder: Path) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
     """Train an embedded model without the concept, and measure it as an erased model is measured.
 
-    The first `shared_steps` see none of the concept's group in `SHARING`, so that they serve the whole group: they are
-    taken once, and each concept goes on from their end with pictures of all but itself. No model ever sees its concept,
-    as in the shards and slices of SISA training (arXiv 1912.03817). Plain captions and the weight on noisy states
-    belong to the steps after them, as in the shipped model's courses.
+    The first `course.shared_steps` see none of the concept's group in `SHARING`, so that they serve the whole group:
+    they are taken once, and each concept goes on from their end with pictures of all but itself. No model ever sees its
+    concept, as in the shards and slices of SISA training (arXiv 1912.03817). Plain captions and the weight on noisy
+    states belong to the steps after them, as in the shipped model's courses.
 
     Args:
         settings: Of the erasure that it is compared with; every setting is filled.
-        steps: Optimizer steps of the denoiser, shared ones among them.
-        shared_steps: How many of them are shared with other concepts of the demo model; 0 for none.
+        course: Steps and precision.
         folder: Where the model goes; what is shared goes beside it.
 
     Returns:
@@ -53,9 +80,9 @@ def retrain(
     concept = accept(settings).concept
     model = settings.pretrained_model_name_or_path
     if model == "digits":
-        never_saw = _without_class(concept.name, steps, settings, folder)
+        never_saw = _without_class(concept.name, course, settings, folder)
     else:
-        never_saw = _without_shape_or_style(concept.name, steps, shared_steps, settings, folder)
+        never_saw = _without_shape_or_style(concept.name, course, settings, folder)
     (checkpoint,) = folder.glob("*-checkpoint")
     seconds = load_state(checkpoint)[1]["seconds"]
     drawn: dict[str, tuple[Samples, Samples]] = {}
@@ -79,36 +106,38 @@ def retrain(
         ],
         "measurements": [item.to_json() for item in measurements],
         "timings": {"saliency and mask": 0.0, "fine-tuning": seconds},
-        "config": {
-            "num_validation_images": settings.num_validation_images,
-            "retrain_steps": steps,
-            "retrain_shared_steps": shared_steps,
-        },
+        "config": {"num_validation_images": settings.num_validation_images, **course.settings},
     }
     return report, {when: [one for row in pair[1].pictures for one in row] for when, pair in drawn.items()}
 
 
-def _without_class(name: str, steps: int, settings: EraseConfig, folder: Path) -> Path:
+def _without_class(name: str, course: Course, settings: EraseConfig, folder: Path) -> Path:
     from train_ddpm import TrainDDPMConfig, train
 
-    return train(TrainDDPMConfig(exclude_class=name, output_dir=str(folder), max_train_steps=steps, seed=settings.seed))
+    return train(
+        TrainDDPMConfig(
+            exclude_class=name, max_train_steps=course.steps, mixed_precision=course.mixed_precision,
+            seed=settings.seed, output_dir=str(folder),
+        )
+    )  # fmt: skip
 
 
-def _without_shape_or_style(name: str, steps: int, shared_steps: int, settings: EraseConfig, folder: Path) -> Path:
+def _without_shape_or_style(name: str, course: Course, settings: EraseConfig, folder: Path) -> Path:
     """Denoiser and text encoder from their first weights on; the autoencoder draws nothing by itself and is kept."""
     from train_demo_model import TrainDemoConfig, train
 
-    course = TrainDemoConfig(
+    config = TrainDemoConfig(
         exclude=(name,), init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser,pipeline",
-        denoiser_steps=steps, plain_captions=0.3, noisy_weight=0.5, seed=settings.seed, output_dir=str(folder),
+        denoiser_steps=course.steps, plain_captions=0.3, noisy_weight=0.5, seed=settings.seed,
+        mixed_precision=course.mixed_precision, output_dir=str(folder),
     )  # fmt: skip
-    if not shared_steps:
-        return train(course)
+    if not course.shared_steps:
+        return train(config)
     group = next(group for group in SHARING if name in group)
-    shared = folder.with_name(f"shared-{'-'.join(group)}-{settings.seed}-{shared_steps}.run")
+    shared = folder.with_name(f"shared-{'-'.join(group)}-{settings.seed}-{course.shared_steps}{course.precision}.run")
     train(
         replace(
-            course, exclude=group, denoiser_steps=shared_steps, denoiser_decay_steps=0, plain_captions=0.0,
+            config, exclude=group, denoiser_steps=course.shared_steps, denoiser_decay_steps=0, plain_captions=0.0,
             noisy_weight=0.0, output_dir=str(shared),
         )
     )  # fmt: skip
@@ -116,7 +145,7 @@ def _without_shape_or_style(name: str, steps: int, shared_steps: int, settings: 
         partial = folder.with_suffix(".partial")
         shutil.copytree(shared, partial, dirs_exist_ok=True)
         partial.replace(folder)
-    return train(replace(course, denoiser_decay_steps=steps - shared_steps))
+    return train(replace(config, denoiser_decay_steps=course.steps - course.shared_steps))
 
 
 def distances(pictures: Mapping[str, Sequence[Image.Image]], model: str, concept: Concept) -> dict[str, float]:

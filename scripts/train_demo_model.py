@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from salun_diffusers.arguments import setting
@@ -32,6 +34,7 @@ from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES, describe
+from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
 from salun_diffusers.fit import Fit
 from salun_diffusers.program import run_program
@@ -71,6 +74,7 @@ class TrainDemoConfig:
     )
     detector_steps: int = setting(1_600, "Optimizer steps of the detector.")
     checkpointing_steps: int = setting(500, "Steps between checkpoints.")
+    mixed_precision: str | None = setting(None, "no, fp16 or bf16; by default what accelerate was told.")
     stages: str = setting("autoencoder,denoiser,detector,pipeline", "Comma-separated stages to run.")
 
 
@@ -222,7 +226,23 @@ def train(config: TrainDemoConfig) -> Path:
     for excluded in config.exclude:
         if excluded not in (*SHAPES, *STYLES):
             raise UserError(f"--exclude must be among {', '.join((*SHAPES, *STYLES))}; got {excluded!r}.")
-    accelerator = Accelerator()
+    with (
+        engine(mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=None) as accelerator,
+        _attention(accelerator),
+    ):
+        return _run_stages(config, accelerator)
+
+
+def _attention(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """Plain attention for bfloat16 on CPUs, where torch's fused kernel is slow for heads as small as the demo's.
+
+    Measured on one core: 0.39 instead of 0.70 s a step. In float32 the fused kernel is the faster one.
+    """
+    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
+
+
+def _run_stages(config: TrainDemoConfig, accelerator: Accelerator) -> Path:
     torch.manual_seed(config.seed)
     output, stages = Path(config.output_dir), config.stages.split(",")
     output.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ def rate(name: str, hits: int, n: int, group: str) -> Measurement:
     return Measurement.rate(name, hits, n, direction="neither", protocol="by hand", group=group)
 
 
-def report(shown: int, right: int, became: int, **config: int) -> dict[str, object]:
+def report(shown: int, right: int, became: int, **config: int | str) -> dict[str, object]:
     """Of 10 pictures of the class `shown` still show it; of 20 others 18 and then `right` are right."""
     pairs = (
         Comparison("7 appears", rate("7", 10, 10, "concept"), rate("7", shown, 10, "concept")),
@@ -143,6 +143,7 @@ def test_goes_on_where_it_stopped(benchmark: ModuleType, tmp_path: Path, monkeyp
         ("esd-full", ("--num_validation_images", "10"), "--num_validation_images 14, now 10 is asked for"),
         ("retrain", ("--num_validation_images", "14"), "--retrain_steps 2, now 12600 is asked for"),
         ("retrain", ("--retrain_steps", "2", "--retrain_shared_steps", "1"), "shared_steps 0, now 1 is asked for"),
+        ("retrain", ("--retrain_steps", "2", "--retrain_mixed_precision", "bf16"), "no, now bf16 is asked for"),
     ],
 )
 def test_other_settings_are_not_mixed_in_one_table(
@@ -155,7 +156,7 @@ def test_other_settings_are_not_mixed_in_one_table(
     message: str,
 ) -> None:
     (tmp_path / f"star-{method}-1.json").write_text(
-        json.dumps(report(0, 18, 10, retrain_steps=2, retrain_shared_steps=0))
+        json.dumps(report(0, 18, 10, retrain_steps=2, retrain_shared_steps=0, retrain_mixed_precision="no"))
     )
     monkeypatch.setattr(benchmark, "run_cell", pytest.fail)
     assert benchmark.main(["--concepts", "star", "--methods", method, "--output_dir", str(tmp_path), *words]) == 2

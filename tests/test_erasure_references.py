@@ -90,6 +90,36 @@ def test_retrained_cells_go_on_from_what_their_group_shares(monkeypatch: pytest.
     assert json.loads((tmp_path / "star-retrain-4.json").read_text())["timings"] == report["timings"]
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_retraining_computes_in_the_precision_that_is_asked_for(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """A module's output has the data type it was computed in; weights and checkpoint stay float32."""
+    training = script("train_demo_model")
+    architecture, seen = training.architecture, []
+    real = architecture.denoiser
+
+    def denoiser() -> torch.nn.Module:
+        made = real()
+        made.conv_in.register_forward_hook(lambda _, __, output: seen.append((output.dtype, math_sdp_only())))
+        return made
+
+    def math_sdp_only() -> bool:
+        return not torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+
+    monkeypatch.setattr(architecture, "denoiser", denoiser)
+    training.train(
+        training.TrainDemoConfig(
+            init_from=str(EMBEDDED["demo"]), from_scratch=True, stages="denoiser", num_pictures=20, denoiser_steps=2,
+            denoiser_batch_size=4, mixed_precision=precision, output_dir=str(tmp_path),
+        )
+    )  # fmt: skip
+    half = precision == "bf16"
+    assert seen == [(torch.bfloat16 if half else torch.float32, half)] * 2
+    assert torch.backends.cuda.flash_sdp_enabled()  # as before
+    assert load_state(tmp_path / "denoiser-checkpoint")[0]["model.unet.conv_in.weight"].dtype == torch.float32
+
+
 def test_every_concept_shares_with_one_group() -> None:
     assert Counter(name for group in erasure_references.SHARING for name in group) == Counter((*SHAPES, *STYLES))
 
