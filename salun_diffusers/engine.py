@@ -20,7 +20,7 @@ _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MUL
 
 @contextmanager
 def engine(
-    *, mixed_precision: str | None, gradient_accumulation_steps: int, report_to: str | None
+    *, mixed_precision: str | None, gradient_accumulation_steps: int, report_to: str | None, trains: bool = True
 ) -> Iterator[Accelerator]:
     """An `Accelerator` that knows nothing of an earlier one.
 
@@ -31,6 +31,7 @@ def engine(
         mixed_precision: ``no``, ``fp16``, ``bf16``, or None for what accelerate was configured with.
         gradient_accumulation_steps: Batches per optimizer step.
         report_to: Name of a tracker, or None.
+        trains: Whether gradients are taken.
 
     Raises:
         UserError: If accelerate refuses the settings, or is configured for what the mask cannot work with or for what
@@ -57,7 +58,8 @@ def engine(
                 f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, "
                 "since the mask needs whole parameters. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
             )
-        _refuse_wrong_gradients(accelerator)
+        if trains:
+            _refuse_wrong_gradients(accelerator)
         threads = torch.get_num_threads()
         torch.set_num_threads(threads_for(accelerator.device.type, accelerator.num_processes, threads))
         try:

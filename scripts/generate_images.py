@@ -100,7 +100,7 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, exp
     rows = picture_rows(file.rows, config.num_images, config.guidance_scale)
     folder = Path(config.output_dir).expanduser()
     with engine(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=None
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=None, trains=False
     ) as accelerator:  # fmt: skip
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
         dtype = dtype if accelerator.device.type != "cpu" else torch.float32

@@ -20,6 +20,8 @@ def test_compiled_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in str(told.value)
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         assert accelerator.mixed_precision == "no"
+    with engine(mixed_precision="bf16", gradient_accumulation_steps=1, report_to=None, trains=False) as accelerator:
+        assert accelerator.mixed_precision == "bf16"  # what only draws takes no gradients
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     with engine(mixed_precision="bf16", gradient_accumulation_steps=1, report_to=None) as accelerator:
         assert accelerator.mixed_precision == "bf16"
