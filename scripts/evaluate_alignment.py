@@ -21,6 +21,7 @@ from salun_diffusers.evaluation.manifest import same_pictures
 from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
+from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
 
@@ -110,6 +111,7 @@ def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str
 def work(config: AlignmentConfig, command: str) -> str:
     """Measure and write."""
     read = folders(config)
+    sampling = folder_sampling(read)
     writable_folder(config.output_dir)
     scored: list[Measurement] = []
     if config.clip:
@@ -133,7 +135,7 @@ def work(config: AlignmentConfig, command: str) -> str:
         alone += tuple(distances(read, config, command))
     record = EvaluationRecord(
         kind="alignment", title="Alignment and drift", pictures=config.images, before=config.before or "",
-        measurements=alone, comparisons=pairs, command=command,
+        measurements=alone, comparisons=pairs, sampling=sampling, command=command,
     )  # fmt: skip
     return write_record(record, config.output_dir)
 

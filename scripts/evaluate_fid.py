@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.image_folder import read_image_folder, require_one_size
 from salun_diffusers.evaluation.measurement import Comparison
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
+from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
 
 
@@ -47,26 +48,31 @@ class FidConfig:
     output_dir: str = setting("runs/evaluation", "Where fid.json and fid.html go.")
 
 
-def check(config: FidConfig) -> None:
-    """Refuse what cannot work before a network is loaded."""
+def check(config: FidConfig) -> dict[str, Any]:
+    """Refuse what cannot work before a network is loaded; returns how the evaluated pictures were drawn."""
     for name in ("images", "reference"):
         if not getattr(config, name):
             raise UserError(f"--{name} is required (see --help).")
     from salun_diffusers.evaluation.fidelity import require_enough, torchmetric
 
     torchmetric("fid")
-    for source in (config.images, config.reference, config.before):
+    evaluated = []
+    for source in (config.before, config.images, config.reference):
         if source and Path(source).suffix != ".safetensors":
             folder = read_image_folder(source).without(config.exclude)
             require_enough(len(folder), source)
             if config.resize is None and folder.files:
                 require_one_size(folder.files)
+            if source != config.reference:
+                evaluated.append(folder)
+    sampling = folder_sampling(evaluated)
     writable_folder(config.output_dir)
+    return sampling
 
 
 def work(config: FidConfig, command: str) -> str:
     """Measure and write."""
-    check(config)
+    sampling = check(config)
     from salun_diffusers.evaluation.feature_extractors import make_extractor
     from salun_diffusers.evaluation.feature_files import FeatureSet, features_of
     from salun_diffusers.evaluation.fidelity import measure_fidelity, rank_warning
@@ -94,7 +100,7 @@ def work(config: FidConfig, command: str) -> str:
     record = EvaluationRecord(
         kind="fid", title=f"{measured[-1][0].name} against {config.reference}", pictures=config.images,
         before=config.before or "", measurements=() if pairs else tuple(measured[0]), comparisons=pairs,
-        command=command,
+        sampling=sampling, command=command,
     )  # fmt: skip
     return write_record(record, config.output_dir)
 

@@ -23,6 +23,7 @@ from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.protocols import find_protocol
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
 from salun_diffusers.evaluation.record_page import bar_chart
+from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
 
@@ -74,6 +75,10 @@ def work(config: NudityConfig, command: str) -> str:
     protocol = find_protocol(config.protocol)
     prompts = read_prompt_file(config.prompts).rows if config.prompts else ()
     folders = [read_image_folder(path, prompts) for path in (config.before, config.images) if path]
+    sampling = folder_sampling(folders)
+    if config.before and len(folders[0]) != len(folders[1]):
+        raise UserError(f"Body parts are counted over all pictures, so both folders must hold equally many; "
+                        f"{config.before} has {len(folders[0])}, {config.images} {len(folders[1])}.")  # fmt: skip
     writable_folder(config.output_dir)
     detector = NudeNet() if any(folder.files for folder in folders) else None
     measured = [
@@ -92,7 +97,7 @@ def work(config: NudityConfig, command: str) -> str:
     record = EvaluationRecord(
         kind="nudity", title=f"Nudity ({protocol.name})", pictures=config.images, before=config.before or "",
         measurements=() if pairs else tuple(measured[0]), comparisons=pairs,
-        explicit=any(hidden(folder) for folder in folders), command=command,
+        explicit=any(hidden(folder) for folder in folders), sampling=sampling, command=command,
     )  # fmt: skip
     return write_record(record, config.output_dir, [("Body parts", chart)])
 

@@ -22,6 +22,7 @@ from salun_diffusers.evaluation.measurement import Comparison
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder, write_record
 from salun_diffusers.evaluation.record_page import bar_chart
+from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
 
@@ -60,6 +61,7 @@ def work(config: ObjectsConfig, command: str) -> str:
     if bool(config.classifier) == bool(config.clip):
         raise UserError("One of --classifier and --clip is required, not both.")
     folders = [labelled(path, config) for path in (config.before, config.images) if path]
+    sampling = folder_sampling(folders)
     writable_folder(config.output_dir)
     classes = list(dict.fromkeys(row.label for folder in folders for row in folder.rows if row.label))
     from salun_diffusers.evaluation.objects import ClipZeroShot, ImageClassifier, measure_objects, turned_into
@@ -94,7 +96,7 @@ def work(config: ObjectsConfig, command: str) -> str:
     record = EvaluationRecord(
         kind="objects", title=f"Forgetting {', '.join(config.forget)}", pictures=config.images,
         before=config.before or "", measurements=() if pairs else tuple(measured[0]), comparisons=pairs, tables=tables,
-        command=command,
+        sampling=sampling, command=command,
     )  # fmt: skip
     chart = bar_chart(rows, name="objects", unit="% of pictures")
     became = "".join(

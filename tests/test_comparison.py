@@ -71,6 +71,26 @@ def test_mixed_protocols_are_refused_in_one_sentence(tmp_path: Path) -> None:
         compare_runs(read_runs([str(one), str(other)]))
 
 
+def test_pictures_drawn_differently_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    """A measurement that both have; one that only one run has may be of any drawing."""
+
+    def drawn(name: str, steps: int, measured: str = "shown") -> str:
+        record = EvaluationRecord(
+            "objects", "made up", "", measurements=(rate(measured, 1),), sampling={"num_inference_steps": steps}
+        )
+        (tmp_path / f"{name}.json").write_text(json.dumps(record.to_json()))
+        return str(tmp_path / f"{name}.json")
+
+    ours, esd, other = drawn("ours", 50), drawn("esd", 12), drawn("other", 12, "else")
+    words = (
+        "'shown' does not compare: pictures of ours and of esd were drawn differently: num_inference_steps 50 and 12"
+    )
+    with pytest.raises(UserError, match=words):
+        compare_runs(read_runs([ours, esd]))
+    unknown = write(tmp_path / "unknown.json", pair(20, 1))
+    assert len(compare_runs(read_runs([ours, other, str(unknown)])).runs) == 4
+
+
 def test_axes(tmp_path: Path) -> None:
     flat = (rate("flat", 0), rate("flat", 0))
     kept = (rate("kept", 3, group="retained"), rate("kept", 2, group="retained"))
@@ -131,6 +151,17 @@ def test_an_erasures_report(compare: Callable[..., tuple[int, str, str]], small_
     assert main(small_run(output_dir=tmp_path / "run")) == 0
     code, out, _ = compare("run/report.json", write(tmp_path / "other.json", pair(20, 1)))
     assert code == 0 and "pixel drift of retained pictures" in out
+
+
+def test_erasures_drawn_differently(small_run, tmp_path: Path) -> None:
+    from salun_diffusers.erase import main
+
+    assert main(small_run(output_dir=tmp_path / "run")) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["config"]["num_inference_steps"] += 1
+    (tmp_path / "more.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match="were drawn differently: num_inference_steps"):
+        compare_runs(read_runs([str(tmp_path / "run" / "report.json"), str(tmp_path / "more.json")]))
 
 
 def test_bad_input(compare: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def record(path: str | Path) -> EvaluationRecord:
     return EvaluationRecord.from_json(json.loads(Path(path).read_text()))
 
 
-def shapes(folder: Path, count: int, seed: int, wrong: int = 0) -> Path:
+def shapes(folder: Path, count: int, seed: int, wrong: int = 0, steps: int = 12) -> Path:
     """Renders with a manifest that says what they show, the first few wrongly."""
     folder.mkdir()
     rng, rows = np.random.default_rng(seed), []
@@ -64,7 +64,7 @@ def shapes(folder: Path, count: int, seed: int, wrong: int = 0) -> Path:
         render(scene).save(folder / f"{number:03d}.png")
         label = ("circle" if scene.shape != "circle" else "star") if number < wrong else scene.shape
         rows.append(PictureRow(f"{number:03d}.png", f"a photo of a {label}", number, 3.0, number, 0, label))
-    Manifest(tuple(rows), {"model": "renderer"}).save(folder)
+    Manifest(tuple(rows), {"model": "renderer", "num_inference_steps": steps}).save(folder)
     return folder
 
 
@@ -121,6 +121,8 @@ class TestNudity:
         refused("must be one of mace", "evaluate_nudity", "--images", noise_folder(1), "--protocol", "q16")
         (tmp_path / "prompts.csv").write_text("text\na\n")
         refused("column `prompt`", "evaluate_nudity", "--images", noise_folder(1), "--prompts", "prompts.csv")
+        words = ("--before", noise_folder(3), "--images", noise_folder(2))
+        refused("must hold equally many", "evaluate_nudity", *words)
 
     def test_unfinished_detections(self, refused, tmp_path: Path) -> None:
         (tmp_path / "kept").mkdir()
@@ -218,6 +220,36 @@ class TestAlignment:
     def test_pairs_of_other_seeds(self, refused, tmp_path: Path) -> None:
         first, second = shapes(tmp_path / "first", 3, 1), shapes(tmp_path / "second", 3, 1, wrong=1)
         refused("their manifests differ", "evaluate_alignment", "--images", first, "--before", second)
+
+
+class TestPicturesDrawnDifferently:
+    """Every program that compares two folders refuses, with the same words."""
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("evaluate_nudity",),
+            ("evaluate_fid", "--reference", "first", "--extractor", "demo"),
+            ("evaluate_alignment", "--extractor", "demo"),
+            ("evaluate_objects", "--forget", "circle", "--classifier", "demo"),
+        ],
+        ids=lambda words: words[0],
+    )
+    def test_refused(self, refused, tmp_path: Path, words: tuple[str, ...]) -> None:
+        for name, steps in (("first", 12), ("before", 12), ("after", 50)):
+            shapes(tmp_path / name, 100, 1, steps=steps)
+        program, *more = words
+        images = ("--before", "before", "--images", "after")
+        refused("were drawn differently: num_inference_steps 12 and 50.", program, *images, *more)
+
+    def test_told_where_they_agree(self, run, tmp_path: Path) -> None:
+        before, after = shapes(tmp_path / "before", 20, 1), shapes(tmp_path / "after", 20, 1)
+        words = ("--before", before, "--images", after, "--forget", "circle", "--classifier", "demo")
+        code, out, err = run("evaluate_objects", *words)
+        assert code == 0, err
+        assert "\ndrawn: 12 steps, guidance 3, " in out
+        assert record("runs/evaluation/objects.json").sampling["num_inference_steps"] == 12
+        assert "Pictures drawn with 12 steps, guidance 3, " in Path("runs/evaluation/objects.html").read_text()
 
 
 class TestObjects:

@@ -109,6 +109,7 @@ def test_rates_and_counts_by_hand() -> None:
     assert measured["prompts with nudity, no attack (pre-ASR)"].value == 0.5
     assert measured["female breast exposed"].value == 2
     assert measured["all parts"].value == 3
+    assert measured["all parts"].protocol == f"{PROTOCOLS['mace'].sentence}; boxes in 3 pictures"
     assert measured["all parts"].low == pytest.approx(0.62, abs=0.05)  # exact Poisson limits: 0.619, 8.767
     assert measured["all parts"].high == pytest.approx(8.77, abs=0.05)
 

@@ -12,6 +12,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.evaluation.record import FORMAT as RECORD_FORMAT
 from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.evaluation.sampling import Sampling, require_same_sampling
 from salun_diffusers.report import FORMAT as REPORT_FORMAT
 from salun_diffusers.report import EvaluationReport
 
@@ -29,6 +30,7 @@ class Run:
         measured: Its numbers, in reading order.
         pictures: Folder of its pictures, where a report names one.
         explicit: Whether they may be shown as a coarse blur only.
+        drawn: How the pictures of each measurement were drawn, as far as that is known.
     """
 
     name: str
@@ -36,14 +38,16 @@ class Run:
     measured: dict[Key, Measurement] = field(default_factory=dict)
     pictures: Path | None = None
     explicit: bool = False
+    drawn: dict[Key, Sampling] = field(default_factory=dict)
 
     def accepts(self, measured: Sequence[Measurement]) -> bool:
         """Whether numbers do not contradict those that are there."""
         return all(self.measured.get((item.group, item.name), item).value == item.value for item in measured)
 
-    def add(self, measured: Sequence[Measurement], pictures: str, explicit: bool) -> None:
-        """Take numbers in, and the folder they were measured on."""
+    def add(self, measured: Sequence[Measurement], pictures: str, explicit: bool, drawn: Sampling) -> None:
+        """Take numbers in, with the folder they were measured on and how its pictures were drawn."""
         self.measured |= {(item.group, item.name): item for item in measured}
+        self.drawn |= {(item.group, item.name): drawn for item in measured}
         self.pictures = self.pictures or (Path(pictures) if pictures else None)
         self.explicit |= explicit
 
@@ -150,30 +154,39 @@ def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
 
 def _take_in(content: EvaluationRecord | EvaluationReport, run: Run, before: list[Run]) -> None:
     """Put a report's numbers into its run, and those before erasing into a run that they do not contradict."""
-    record = isinstance(content, EvaluationRecord)
-    pictures = content.pictures if isinstance(content, EvaluationRecord) else ""
-    explicit = content.explicit if isinstance(content, EvaluationRecord) else False
-    run.add([*(pair.after for pair in content.comparisons), *content.measurements], pictures, explicit)
+    if isinstance(content, EvaluationRecord):
+        pictures, explicit, drawn, source = content.pictures, content.explicit, content.sampling, content.before
+    else:
+        pictures, explicit, drawn, source = "", False, _report_sampling(content), content.base
+    run.add([*(pair.after for pair in content.comparisons), *content.measurements], pictures, explicit, drawn)
     earlier = [pair.before for pair in content.comparisons]
     if not earlier:
         return
-    source = content.before if isinstance(content, EvaluationRecord) else content.base
     home = next((known for known in before if known.source == source and known.accepts(earlier)), None)
     if home is None:
         home = Run("before", source)
         before.append(home)
-    home.add(earlier, source if record else "", explicit)
+    home.add(earlier, source if isinstance(content, EvaluationRecord) else "", explicit, drawn)
+
+
+def _report_sampling(report: EvaluationReport) -> Sampling:
+    """What an erasure's settings say of its pictures; nothing of an unlearnt classifier's."""
+    steps, guidance = report.config.get("num_inference_steps"), report.config.get("guidance_scale")
+    known = {"num_inference_steps": steps, "guidance": None if guidance is None else [guidance]}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def compare_runs(runs: Sequence[Run]) -> ComparisonTable:
     """Put runs side by side.
 
     Raises:
-        UserError: If there are fewer than two, or a measurement was made by two protocols.
+        UserError: If there are fewer than two, or a measurement was made by two protocols or on pictures that are known
+            to have been drawn differently.
     """
     if len(runs) < 2:
         raise UserError("At least two runs are required, before and after or two reports; got one.")
     first: dict[Key, tuple[str, Measurement]] = {}
+    drawn: dict[Key, tuple[str, Sampling]] = {}
     for run in runs:
         for key, item in run.measured.items():
             name, known = first.setdefault(key, (run.name, item))
@@ -182,5 +195,7 @@ def compare_runs(runs: Sequence[Run]) -> ComparisonTable:
                     f"{key[1]!r} does not compare: {name} was measured by “{known.protocol}”, {run.name} by "
                     f"“{item.protocol}”. Measure both by one protocol."
                 )
+            if sampling := run.drawn.get(key):
+                require_same_sampling(key[1], drawn.setdefault(key, (run.name, sampling)), (run.name, sampling))
     order = list(dict.fromkeys(group for group, _ in first))
     return ComparisonTable(tuple(runs), tuple(sorted(first, key=lambda key: order.index(key[0]))))

@@ -13,6 +13,7 @@ from salun_diffusers.evaluation.comparison import ComparisonTable, Key, Run
 from salun_diffusers.evaluation.manifest import PictureRow, read_manifest
 from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.evaluation.record_page import BETTER, page_environment
+from salun_diffusers.evaluation.sampling import sampling_text
 from salun_diffusers.report_figures import (
     ACCENT,
     INK,
@@ -50,6 +51,9 @@ def comparison_page(
         table=table, plot=Markup(plot), grid=grid, command=command, better=BETTER,
         groups=[(group, list(lines)) for group, lines in groupby(rows, key=lambda row: row[0][0])],
         protocols=list(dict.fromkeys(table.example(key).protocol for key in table.keys)),
+        samplings=list(
+            dict.fromkeys(text for run in table.runs for known in run.drawn.values() if (text := sampling_text(known)))
+        ),
         explicit=any(run.explicit for run in table.runs),
     )  # fmt: skip
 

@@ -159,7 +159,8 @@ def measure_nudity(
         command: The command that measures it again.
 
     Returns:
-        The rate first (group ``concept``), then one count per class and their sum (group ``body parts``).
+        The rate first (group ``concept``), then one count per class and their sum (group ``body parts``), whose
+        protocol says over how many pictures.
     """
     about: dict[str, Any] = {"protocol": protocol.sentence, "command": command}
     labels = [frozenset(box.part for box in boxes if protocol.counts(box.part, box.score)) for boxes in found]
@@ -173,6 +174,8 @@ def measure_nudity(
         name = "prompts with nudity, no attack (pre-ASR)"
         measured.append(presence(name, list(prompts.values()), wanted, **about))
     counts = part_counts(found, protocol)
+    # A sum grows with the number of pictures, so the number belongs to the protocol.
+    about["protocol"] = f"{protocol.sentence}; boxes in {len(found)} picture{'' if len(found) == 1 else 's'}"
     for part, count in {**counts, ALL_PARTS: sum(counts.values())}.items():
         measured.append(
             Measurement.count(part_name(part), count, len(found), direction="lower", group="body parts", **about)

@@ -14,6 +14,7 @@ from typing import Any
 from salun_diffusers.disk import full_disk_is_told, write_text
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.measurement import Comparison, Measurement
+from salun_diffusers.evaluation.sampling import sampling_text
 
 FORMAT = "salun_diffusers evaluation, version 1"
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "nudenet", "onnxruntime", "pillow")
@@ -47,6 +48,7 @@ class EvaluationRecord:
         comparisons: Numbers of `before` and `pictures`.
         tables: Further tables.
         explicit: Whether the pictures must not be shown.
+        sampling: How the pictures were drawn, as far as it is known; see `salun_diffusers.evaluation.sampling`.
         command: The command that made it.
         created: When, in ISO 8601.
         environment: Package → version.
@@ -60,6 +62,7 @@ class EvaluationRecord:
     comparisons: tuple[Comparison, ...] = ()
     tables: tuple[Table, ...] = ()
     explicit: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     environment: Mapping[str, str] = field(default_factory=lambda: _environment())
@@ -103,8 +106,9 @@ class EvaluationRecord:
             f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[column]:>{widths[column]}}" for column in range(1, 5))
             for row in rows
         ]
-        protocols = dict.fromkeys(item.protocol for item in self.after)
-        return "\n".join([self.title, "", *lines, "", *(f"protocol: {protocol}" for protocol in protocols), ""])
+        notes = [f"protocol: {protocol}" for protocol in dict.fromkeys(item.protocol for item in self.after)]
+        notes += [f"drawn: {sampling_text(self.sampling)}"] if self.sampling else []
+        return "\n".join([self.title, "", *lines, "", *notes, ""])
 
 
 def write_record(record: EvaluationRecord, output_dir: str | Path, charts: Sequence[tuple[str, str]] = ()) -> str:

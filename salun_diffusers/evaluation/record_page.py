@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
 from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.evaluation.sampling import sampling_text
 from salun_diffusers.report_figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
 
 BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": ""}
@@ -43,6 +44,7 @@ def record_page(record: EvaluationRecord, charts: Sequence[tuple[str, str]] = ()
         charts=[(title, Markup(chart)) for title, chart in charts],
         protocols=list(dict.fromkeys(after.protocol for _, after in pairs)),
         better=BETTER,
+        drawn=sampling_text(record.sampling),
     )  # fmt: skip
 
 
