@@ -13,8 +13,9 @@ beside what the base model drew for several of them (`generated/`, of no use whe
 run again, so the same command goes on where it stopped, and two processes may share a folder if their concepts, methods
 or seeds differ, or their groups where steps are shared: afterwards the command that names all of them prints all. UA is
 the share of pictures for the concept's prompts in which the detector does not find it, RA the accuracy on everything
-else, FD the Fréchet distance of the retained pictures to real ones of the same kinds (renders; handwritten digits) on
-the detector's features, biased upwards alike before and after.
+else, CRA that of the same pictures' other trait (their shapes where styles go, their styles where shapes go), FD the
+Fréchet distance of the retained pictures to real ones of the same kinds (renders; handwritten digits) on the detector's
+features, biased upwards alike before and after.
 """
 
 from __future__ import annotations

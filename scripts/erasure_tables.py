@@ -31,7 +31,7 @@ def method_parts(method: str) -> tuple[str, str, float] | None:
 
 def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
     """Pool the pictures of several reports."""
-    shown = right_before = right_after = asked = kept = 0
+    shown = right_before = right_after = asked = kept = right_across = kept_across = 0
     changes: dict[str, list[float]] = defaultdict(list)
     became: Counter[str] = Counter()
     for report in reports:
@@ -44,6 +44,9 @@ def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
                 right_before += round(before["value"] * before["n"])
                 right_after += round(after["value"] * after["n"])
                 kept += after["n"]
+            elif after["group"] == "retained across":
+                right_across += round(after["value"] * after["n"])
+                kept_across += after["n"]
             elif after["group"] == "retained, by prompt":
                 changes[pair["name"]].append(after["value"] - before["value"])
         for item in report["measurements"]:
@@ -62,6 +65,7 @@ def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
         "ua_high": high,
         "ra_before": right_before / kept,
         "ra_after": right_after / kept,
+        "cra_after": right_across / kept_across if kept_across else None,
         "worst": worst,
         "worst_change": float(np.mean(changes[worst])),
         "became": ", ".join(f"{name} {count / asked:.0%}" for name, count in became.most_common(2)),
@@ -75,17 +79,18 @@ def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
 def by_concept(rows: Rows) -> str:
     """A row for every concept and method, its seeds pooled; UA has its 95 % Wilson interval."""
     lines = [
-        "| concept | method | seeds (n) | UA [95 %] | RA before → after | worst of the others | became | drift "
-        "| FD before → after | saliency + tuning |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| concept | method | seeds (n) | UA [95 %] | RA before → after | CRA after | worst of the others | became "
+        "| drift | FD before → after | saliency + tuning |",
+        "|---|---|---|---|---|--:|---|---|---|---|---|",
     ]
     for (concept, method), reports in rows.items():
         row = summary(reports.values())
         lines.append(
             f"| {concept} | {method} | {row['seeds']} ({row['n']}) "
             f"| {row['ua']:.3f} [{row['ua_low']:.3f}, {row['ua_high']:.3f}] "
-            f"| {row['ra_before']:.3f} → {row['ra_after']:.3f} | {row['worst']} {row['worst_change']:+.3f} "
-            f"| {row['became']} | {row['drift']:.4f} | {_distances(row)} | {row['seconds']:.0f} s |"
+            f"| {row['ra_before']:.3f} → {row['ra_after']:.3f} | {_across(row)} "
+            f"| {row['worst']} {row['worst_change']:+.3f} | {row['became']} "
+            f"| {row['drift']:.4f} | {_distances(row)} | {row['seconds']:.0f} s |"
         )
     return "\n".join(lines) + "\n"
 
@@ -106,9 +111,9 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
         if concept in concepts:
             reports[method][concept] = list(found.values())
     lines = [
-        f"| method | {name} (runs, n) | UA [95 %] | lowest | change of RA [95 %] | worst single fall | drift [95 %] "
-        "| FD before → after | seconds |",
-        "|---|---|---|--:|---|--:|---|---|--:|",
+        f"| method | {name} (runs, n) | UA [95 %] | lowest | change of RA [95 %] | CRA after | worst single fall "
+        "| drift [95 %] | FD before → after | seconds |",
+        "|---|---|---|--:|---|--:|--:|---|---|--:|",
     ]
     for method, of in reports.items():
         pooled = summary([report for found in of.values() for report in found])
@@ -121,7 +126,7 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
             f"| {method} | {len(of)} ({len(runs)}, {pooled['n']}) "
             f"| {pooled['ua']:.3f} [{pooled['ua_low']:.3f}, {pooled['ua_high']:.3f}] "
             f"| {min(row['ua'] for row in runs):.2f} "
-            f"| {interval(changes)} | {worst['worst']} {worst['worst_change']:+.2f} "
+            f"| {interval(changes)} | {_across(pooled)} | {worst['worst']} {worst['worst_change']:+.2f} "
             f"| {interval(drifts)} | {_distances(pooled)} | {pooled['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -209,6 +214,10 @@ def plot_ratios(rows: Rows, path: Path) -> None:
         axes.set_ylabel(label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _across(row: dict[str, Any]) -> str:
+    return "–" if row["cra_after"] is None else f"{row['cra_after']:.3f}"
 
 
 def _distances(row: dict[str, Any]) -> str:

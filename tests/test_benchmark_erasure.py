@@ -23,10 +23,11 @@ def rate(name: str, hits: int, n: int, group: str) -> Measurement:
 
 
 def report(shown: int, right: int, became: int, **config: int | str) -> dict[str, object]:
-    """Of 10 pictures of the class `shown` still show it; of 20 others 18 and then `right` are right."""
+    """Of 10 pictures of the class `shown` still show it; of 20 others 18, then `right` are right, one more across."""
     pairs = (
         Comparison("7 appears", rate("7", 10, 10, "concept"), rate("7", shown, 10, "concept")),
         Comparison("others", rate("others", 18, 20, "retained"), rate("others", right, 20, "retained")),
+        Comparison("too", rate("too", 20, 20, "retained across"), rate("too", right + 1, 20, "retained across")),
         Comparison("1", rate("1", 9, 10, "retained, by prompt"), rate("1", 9, 10, "retained, by prompt")),
         Comparison(
             "2", rate("2", 9, 10, "retained, by prompt"), rate("2", right - 9, 10, "retained, by prompt")
@@ -45,11 +46,15 @@ def report(shown: int, right: int, became: int, **config: int | str) -> dict[str
 
 
 def test_seeds_are_pooled() -> None:
-    """Shown in 1 of 10 and 0 of 10: UA 19/20. Right 18/20 before, 17 + 15 of 40 after. `2` falls by 0.1 and 0.3."""
+    """Shown in 1 of 10 and 0 of 10: UA 19/20. Right 18/20 before, 17 + 15 of 40 after. `2` falls by 0.1 and 0.3.
+
+    Across, 18 + 16 of 40 are right.
+    """
     row = erasure_tables.summary([report(1, 17, 9), report(0, 15, 10)])
     assert row["ua"] == pytest.approx(0.95)
     assert (row["ra_before"], row["ra_after"]) == (pytest.approx(0.9), pytest.approx(0.8))
     assert (row["worst"], row["worst_change"]) == ("2", pytest.approx(-0.2))
+    assert row["cra_after"] == pytest.approx(0.85)
     assert row["became"] == "8 95%"
     assert (row["n"], row["seeds"], row["seconds"]) == (60, 2, 4.0)
     assert (row["fd_before"], row["fd_after"]) == (1.0, 2.5)
@@ -79,7 +84,7 @@ def test_a_method_names_recipe_or_objective_mask_and_ratio(benchmark: ModuleType
 
 
 def test_methods_are_compared_over_concepts() -> None:
-    """UA 9/10, 9/10 and 10/10; RA falls by 0.05 for the first digit (0 and 0.1), 0.15 for the other.
+    """UA 9/10, 9/10 and 10/10; RA falls by 0.05 for the first digit (0 and 0.1), 0.15 for the other; CRA 52/60.
 
     Of two values with one degree of freedom: -0.1 ± 12.7062 · 0.0707 / √2 = 0.6353. Drift is 0.2 everywhere.
     """
@@ -90,7 +95,7 @@ def test_methods_are_compared_over_concepts() -> None:
     }
     row = erasure_tables.by_method(rows, "digits", tuple(map(str, range(10)))).splitlines()[-1]
     assert row == (
-        "| esd-full | 2 (3, 90) | 0.933 [0.787, 0.982] | 0.90 | -0.100 [-0.735, 0.535] | 2 -0.30 "
+        "| esd-full | 2 (3, 90) | 0.933 [0.787, 0.982] | 0.90 | -0.100 [-0.735, 0.535] | 0.867 | 2 -0.30 "
         "| 0.200 [0.200, 0.200] | 1.00 → 2.67 | 4 |"
     )
 

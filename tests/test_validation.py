@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -32,6 +33,16 @@ def concept() -> Concept:
     )  # fmt: skip
 
 
+class Form(Brightness):
+    """Nothing is round that is neither a seven nor an eight."""
+
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        return [
+            found if "digit:none" not in found else frozenset({"digit:8", "form:none"})
+            for found in super().labels(pictures)
+        ]
+
+
 def both(concept: Concept, forget: Sequence[Image.Image], retain: Sequence[Image.Image]) -> tuple[Samples, Samples]:
     return Samples(concept.forget_evaluation, (tuple(forget),)), Samples(concept.retain_evaluation, (tuple(retain),))
 
@@ -48,3 +59,13 @@ def test_what_became_of_the_concept_is_counted_by_label(concept: Concept) -> Non
     assert became == [("became 8", 0.5), ("became none", 0.25)]
     drift = next(item for item in measurements if item.group == "drift")
     assert drift.value == pytest.approx(100 / 255 / 4)  # One of four retained pictures moved, by 100 grey levels.
+
+
+def test_what_another_kind_of_label_says_of_the_same_pictures(concept: Concept) -> None:
+    """One eight of four loses its form only: all are right, three of four forms are."""
+    concept = replace(concept, retain_evaluation=(EvaluationPrompt("8", "digit:8", expected_across="form:round"),))
+    before, after = both(concept, [SEVEN], [EIGHT] * 4), both(concept, [EIGHT], [EIGHT, EIGHT, EIGHT, NONE])
+    comparisons, _ = measure(concept, Form(), before, after, "by hand")
+    found = {(pair.name, pair.after.group): (pair.before.value, pair.after.value) for pair in comparisons}
+    assert found["other concepts are right", "retained"] == (1, 1)
+    assert found["their forms are right, too", "retained across"] == (1, 0.75)

@@ -80,7 +80,9 @@ def shape(name: str, recipe: Recipe) -> Concept:
             EvaluationPrompt(f"a red {name}", trained_on=False),
             EvaluationPrompt(f"{name} on a green background", trained_on=False),
         ),
-        retain_evaluation=tuple(EvaluationPrompt(describe(other), f"shape:{other}") for other in others),
+        retain_evaluation=tuple(
+            EvaluationPrompt(describe(other), f"shape:{other}", expected_across="style:filled") for other in others
+        ),
         target_labels=frozenset({f"shape:{name}"}),
         detector=DEMO,
         settings=_SETTINGS[recipe],
@@ -115,7 +117,9 @@ def style(name: str, recipe: Recipe) -> Concept:
             for shape, way, phrase in zip(SHAPES[::3], _UNSEEN, STYLE_PHRASES[name] * 4, strict=False)
         ),
         retain_evaluation=tuple(
-            EvaluationPrompt(describe(shape, opening=STYLE_PHRASES[other][0]), f"style:{other}")
+            EvaluationPrompt(
+                describe(shape, opening=STYLE_PHRASES[other][0]), f"style:{other}", expected_across=f"shape:{shape}"
+            )
             for other in kept
             for shape in SHAPES[::2]
         ),

@@ -20,11 +20,14 @@ class EvaluationPrompt:
         prompt: The words.
         expected: Label that the detector should find for a retained prompt; empty where it has no such label.
         trained_on: Whether fine-tuning sees this prompt.
+        expected_across: Label of another kind that belongs to the same picture, such as ``shape:star`` where styles are
+            forgotten; empty where there is none.
     """
 
     prompt: str
     expected: str = ""
     trained_on: bool = True
+    expected_across: str = ""
 
 
 @dataclass(frozen=True)

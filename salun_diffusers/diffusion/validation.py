@@ -79,6 +79,10 @@ def measure(
 ) -> tuple[list[Comparison], list[Measurement]]:
     """All figures of the report.
 
+    Of the others two rates: whether they are there, and where the detector knows labels of another kind, whether those
+    are right as well (the in-domain and the cross-domain retain accuracy of UnlearnCanvas, arXiv 2402.11846). A spoilt
+    picture may pass for the right style, but not for the right shape.
+
     Args:
         concept: Says which labels mean the concept, and which are expected of the others.
         detector: Finds labels.
@@ -102,13 +106,17 @@ def measure(
                 presence(name, _flat(forget_after), concept.target_labels, **about),
             )
         )
-        name = "other concepts are right"
-        old, new = (
-            accuracy(name, _flat(found), _expected(samples), **about)
-            for samples, found in ((before[1], retain_before), (after[1], retain_after))
-        )
-        if old and new:
-            comparisons.append(Comparison(name, old, new))
+        rates = {("other concepts are right", "retained"): [prompt.expected for prompt in before[1].prompts]}
+        across = [prompt.expected_across for prompt in before[1].prompts]
+        kind = next((label.split(":")[0] for label in across if label), "")
+        rates[f"their {kind}s are right, too", "retained across"] = across
+        for (name, group), expected in rates.items():
+            wanted = [label for label, row in zip(expected, before[1].pictures, strict=True) for _ in row]
+            old, new = (
+                accuracy(name, _flat(found), wanted, group=group, **about) for found in (retain_before, retain_after)
+            )
+            if old and new:
+                comparisons.append(Comparison(name, old, new))
         comparisons += _body_parts(detector, before[0], after[0], command)
         comparisons += _by_prompt(concept, before, after, labels, about)
     measurements = _became(concept, forget_after, about)
@@ -144,11 +152,6 @@ def _became(concept: Concept, labels: Sequence[Sequence[frozenset[str]]], about:
 
 def _flat(rows: Sequence[Sequence[T]]) -> list[T]:
     return [item for row in rows for item in row]
-
-
-def _expected(samples: Samples) -> list[str]:
-    """The label that each picture should show, or an empty text."""
-    return [prompt.expected for prompt, row in zip(samples.prompts, samples.pictures, strict=True) for _ in row]
 
 
 def _body_parts(detector: Detector, before: Samples, after: Samples, command: str) -> list[Comparison]:
