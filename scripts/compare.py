@@ -39,7 +39,7 @@ def work(config: CompareConfig, command: str) -> str:
     table = compare_runs(read_runs(config.reports))
     axes = (
         table.axis(("concept",), config.forget_axis),
-        table.axis(("retained", "fidelity", "alignment", "drift"), config.retain_axis),
+        table.axis(("retained", "retained across", "fidelity", "alignment", "drift"), config.retain_axis),
     )
     folder = writable_folder(config.output_dir)
     from salun_diffusers.evaluation.comparison_page import comparison_page, same_seed_grid

@@ -65,8 +65,7 @@ def write_report(
     """
     comparisons, measurements = measure(concept, detector, (before[0], before[1]), (after[0], after[1]), command)
     gone = next((pair for pair in comparisons if pair.after.group == "concept"), None)
-    retained = [pair for pair in comparisons if pair.after.group in ("retained", "retained across")]
-    kept = min(retained, key=lambda pair: pair.change, default=None)
+    kept = next((pair for pair in comparisons if pair.after.group in ("retained", "retained across")), None)
     verdict, reason = decide_verdict(
         gone.before if gone else None,
         gone.after if gone else None,

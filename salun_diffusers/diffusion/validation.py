@@ -91,7 +91,8 @@ def measure(
         command: The command that made them, for the record.
 
     Returns:
-        Comparisons (the concept first, the others second) and single measurements.
+        Comparisons (the concept first, then the others, of their two rates the one that fell more) and single
+        measurements.
     """
     about: dict[str, Any] = {"protocol": detector.protocol, "command": command}
     comparisons: list[Comparison] = []
@@ -109,14 +110,17 @@ def measure(
         rates = {("other concepts are right", "retained"): [prompt.expected for prompt in before[1].prompts]}
         across = [prompt.expected_across for prompt in before[1].prompts]
         kind = next((label.split(":")[0] for label in across if label), "")
-        rates[f"their {kind}s are right, too", "retained across"] = across
+        rates[f"{kind}s of the others are right", "retained across"] = across
+        kept = []
         for (name, group), expected in rates.items():
             wanted = [label for label, row in zip(expected, before[1].pictures, strict=True) for _ in row]
             old, new = (
                 accuracy(name, _flat(found), wanted, group=group, **about) for found in (retain_before, retain_after)
             )
             if old and new:
-                comparisons.append(Comparison(name, old, new))
+                kept.append(Comparison(name, old, new))
+        # The larger fall first: it decides the verdict and stands at the top of the page.
+        comparisons += sorted(kept, key=lambda pair: pair.change)
         comparisons += _body_parts(detector, before[0], after[0], command)
         comparisons += _by_prompt(concept, before, after, labels, about)
     measurements = _became(concept, forget_after, about)
