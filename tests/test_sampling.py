@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -73,3 +74,23 @@ def test_folders_without_a_manifest_are_not_known_to_differ(tmp_path: Path) -> N
     other = read_image_folder(folder(tmp_path / "c", manifest(steps=12)))
     with pytest.raises(UserError, match=r"a and .*c were drawn differently: num_inference_steps 50 and 12\. Numbers"):
         folder_sampling([known, unknown, other])
+
+
+def test_infinite_settings_of_a_scheduler_are_words(tmp_path: Path) -> None:
+    """The demo's DPM-Solver++ clips λ at -∞, which JSON cannot say; manifests of before wrote it all the same."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    from salun_diffusers.diffusion.generation import describe_scheduler
+    from salun_diffusers.evaluation.record import EvaluationRecord
+
+    described = describe_scheduler(SimpleNamespace(scheduler=DPMSolverMultistepScheduler()))
+    assert described["lambda_min_clipped"] == "-Infinity"
+    folder(tmp_path / "a", manifest(scheduler=described))
+    file = tmp_path / "a" / "manifest.json"
+    earlier = file.read_text().replace('"-Infinity"', "-Infinity")
+    assert earlier != file.read_text()
+    file.write_text(earlier)
+    sampling = folder_sampling([read_image_folder(tmp_path / "a")])
+    assert sampling["scheduler"] == described
+    record = EvaluationRecord("objects", "made up", "", sampling=sampling)
+    assert EvaluationRecord.from_json(record.to_json()) == record

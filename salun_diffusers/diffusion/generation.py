@@ -95,9 +95,9 @@ def load_pipeline(
 
 
 def describe_scheduler(pipe: Any) -> dict[str, Any]:
-    """Class and settings of a pipeline's scheduler, as JSON."""
+    """Class and settings of a pipeline's scheduler, as JSON; infinity, which JSON lacks, becomes a word."""
     config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-    described: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    described: dict[str, Any] = json.loads(json.dumps(config, default=str), parse_constant=str)
     return {"class": type(pipe.scheduler).__name__, **described}
 
 

@@ -57,7 +57,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write ``manifest.json``."""
         content = {"format": FORMAT, **asdict(self)}
-        write_text(folder / NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(folder / NAME, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -70,7 +70,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Earlier manifests have -Infinity among the scheduler's settings, which is no JSON.
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
         if content.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         rows = tuple(PictureRow(**row) for row in content.pop("pictures"))
