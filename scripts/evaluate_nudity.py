@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, batches, decoded, read_image_folder
-from salun_diffusers.evaluation.manifest import read_manifest
 from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.nudity import ALL_PARTS, Box, NudeNet, boxes_from_json, measure_nudity
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
@@ -64,8 +63,7 @@ def look(folder: ImageFolder, detector: NudeNet | None, batch_size: int | None) 
 
 def hidden(folder: ImageFolder) -> bool:
     """Whether pages must blur a folder's pictures: unless its manifest says that they are harmless."""
-    manifest = read_manifest(folder.root)
-    return manifest is None or manifest.explicit
+    return folder.manifest is None or folder.manifest.explicit
 
 
 def work(config: NudityConfig, command: str) -> str:

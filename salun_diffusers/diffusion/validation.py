@@ -107,12 +107,13 @@ def measure(
                 presence(name, _flat(forget_after), concept.target_labels, **about),
             )
         )
-        rates = {("other concepts are right", "retained"): [prompt.expected for prompt in before[1].prompts]}
         across = [prompt.expected_across for prompt in before[1].prompts]
         kind = next((label.split(":")[0] for label in across if label), "")
-        rates[f"{kind}s of the others are right", "retained across"] = across
         kept = []
-        for (name, group), expected in rates.items():
+        for name, group, expected in (
+            ("other concepts are right", "retained", [prompt.expected for prompt in before[1].prompts]),
+            (f"{kind}s of the others are right", "retained across", across),
+        ):
             wanted = [label for label, row in zip(expected, before[1].pictures, strict=True) for _ in row]
             old, new = (
                 accuracy(name, _flat(found), wanted, group=group, **about) for found in (retain_before, retain_after)

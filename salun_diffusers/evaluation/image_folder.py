@@ -12,7 +12,7 @@ from typing import TypeVar
 from PIL import Image
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.manifest import PictureRow, read_manifest
+from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
 
 T = TypeVar("T")
@@ -29,12 +29,14 @@ class ImageFolder:
         files: Its pictures, in a fixed order; empty where only detections were kept.
         rows: What is known of each picture, in the same order; empty where nothing is.
         explicit: Whether only detections were kept.
+        manifest: What the folder says of itself, or None.
     """
 
     root: Path
     files: tuple[Path, ...]
     rows: tuple[PictureRow, ...] = ()
     explicit: bool = False
+    manifest: Manifest | None = None
 
     def __len__(self) -> int:
         return len(self.rows or self.files)
@@ -54,7 +56,7 @@ class ImageFolder:
         if not kept:
             raise UserError(f"{self.root} has no pictures of other classes than {', '.join(classes)}.")
         files = tuple(self.files[at] for at in kept) if self.files else ()
-        return ImageFolder(self.root, files, tuple(self.rows[at] for at in kept), self.explicit)
+        return ImageFolder(self.root, files, tuple(self.rows[at] for at in kept), self.explicit, self.manifest)
 
 
 def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> ImageFolder:
@@ -82,7 +84,7 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
             raise UserError(f"{root} is unfinished: {len(kept)} pictures are required by its manifest, found "
                             f"{len(present)}; the command in the manifest goes on where it stopped.")  # fmt: skip
         _require_readable(present)
-        return ImageFolder(root, present, manifest.pictures, manifest.explicit)
+        return ImageFolder(root, present, manifest.pictures, manifest.explicit, manifest)
     files = tuple(
         file for file in sorted(root.rglob("*"), key=lambda file: _natural(str(file.relative_to(root))))
         if file.suffix.lower() in _ENDINGS and file.is_file()

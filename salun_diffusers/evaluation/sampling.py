@@ -8,7 +8,7 @@ from typing import Any
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder
-from salun_diffusers.evaluation.manifest import Manifest, read_manifest
+from salun_diffusers.evaluation.manifest import Manifest
 
 Sampling = Mapping[str, Any]
 """Scheduler, steps, size, guidance and prompts, as far as they are known; JSON values."""
@@ -40,10 +40,9 @@ def folder_sampling(folders: Sequence[ImageFolder]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     first: ImageFolder | None = None
     for folder in folders:
-        manifest = read_manifest(folder.root)
-        if manifest is None:
+        if folder.manifest is None:
             continue
-        sampling = sampling_of(manifest)
+        sampling = sampling_of(folder.manifest)
         if first is not None and (unequal := difference(known, sampling)):
             raise UserError(f"{first.root} and {folder.root} were drawn differently: {unequal}. {_AGAIN}")
         first, known = first or folder, known or sampling
