@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from salun_diffusers.diffusion.data import LatentSet
     from salun_diffusers.diffusion.families import Family
     from salun_diffusers.evaluation.detectors import Detector
+    from salun_diffusers.files.run_folder import RunFolder
     from salun_diffusers.mask import SaliencyMask
     from salun_diffusers.progress import Clock
     from salun_diffusers.report import EvaluationReport
-    from salun_diffusers.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
 
     from salun_diffusers.diffusion.stages import check_fits, given_mask, real_sets, warn_of_cut_words, what_counts
     from salun_diffusers.engine import decided_by_main, engine, start_tracker
+    from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, under_way
     from salun_diffusers.progress import Clock
-    from salun_diffusers.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, under_way
 
     make_family, detector = _parts(request)
     given = given_mask(config)
@@ -189,16 +189,16 @@ def _carry_out(
     """The stages of a run in its folder."""
     import torch
 
-    from salun_diffusers.checkpoint import latest_checkpoint
     from salun_diffusers.diffusion.baselines import make_objective
     from salun_diffusers.diffusion.drawn import kept_in
     from salun_diffusers.diffusion.run_report import write_report
     from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
     from salun_diffusers.diffusion.trainer import fine_tune
     from salun_diffusers.diffusion.validation import draw_samples
-    from salun_diffusers.disk import full_disk_is_told
+    from salun_diffusers.files.checkpoint import latest_checkpoint
+    from salun_diffusers.files.run_folder import identity_of, named_checkpoint, write_pipeline
+    from salun_diffusers.files.whole_files import full_disk_is_told
     from salun_diffusers.patch import patch_between
-    from salun_diffusers.run_folder import identity_of, named_checkpoint, write_pipeline
     from salun_diffusers.selected_weights import SelectedWeights
 
     config, concept, base, main = request.config, request.concept, request.base, accelerator.is_main_process

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from salun_diffusers.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
+from salun_diffusers.files.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
 from salun_diffusers.progress import Progress
 
 LOG_EVERY = 50

@@ -24,10 +24,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from salun_diffusers.arguments import OneLineParser
-from salun_diffusers.base_model import EMBEDDED, check_whole, denoiser_folder, is_pickle, model_index, weight_files
 from salun_diffusers.errors import UserError, tell
+from salun_diffusers.files.pipeline_folder import (
+    EMBEDDED,
+    check_whole,
+    denoiser_folder,
+    is_pickle,
+    model_index,
+    weight_files,
+)
+from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256
 from salun_diffusers.packed_bits import bytes_for, count_ones, pack, unpack
-from salun_diffusers.stored_weights import bit_patterns, stored_weights, weights_sha256
 
 FORMAT, VERSION = "salun_diffusers.patch", "1"
 

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 
 from salun_diffusers.arguments import OneLineParser
-from salun_diffusers.base_model import (
+from salun_diffusers.errors import UserError, tell
+from salun_diffusers.files.pipeline_folder import (
     EMBEDDED,
     components,
     denoiser_folder,
     is_pickle,
     model_index,
 )
-from salun_diffusers.errors import UserError, tell
+from salun_diffusers.files.stored_weights import bit_patterns, stored_weights
 from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.stored_weights import bit_patterns, stored_weights
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from salun_diffusers.classification.experiments import (
     mean_and_deviation,
 )
 from salun_diffusers.classification.methods import default_mask
-from salun_diffusers.disk import write_text
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.program import run_program
 
 _DENSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))

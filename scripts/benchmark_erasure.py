@@ -37,10 +37,10 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.diffusion.config import EraseConfig, ObjectiveName, Recipe
 from salun_diffusers.diffusion.request import MADE_MASKS, accept
-from salun_diffusers.disk import write_text
 from salun_diffusers.erase import run_erasure
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import decoded
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.program import run_program
 
 GROUPS = {"demo": {"shapes": SHAPES, "styles": STYLES}, "digits": {"digits": tuple(map(str, range(10)))}}

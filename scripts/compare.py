@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salun_diffusers.arguments import setting
-from salun_diffusers.disk import full_disk_is_told, write_text
 from salun_diffusers.evaluation.comparison import compare_runs, read_runs
 from salun_diffusers.evaluation.record import writable_folder
+from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.program import run_program
 
 

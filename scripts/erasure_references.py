@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salun_diffusers.base_model import EMBEDDED, class_name, model_index
-from salun_diffusers.checkpoint import load_state
 from salun_diffusers.demo.renderer import render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES
 from salun_diffusers.diffusion.concepts import Concept
@@ -23,7 +21,9 @@ from salun_diffusers.diffusion.families import family_of
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.diffusion.validation import Samples, draw_samples, measure
 from salun_diffusers.evaluation.detectors import make_detector
-from salun_diffusers.run_folder import identity_of
+from salun_diffusers.files.checkpoint import load_state
+from salun_diffusers.files.pipeline_folder import EMBEDDED, class_name, model_index
+from salun_diffusers.files.run_folder import identity_of
 
 RETRAIN_STEPS = {"demo": 12_600, "digits": 2_000}  # as many as the shipped ones had
 SHARING = (SHAPES[::2], SHAPES[1::2], STYLES[:1], STYLES[1:])  # groups whose retraining may begin alike

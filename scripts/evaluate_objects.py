@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salun_diffusers.arguments import setting
-from salun_diffusers.base_model import embedded_detector
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder
 from salun_diffusers.evaluation.measurement import Comparison
@@ -23,6 +22,7 @@ from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder, write_record
 from salun_diffusers.evaluation.record_page import bar_chart
 from salun_diffusers.evaluation.sampling import folder_sampling
+from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
 

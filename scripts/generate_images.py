@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from salun_diffusers.arguments import setting
-from salun_diffusers.base_model import check_complete, locate
-from salun_diffusers.disk import full_disk_is_told
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest
 from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
+from salun_diffusers.files.pipeline_folder import check_complete, locate
+from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.program import run_program
 
 
@@ -94,8 +94,8 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, exp
     )
     from salun_diffusers.engine import decided_by_main, engine
     from salun_diffusers.evaluation.nudity import NudeNet
+    from salun_diffusers.files.run_folder import identity_of
     from salun_diffusers.progress import Progress
-    from salun_diffusers.run_folder import identity_of
 
     rows = picture_rows(file.rows, config.num_images, config.guidance_scale)
     folder = Path(config.output_dir).expanduser()

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from salun_diffusers.arguments import parse, setting
-from salun_diffusers.base_model import EMBEDDED, embedded_detector
 from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group_slices
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detectors import GroupDetector
 from salun_diffusers.evaluation.measurement import Measurement
+from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream_seed
 

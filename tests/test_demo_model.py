@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from salun_diffusers.base_model import EMBEDDED, check_complete, is_pickle
 from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group_slices
 from salun_diffusers.demo.renderer import negative, render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detectors import GroupDetector
+from salun_diffusers.files.pipeline_folder import EMBEDDED, check_complete, is_pickle
 
 DEMO = EMBEDDED["demo"]
 DETECTOR = DEMO.parent / "detector"

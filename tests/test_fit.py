@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from salun_diffusers.checkpoint import load_state
 from salun_diffusers.engine import engine
+from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.fit import Fit
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salun_diffusers.base_model import EMBEDDED
 from salun_diffusers.demo.renderer import Scene, render, sample_scene
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.objects import (
@@ -19,6 +18,7 @@ from salun_diffusers.evaluation.objects import (
     measure_objects,
     turned_into,
 )
+from salun_diffusers.files.pipeline_folder import EMBEDDED
 
 DETECTOR = str(EMBEDDED["demo"].parent / "detector")
 

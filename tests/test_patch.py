@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from salun_diffusers.base_model import embedded_detector
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.pipeline_folder import embedded_detector
+from salun_diffusers.files.stored_weights import bit_patterns, weights_sha256
 from salun_diffusers.packed_bits import pack
 from salun_diffusers.patch import WeightPatch, main, patch_folder
-from salun_diffusers.stored_weights import bit_patterns, weights_sha256
 
 
 def weights(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -15,9 +15,9 @@ import salun_diffusers
 from salun_diffusers import EraseConfig
 from salun_diffusers.erase import main
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, write_pipeline
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.patch import WeightPatch
-from salun_diffusers.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, write_pipeline
 from salun_diffusers.verify import main as verify
 
 

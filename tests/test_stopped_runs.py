@@ -41,7 +41,7 @@ class TestFullDisk:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("salun_diffusers.checkpoint.save_file", half)
+        monkeypatch.setattr("salun_diffusers.files.checkpoint.save_file", half)
         stopped("The disk is full", "checkpoint-2", output_dir=tmp_path / "run", checkpointing_steps=2)
         assert not [*(tmp_path / "run").glob("*checkpoint*")]
 

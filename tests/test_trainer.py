@@ -21,8 +21,8 @@ from salun_diffusers.diffusion.objectives import PromptSwap
 from salun_diffusers.diffusion.trainer import error_scale, fine_tune
 from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import checkpoints
 from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.run_folder import checkpoints
 from salun_diffusers.seeds import stream
 from salun_diffusers.selected_weights import SelectedWeights
 
@@ -259,7 +259,7 @@ class TestCheckpoints:
 
     def test_full_disk_leaves_the_last_one(self, family, data, tmp_path, monkeypatch):
         """The old checkpoint goes only when the new one is there, and nothing half-written stays."""
-        from salun_diffusers import checkpoint
+        from salun_diffusers.files import checkpoint
 
         save = checkpoint.save_file
 

@@ -34,10 +34,10 @@ from salun_diffusers.classification.pictures import Augmentation
 from salun_diffusers.classification.train import run_training
 from salun_diffusers.classification.training import Task
 from salun_diffusers.classification.unlearn import recipe_of
-from salun_diffusers.disk import write_text
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import fingerprint
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.progress import Clock
-from salun_diffusers.run_folder import fingerprint
 from salun_diffusers.seeds import stream
 
 # Hyper-parameters are chosen on models, forget sets and Retrains that no table contains.

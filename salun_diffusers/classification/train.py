@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salun_diffusers.classification.config import TRAINING_SETTINGS, TrainConfig
-from salun_diffusers.disk import full_disk_is_told, replace_folder
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import full_disk_is_told, replace_folder
 from salun_diffusers.program import run_program
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from salun_diffusers.classification.classifier import Classifier
     from salun_diffusers.classification.forget_split import ForgetSplit, Pools
     from salun_diffusers.classification.training import Method, Training
+    from salun_diffusers.files.run_folder import RunFolder
     from salun_diffusers.report import EvaluationReport
-    from salun_diffusers.run_folder import RunFolder
 
 
 def make_method(config: UnlearnConfig) -> Method:
@@ -141,8 +141,8 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     from salun_diffusers.classification.run_report import Outcome, count_moves, write_report
     from salun_diffusers.classification.training import Task
     from salun_diffusers.engine import engine
+    from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
-    from salun_diffusers.run_folder import fingerprint, open_run
 
     method, clock = make_method(config), Clock({})
     with clock.stage("load"):

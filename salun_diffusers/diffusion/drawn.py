@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.disk import full_disk_is_told
-from salun_diffusers.run_folder import fingerprint
+from salun_diffusers.files.run_folder import fingerprint
+from salun_diffusers.files.whole_files import full_disk_is_told
 
 Generate = Callable[..., Tensor]
 """`Family.generate`, or what stands in for it."""

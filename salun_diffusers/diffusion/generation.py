@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from salun_diffusers.base_model import model_index
-from salun_diffusers.disk import write_text
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import batches
 from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
 from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
+from salun_diffusers.files.pipeline_folder import model_index
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.progress import loading_quietly
 from salun_diffusers.seeds import stream_seed
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.arguments import check
-from salun_diffusers.base_model import (
+from salun_diffusers.diffusion.class_concepts import class_concept
+from salun_diffusers.diffusion.concepts import Concept, resolve
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets import find_concept
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
     check_complete,
     class_name,
@@ -15,13 +20,8 @@ from salun_diffusers.base_model import (
     locate,
     model_index,
 )
-from salun_diffusers.diffusion.class_concepts import class_concept
-from salun_diffusers.diffusion.concepts import Concept, resolve
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets import find_concept
-from salun_diffusers.disk import require_space, size_of
-from salun_diffusers.errors import UserError
-from salun_diffusers.run_folder import check_output
+from salun_diffusers.files.run_folder import check_output
+from salun_diffusers.files.whole_files import require_space, size_of
 
 MADE_MASKS = ("saliency", "random", "full", "magnitude")
 

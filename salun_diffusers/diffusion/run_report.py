@@ -12,9 +12,10 @@ from typing import Any, Literal
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.validation import Samples, measure
-from salun_diffusers.disk import write_text
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.previews import blurred
+from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.report import (
     BlockRow,
@@ -25,7 +26,6 @@ from salun_diffusers.report import (
     ReportImages,
     decide_verdict,
 )
-from salun_diffusers.run_folder import RunFolder
 from salun_diffusers.verify import MaskReceipt
 
 _ROLES: tuple[tuple[Literal["forget", "retain"], int], ...] = (("forget", 0), ("retain", 1))

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch import nn
 
-from salun_diffusers.base_model import weight_files
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet, generate_latents
@@ -22,13 +21,14 @@ from salun_diffusers.diffusion.draws import EraseData
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.diffusion.forget_saliency import forget_saliency
 from salun_diffusers.diffusion.request import MADE_MASKS
-from salun_diffusers.disk import full_disk_is_told
 from salun_diffusers.errors import UserError, tell
+from salun_diffusers.files.pipeline_folder import weight_files
+from salun_diffusers.files.run_folder import RunFolder, fingerprint
+from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.mask import SaliencyMask
 from salun_diffusers.mask_file import JSON
 from salun_diffusers.picture_sources import load_pictures
 from salun_diffusers.progress import Progress
-from salun_diffusers.run_folder import RunFolder, fingerprint
 from salun_diffusers.saliency import Saliency
 from salun_diffusers.seeds import stream
 

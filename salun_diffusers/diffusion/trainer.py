@@ -13,22 +13,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from salun_diffusers.checkpoint import (
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.draws import EraseData, draw
+from salun_diffusers.diffusion.families import Family
+from salun_diffusers.diffusion.objectives import EraseBatch, Objective
+from salun_diffusers.diffusion.schedule import learning_rate, total_steps
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.checkpoint import (
     latest_checkpoint,
     load_optimizer_state,
     load_state,
     optimizer_state,
     save_state,
 )
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.draws import EraseData, draw
-from salun_diffusers.diffusion.families import Family
-from salun_diffusers.diffusion.objectives import EraseBatch, Objective
-from salun_diffusers.diffusion.schedule import learning_rate, total_steps
-from salun_diffusers.disk import full_disk_is_told, write_text
-from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import checkpoints
+from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.progress import Progress
-from salun_diffusers.run_folder import checkpoints
 from salun_diffusers.selected_weights import SelectedWeights
 
 

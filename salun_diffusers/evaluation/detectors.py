@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salun_diffusers.base_model import EMBEDDED, embedded_detector
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.nudity import NudeNet
 from salun_diffusers.evaluation.protocols import PROTOCOLS, NudityProtocol
+from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
 
 
 class Detector(Protocol):

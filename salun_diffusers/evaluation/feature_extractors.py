@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from salun_diffusers.base_model import embedded_detector
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.progress import loading_quietly
 
 NAMES = ("inception", "clip", "dinov2", "demo", "digits")

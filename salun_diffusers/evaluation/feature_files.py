@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.disk import full_disk_is_told
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.image_folder import decoded, read_image_folder, require_one_size
+from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.progress import Progress
 
 _FORMAT = "salun_diffusers features, version 1"

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.disk import write_text
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import write_text
 
 FORMAT = "salun_diffusers pictures, version 1"
 NAME = "manifest.json"

@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.disk import full_disk_is_told, write_text
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.sampling import sampling_text
+from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 
 FORMAT = "salun_diffusers evaluation, version 1"
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "nudenet", "onnxruntime", "pillow")

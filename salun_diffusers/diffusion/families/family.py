@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from salun_diffusers.base_model import CLASS_CONDITIONAL, class_name, model_index
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, class_name, model_index
 
 Conditions = dict[str, Tensor]
 """Keyword arguments of the denoiser; every tensor has one row per prompt."""

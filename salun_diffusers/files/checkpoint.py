@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from salun_diffusers.disk import replace_folder
 from salun_diffusers.errors import UserError
-from salun_diffusers.run_folder import checkpoints
+from salun_diffusers.files.run_folder import checkpoints
+from salun_diffusers.files.whole_files import replace_folder
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
 

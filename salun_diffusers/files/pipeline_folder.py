@@ -9,7 +9,7 @@ from pathlib import Path
 from salun_diffusers.errors import UserError
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
-_DEMO = Path(__file__).parent / "demo"
+_DEMO = Path(__file__).parent.parent / "demo"
 EMBEDDED = {"demo": _DEMO / "pipeline", "digits": _DEMO / "digits" / "pipeline"}
 _DENOISERS = ("unet", "transformer")
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from salun_diffusers.base_model import check_whole, weight_files
+from salun_diffusers.files.pipeline_folder import check_whole, weight_files
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.base_model import check_whole, components, is_pickle, is_weights, model_index
-from salun_diffusers.disk import full_disk_is_told, replace_folder, write_text
 from salun_diffusers.errors import Interrupted, UserError
+from salun_diffusers.files.pipeline_folder import check_whole, components, is_pickle, is_weights, model_index
+from salun_diffusers.files.whole_files import full_disk_is_told, replace_folder, write_text
 
 
 @dataclass(frozen=True)
