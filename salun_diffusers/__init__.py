@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from salun_diffusers.diffusion.config import EraseConfig
     from salun_diffusers.erase import EraseResult, erase
     from salun_diffusers.errors import UserError
-    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.masks.mask import SaliencyMask
+    from salun_diffusers.masks.saliency import Saliency, gradient_saliency
+    from salun_diffusers.masks.selected_weights import SelectedWeights
     from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
-    from salun_diffusers.saliency import Saliency, gradient_saliency
-    from salun_diffusers.selected_weights import SelectedWeights
 
 _HOMES = {
     "ClassConditionalDDPMPipeline": "pipelines.class_conditional_ddpm",
     "EraseConfig": "diffusion.config",
     "EraseResult": "erase",
-    "Saliency": "saliency",
-    "SaliencyMask": "mask",
-    "SelectedWeights": "selected_weights",
+    "Saliency": "masks.saliency",
+    "SaliencyMask": "masks.mask",
+    "SelectedWeights": "masks.selected_weights",
     "UserError": "errors",
     "erase": "erase",
-    "gradient_saliency": "saliency",
+    "gradient_saliency": "masks.saliency",
 }
 
 __all__ = [

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from salun_diffusers.diffusion.families import Family
     from salun_diffusers.evaluation.detectors import Detector
     from salun_diffusers.files.run_folder import RunFolder
-    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.progress import Clock
     from salun_diffusers.report import EvaluationReport
 
@@ -74,7 +74,7 @@ def erase(config: EraseConfig) -> EraseResult:
         'erased'
     """
     from salun_diffusers.diffusion.families import load_pipeline
-    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.masks.mask import SaliencyMask
 
     if config.dry_run:
         raise UserError("dry_run is for the program, which prints its plan; erase() always erases. Leave it False.")
@@ -198,8 +198,8 @@ def _carry_out(
     from salun_diffusers.files.checkpoint import latest_checkpoint
     from salun_diffusers.files.run_folder import identity_of, named_checkpoint, write_pipeline
     from salun_diffusers.files.whole_files import full_disk_is_told
-    from salun_diffusers.patch import patch_between
-    from salun_diffusers.selected_weights import SelectedWeights
+    from salun_diffusers.masks.patch import patch_between
+    from salun_diffusers.masks.selected_weights import SelectedWeights
 
     config, concept, base, main = request.config, request.concept, request.base, accelerator.is_main_process
 
@@ -262,7 +262,7 @@ def _carry_out(
 
 
 def _receipt(base: Path, run: RunFolder, mask: SaliencyMask, config: EraseConfig) -> Any:
-    from salun_diffusers.verify import compare
+    from salun_diffusers.masks.receipt import compare
 
     receipt = compare(base, run.pipeline, mask, config.variant)
     if not receipt.holds:

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.saliency import Saliency
-from salun_diffusers.selected_weights import SelectedWeights
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import Saliency
+from salun_diffusers.masks.selected_weights import SelectedWeights
 
 RATIO = 0.5
 ARGSORT_WEIGHTS = 40_000_000

@@ -72,7 +72,7 @@ def work(config: GenerateConfig, command: str) -> str:
     check_complete(base, config.variant)
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         if config.patch:
-            from salun_diffusers.patch import WeightPatch, patch_folder
+            from salun_diffusers.masks.patch import WeightPatch, patch_folder
 
             patched = Path(scratch) / "pipeline"
             patch_folder(base, patched, WeightPatch.load(config.patch).apply, variant=config.variant, link=True)

@@ -20,8 +20,8 @@ from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_
 from salun_diffusers.erase import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import model_index
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.saliency import gradient_saliency
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import gradient_saliency
 
 SMALL = {
     "num_forget_images": 6, "num_retain_images": 5, "num_inference_steps": 2, "guidance_scale": 2,

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from salun_diffusers import EraseConfig, erase
 from salun_diffusers.erase import main
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.receipt import compare
 from salun_diffusers.report import EvaluationReport
-from salun_diffusers.verify import compare
 
 STAGES = [
     "load", "latent sets", "pictures before", "saliency and mask", "fine-tuning", "save and verify", "pictures after",

@@ -16,7 +16,7 @@ from salun_diffusers.diffusion import generation
 from salun_diffusers.diffusion.generation import picture_rows
 from salun_diffusers.evaluation.manifest import read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
-from salun_diffusers.patch import patch_between, patch_folder
+from salun_diffusers.masks.patch import patch_between, patch_folder
 from salun_diffusers.seeds import stream_seed
 
 

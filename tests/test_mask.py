@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from salun_diffusers import threshold
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.saliency import Saliency
+from salun_diffusers.masks import threshold
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import Saliency
 
 SHAPES = {"conv": (4, 3, 3), "bias": (5,), "scalar": (), "linear": (7, 11)}
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.mask_file import _metadata, bits_sha256
-from salun_diffusers.saliency import Saliency
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.mask_file import _metadata, bits_sha256
+from salun_diffusers.masks.saliency import Saliency
 
 SHAPES = {"conv": (4, 3, 3), "bias": (5,), "scalar": (), "linear": (7, 11)}
 
@@ -78,7 +78,7 @@ BAD_FILES = {
     "bytes added": (lambda path: path.write_bytes(path.read_bytes() + b"x"), r"truncated or damaged: expected \d+"),
     "foreign": (
         lambda path: save_file({"weight": torch.ones(2)}, path),
-        "not a saliency mask: expected the metadata format='salun_diffusers.mask', found None",
+        "not a saliency mask: expected the metadata format='salun_diffusers.masks.mask', found None",
     ),
     "newer": (lambda path: _rewrite(path, version="2"), "version '2', expected '1': update salun_diffusers"),
     "no shapes": (lambda path: _rewrite(path, shapes=""), "is damaged: expected shapes, recipe and sha256"),
@@ -130,7 +130,7 @@ class TestBadFiles:
         mask = random_mask(0)
         mask.save(tmp_path / "mask.safetensors")
         metadata = _metadata(tmp_path / "mask.safetensors")
-        assert metadata["format"] == "salun_diffusers.mask"
+        assert metadata["format"] == "salun_diffusers.masks.mask"
         assert metadata["version"] == "1"
         assert json.loads(metadata["shapes"]) == {name: list(shape) for name, shape in SHAPES.items()}
         assert json.loads(metadata["recipe"]) == dict(mask.recipe)

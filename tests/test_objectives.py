@@ -14,8 +14,8 @@ from salun_diffusers.diffusion.families import rows
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_noise_loss
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.saliency import gradient_saliency
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import gradient_saliency
 
 BASE = PromptSwap(retain_weight=0.5, teacher="base", retain_target="base")
 PAPER = PromptSwap(retain_weight=0.5, teacher="current", retain_target="noise")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from two_processes import run_two
 
 from salun_diffusers.erase import main
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
 
 pytestmark = pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from salun_diffusers.erase import main
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
 
 KILL_POINTS = {
     "while writing the run's record": [("disk:Path.replace", 1)],

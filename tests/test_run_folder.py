@@ -16,9 +16,9 @@ from salun_diffusers import EraseConfig
 from salun_diffusers.erase import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, write_pipeline
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.patch import WeightPatch
-from salun_diffusers.verify import main as verify
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.patch import WeightPatch
+from salun_diffusers.masks.receipt import main as verify
 
 
 @pytest.fixture(autouse=True)

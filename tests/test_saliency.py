@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.saliency import Saliency, gradient_saliency
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 
 
 def linear_loss(weight: nn.Parameter):

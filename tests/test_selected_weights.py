@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.selected_weights import SelectedWeights
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.selected_weights import SelectedWeights
 
 OPTIMIZERS = {
     "SGD momentum decay": lambda leaves: torch.optim.SGD(leaves, lr=0.05, momentum=0.9, weight_decay=5e-4),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.soft_threshold import falling_share, soft_threshold_
+from salun_diffusers.masks.soft_threshold import falling_share, soft_threshold_
 
 
 def test_by_hand():

@@ -22,9 +22,9 @@ from salun_diffusers.diffusion.trainer import error_scale, fine_tune
 from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import checkpoints
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.seeds import stream
-from salun_diffusers.selected_weights import SelectedWeights
 
 CONFIG = EraseConfig(
     concept="disc", train_batch_size=2, max_train_steps=4, learning_rate=1e-5, retain_weight=0.5,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.verify import block_of, compare, main
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.receipt import block_of, compare, main
 
 FREE, FROZEN = "conv_out.weight", "mid_block.resnets.0.conv1.weight"
 
@@ -44,7 +44,7 @@ def mask(tiny_pipeline) -> SaliencyMask:
 
 @pytest.fixture
 def program(tiny_pipeline, erased, mask, tmp_path, capsys):
-    """Run `python -m salun_diffusers.verify` and return exit code, stdout and stderr."""
+    """Run `python -m salun_diffusers.masks.receipt` and return exit code, stdout and stderr."""
     mask.save(tmp_path / "mask.safetensors")
 
     def run(base=tiny_pipeline, mask_file=tmp_path / "mask.safetensors"):

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.labelled_pictures import LabelledPictures
-from salun_diffusers.saliency import gradient_saliency
+from salun_diffusers.masks.saliency import gradient_saliency
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ def train_classifier(
     from salun_diffusers.classification.forget_split import forget_instances
     from salun_diffusers.classification.pictures import shuffled
     from salun_diffusers.classification.training import Task, cross_entropy, fit
-    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.progress import Progress
     from salun_diffusers.seeds import stream
 

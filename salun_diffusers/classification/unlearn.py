@@ -197,7 +197,7 @@ def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], 
     from salun_diffusers.classification.models import load_classifier
     from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.training import Task
-    from salun_diffusers.mask import SaliencyMask
+    from salun_diffusers.masks.mask import SaliencyMask
 
     classifier, _ = load_classifier(Path(config.model))
     classifier.model.to(device)

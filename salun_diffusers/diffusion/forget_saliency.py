@@ -13,8 +13,8 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.draws import EraseData
 from salun_diffusers.diffusion.families import Family, rows
 from salun_diffusers.diffusion.objectives import guided_noise_loss
+from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 from salun_diffusers.progress import Progress
-from salun_diffusers.saliency import Saliency, gradient_saliency
 from salun_diffusers.seeds import stream
 
 

@@ -16,7 +16,8 @@ from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.receipt import MaskReceipt
 from salun_diffusers.report import (
     BlockRow,
     EvaluationReport,
@@ -26,7 +27,6 @@ from salun_diffusers.report import (
     ReportImages,
     decide_verdict,
 )
-from salun_diffusers.verify import MaskReceipt
 
 _ROLES: tuple[tuple[Literal["forget", "retain"], int], ...] = (("forget", 0), ("retain", 1))
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")

@@ -25,11 +25,11 @@ from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.pipeline_folder import weight_files
 from salun_diffusers.files.run_folder import RunFolder, fingerprint
 from salun_diffusers.files.whole_files import full_disk_is_told
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.mask_file import JSON
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.mask_file import JSON
+from salun_diffusers.masks.saliency import Saliency
 from salun_diffusers.picture_sources import load_pictures
 from salun_diffusers.progress import Progress
-from salun_diffusers.saliency import Saliency
 from salun_diffusers.seeds import stream
 
 

@@ -28,8 +28,8 @@ from salun_diffusers.files.checkpoint import (
 )
 from salun_diffusers.files.run_folder import checkpoints
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
+from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.progress import Progress
-from salun_diffusers.selected_weights import SelectedWeights
 
 
 def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:

@@ -24,8 +24,8 @@ from salun_diffusers.classification.masks import forget_saliency
 from salun_diffusers.classification.membership import loss_attack_accuracy, svc_efficacy
 from salun_diffusers.classification.metrics import accuracy, average_gap, measure
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.saliency import Saliency
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import Saliency
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from salun_diffusers.classification.methods.l2ul import L2UL
 from salun_diffusers.classification.methods.random_label import RandomLabel, SalUnSoft
 from salun_diffusers.classification.training import Task, Training, fit
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
-from salun_diffusers.selected_weights import SelectedWeights
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.selected_weights import SelectedWeights
 
 SHORT = Training(epochs=2, learning_rate=0.05, batch_size=8)
 QUICK = {"l2ul": {"copies": 2, "attack_steps": 3}, "iu": {"samples": 10, "iterations": 3}}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from salun_diffusers.classification import train, unlearn
 from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, MethodName, UnlearnConfig
 from salun_diffusers.classification.methods import METHODS
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.report import EvaluationReport
 
 

@@ -15,7 +15,7 @@ from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch
 from salun_diffusers.classification.training import Task, Training, Unlearned, cross_entropy, fit
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.seeds import stream
 
 

@@ -1,8 +1,8 @@
 """What an erasure changed, as a file of its own: base + patch = erased, erased - patch = base, bit for bit.
 
-    python -m salun_diffusers.patch make BASE ERASED patch.safetensors
-    python -m salun_diffusers.patch apply BASE patch.safetensors FOLDER
-    python -m salun_diffusers.patch revert ERASED patch.safetensors FOLDER
+    python -m salun_diffusers.masks.patch make BASE ERASED patch.safetensors
+    python -m salun_diffusers.masks.patch apply BASE patch.safetensors FOLDER
+    python -m salun_diffusers.masks.patch revert ERASED patch.safetensors FOLDER
 
 A patch holds, for each weight that moved, the exclusive or of its bits before and after. It knows the SHA-256 of both
 sets of weights and refuses any other. Whoever has it can bring the concept back: publish it only if that is meant.
@@ -34,9 +34,9 @@ from salun_diffusers.files.pipeline_folder import (
     weight_files,
 )
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256
-from salun_diffusers.packed_bits import bytes_for, count_ones, pack, unpack
+from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, unpack
 
-FORMAT, VERSION = "salun_diffusers.patch", "1"
+FORMAT, VERSION = "salun_diffusers.masks.patch", "1"
 
 
 @final
@@ -223,7 +223,7 @@ def patch_folder(
 
 def main(arguments: list[str] | None = None) -> int:
     """Make, apply or revert a patch; returns the exit code."""
-    parser = OneLineParser(prog="python -m salun_diffusers.patch", description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser(prog="python -m salun_diffusers.masks.patch", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("action", choices=("make", "apply", "revert"))
     parser.add_argument("pipeline", help="make, apply: the base; revert: the erased pipeline; a folder or `demo`")
     parser.add_argument("other", help="make: the erased pipeline; apply, revert: the patch file")

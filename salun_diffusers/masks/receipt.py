@@ -1,6 +1,6 @@
 """The mask receipt: does an erased pipeline differ from its base only where the mask allows it?
 
-    python -m salun_diffusers.verify BASE ERASED --mask FILE
+    python -m salun_diffusers.masks.receipt BASE ERASED --mask FILE
 
 Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
 question cannot be answered (a folder or file is missing or foreign).
@@ -26,7 +26,7 @@ from salun_diffusers.files.pipeline_folder import (
     model_index,
 )
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _digest(path: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison from the command line and return the exit code."""
-    parser = OneLineParser(prog="python -m salun_diffusers.verify", description=(__doc__ or "").split("\n")[0])
+    parser = OneLineParser(prog="python -m salun_diffusers.masks.receipt", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("base", help="folder of the base pipeline, or `demo`")
     parser.add_argument("erased", help="folder of the erased pipeline")
     parser.add_argument("--mask", required=True, help="mask file of the run")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from salun_diffusers.packed_bits import bytes_for, pack
+from salun_diffusers.masks.packed_bits import bytes_for, pack
 
 # Entries per chunk: small enough to stay in the cache, and a multiple of 8 so that packed chunks join without shifting.
 CHUNK = 1 << 18

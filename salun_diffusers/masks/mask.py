@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask_file import JSON, bits_sha256, read_mask, write_mask
-from salun_diffusers.packed_bits import bytes_for, count_ones, invert, pack, unpack
-from salun_diffusers.saliency import Saliency
-from salun_diffusers.threshold import top_bits
+from salun_diffusers.masks.mask_file import JSON, bits_sha256, read_mask, write_mask
+from salun_diffusers.masks.packed_bits import bytes_for, count_ones, invert, pack, unpack
+from salun_diffusers.masks.saliency import Saliency
+from salun_diffusers.masks.threshold import top_bits
 
 Scope: TypeAlias = Literal["global", "per_tensor"]
 Shapes: TypeAlias = Mapping[str, Tensor] | Mapping[str, torch.nn.Parameter] | Mapping[str, tuple[int, ...]]

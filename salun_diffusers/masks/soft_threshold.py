@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.threshold import largest
+from salun_diffusers.masks.threshold import largest
 
 
 @torch.no_grad()

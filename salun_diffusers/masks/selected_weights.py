@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.mask import SaliencyMask
+from salun_diffusers.masks.mask import SaliencyMask
 
 
 @final

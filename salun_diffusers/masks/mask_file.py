@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.packed_bits import bytes_for, padding
+from salun_diffusers.masks.packed_bits import bytes_for, padding
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Contents: TypeAlias = "tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, JSON]]"
 
-FORMAT = "salun_diffusers.mask"
+FORMAT = "salun_diffusers.masks.mask"
 VERSION = 1
 
 
