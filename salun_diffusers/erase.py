@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from salun_diffusers.files.run_folder import RunFolder
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.progress import Clock
-    from salun_diffusers.report import EvaluationReport
+    from salun_diffusers.reports.report import EvaluationReport
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from salun_diffusers.evaluation.measurement import mean_interval, wilson_interval
+from salun_diffusers.reports.measurement import mean_interval, wilson_interval
 
 Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
 """The reports of every (concept, method), by seed."""

@@ -18,12 +18,12 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder, require_one_size
 from salun_diffusers.evaluation.manifest import same_pictures
-from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
+from salun_diffusers.reports.measurement import Comparison, Measurement
 
 
 @dataclass(frozen=True)

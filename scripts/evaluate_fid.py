@@ -18,10 +18,10 @@ from typing import Any, Literal
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.image_folder import read_image_folder, require_one_size
-from salun_diffusers.evaluation.measurement import Comparison
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
+from salun_diffusers.reports.measurement import Comparison
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, batches, decoded, read_image_folder
-from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.nudity import ALL_PARTS, Box, NudeNet, boxes_from_json, measure_nudity
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.protocols import find_protocol
@@ -25,6 +24,7 @@ from salun_diffusers.evaluation.record_page import bar_chart
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
+from salun_diffusers.reports.measurement import Comparison, Measurement
 
 
 @dataclass(frozen=True)

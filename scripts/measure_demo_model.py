@@ -22,9 +22,9 @@ from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYL
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detectors import GroupDetector
-from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
 from salun_diffusers.progress import Progress
+from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.seeds import stream_seed
 
 

@@ -21,10 +21,10 @@ from PIL import Image
 from salun_diffusers.arguments import setting
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.evaluation.detectors import GroupDetector
-from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import Progress
+from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.seeds import stream_seed
 
 DIGITS = tuple(map(str, range(10)))

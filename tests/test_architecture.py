@@ -47,7 +47,7 @@ class TestEveryModule:
             assert not parts & set(PARTS) - allowed
         if here[0] == "report.py" or here[0].startswith("report_"):
             used = {name for name in imported(path) if part_of(name) == "evaluation"}
-            assert all(name.startswith("salun_diffusers.evaluation.measurement") for name in used)
+            assert all(name.startswith("salun_diffusers.reports.measurement") for name in used)
         forbidden = {
             "diffusion": {"classification"},
             "classification": {"diffusion"},

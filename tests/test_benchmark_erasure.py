@@ -10,7 +10,7 @@ from types import ModuleType
 import erasure_tables
 import pytest
 
-from salun_diffusers.evaluation.measurement import Comparison, Measurement
+from salun_diffusers.reports.measurement import Comparison, Measurement
 
 
 @pytest.fixture

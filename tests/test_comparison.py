@@ -13,8 +13,8 @@ from PIL import Image
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.comparison import compare_runs, read_runs
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow
-from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.reports.measurement import Comparison, Measurement
 
 
 def rate(name: str, hits: int, *, group: str = "concept", protocol: str = "by hand") -> Measurement:

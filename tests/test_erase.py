@@ -17,7 +17,7 @@ from salun_diffusers import EraseConfig, erase
 from salun_diffusers.erase import main
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import compare
-from salun_diffusers.report import EvaluationReport
+from salun_diffusers.reports.report import EvaluationReport
 
 STAGES = [
     "load", "latent sets", "pictures before", "saliency and mask", "fine-tuning", "save and verify", "pictures after",

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from salun_diffusers.evaluation.measurement import (
+from salun_diffusers.reports.measurement import (
     Comparison,
     Measurement,
     mean_interval,

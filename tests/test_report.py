@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salun_diffusers.evaluation.measurement import Comparison, Direction, Measurement
-from salun_diffusers.report import (
+from salun_diffusers.reports.figures import embed_picture, loss_chart, running_mean
+from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
+from salun_diffusers.reports.page import duration
+from salun_diffusers.reports.report import (
     BlockRow,
     EvaluationReport,
     GridRow,
@@ -24,8 +26,6 @@ from salun_diffusers.report import (
     Verdict,
     decide_verdict,
 )
-from salun_diffusers.report_figures import embed_picture, loss_chart, running_mean
-from salun_diffusers.report_page import duration
 
 
 def rate(successes: int, n: int = 100, direction: Direction = "lower", group: str = "concept") -> Measurement:

@@ -17,8 +17,8 @@ from salun_diffusers.classification.membership import (
     true_class_loss,
 )
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.labelled_pictures import LabelledPictures
+from salun_diffusers.reports.measurement import Measurement
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from torch import Tensor
 from salun_diffusers.classification.config import UnlearnConfig
 from salun_diffusers.classification.metrics import Scores, average_gap, full_stack, measurements
 from salun_diffusers.classification.training import History
-from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import block_of
-from salun_diffusers.report import BlockRow, EvaluationReport, MaskSummary, Receipt, ReportImages, Verdict
+from salun_diffusers.reports.measurement import Comparison, Measurement, percent
+from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, Receipt, ReportImages, Verdict
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "scikit-learn", "torchmetrics")
 

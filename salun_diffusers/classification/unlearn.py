@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from salun_diffusers.classification.forget_split import ForgetSplit, Pools
     from salun_diffusers.classification.training import Method, Training
     from salun_diffusers.files.run_folder import RunFolder
-    from salun_diffusers.report import EvaluationReport
+    from salun_diffusers.reports.report import EvaluationReport
 
 
 def make_method(config: UnlearnConfig) -> Method:

@@ -18,7 +18,7 @@ from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import MaskReceipt
-from salun_diffusers.report import (
+from salun_diffusers.reports.report import (
     BlockRow,
     EvaluationReport,
     GridRow,

@@ -16,9 +16,9 @@ from salun_diffusers.diffusion.families import Family
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
 from salun_diffusers.evaluation.label_rates import accuracy, presence
-from salun_diffusers.evaluation.measurement import Comparison, Direction, Measurement
 from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.progress import Progress
+from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
 from salun_diffusers.seeds import stream_seed
 
 T = TypeVar("T")

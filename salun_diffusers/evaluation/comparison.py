@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.evaluation.record import FORMAT as RECORD_FORMAT
 from salun_diffusers.evaluation.record import EvaluationRecord
 from salun_diffusers.evaluation.sampling import Sampling, require_same_sampling
-from salun_diffusers.report import FORMAT as REPORT_FORMAT
-from salun_diffusers.report import EvaluationReport
+from salun_diffusers.reports.measurement import Measurement
+from salun_diffusers.reports.report import FORMAT as REPORT_FORMAT
+from salun_diffusers.reports.report import EvaluationReport
 
 Key = tuple[str, str]
 """Group and name of a measurement."""

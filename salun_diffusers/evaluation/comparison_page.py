@@ -11,10 +11,9 @@ from PIL import Image
 
 from salun_diffusers.evaluation.comparison import ComparisonTable, Key, Run
 from salun_diffusers.evaluation.manifest import PictureRow, read_manifest
-from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.evaluation.record_page import BETTER, page_environment
 from salun_diffusers.evaluation.sampling import sampling_text
-from salun_diffusers.report_figures import (
+from salun_diffusers.reports.figures import (
     ACCENT,
     INK,
     LINE,
@@ -23,6 +22,7 @@ from salun_diffusers.report_figures import (
     embed_picture,
     inline_svg,
 )
+from salun_diffusers.reports.measurement import Measurement
 
 
 @dataclass(frozen=True)

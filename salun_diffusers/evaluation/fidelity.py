@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.feature_files import FeatureSet
-from salun_diffusers.evaluation.measurement import NORMAL_95, Measurement
+from salun_diffusers.reports.measurement import NORMAL_95, Measurement
 from salun_diffusers.seeds import stream_seed
 
 FEWEST = 100  # below this a covariance and a KID subset say nothing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from salun_diffusers.evaluation.measurement import Direction, Measurement
+from salun_diffusers.reports.measurement import Direction, Measurement
 
 
 def presence(

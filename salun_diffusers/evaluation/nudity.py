@@ -17,7 +17,6 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import batches
 from salun_diffusers.evaluation.label_rates import presence
 from salun_diffusers.evaluation.manifest import PictureRow
-from salun_diffusers.evaluation.measurement import Measurement
 from salun_diffusers.evaluation.protocols import (
     CHECKPOINT,
     CHECKPOINT_SHA256,
@@ -25,6 +24,7 @@ from salun_diffusers.evaluation.protocols import (
     RESOLUTION,
     NudityProtocol,
 )
+from salun_diffusers.reports.measurement import Measurement
 
 ALL_PARTS = "all parts"
 DETECTED_WITH = {"nudenet": NUDENET_RELEASE, "checkpoint_sha256": CHECKPOINT_SHA256, "resolution": RESOLUTION}

@@ -13,7 +13,7 @@ from PIL import Image
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.feature_extractors import load_transformers, weights_hash
 from salun_diffusers.evaluation.label_rates import accuracy, presence
-from salun_diffusers.evaluation.measurement import Measurement
+from salun_diffusers.reports.measurement import Measurement
 
 # Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
 # OPTML-Group/Diffusion-MU-Attack@0eea64d). A prompt file's `classidx` 0…9 counts in this order, not in ImageNet's.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.measurement import Comparison, Measurement
 from salun_diffusers.evaluation.sampling import sampling_text
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
+from salun_diffusers.reports.measurement import Comparison, Measurement
 
 FORMAT = "salun_diffusers evaluation, version 1"
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "nudenet", "onnxruntime", "pillow")

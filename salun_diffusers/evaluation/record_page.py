@@ -9,10 +9,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
 from salun_diffusers.evaluation.record import EvaluationRecord
 from salun_diffusers.evaluation.sampling import sampling_text
-from salun_diffusers.report_figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
+from salun_diffusers.reports.figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
+from salun_diffusers.reports.measurement import Comparison, Measurement, percent
 
 BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": ""}
 
@@ -20,7 +20,7 @@ BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "nei
 def page_environment() -> jinja2.Environment:
     """The package's templates, with escaping on."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("salun_diffusers", "templates"), autoescape=True,
+        loader=jinja2.PackageLoader("salun_diffusers.reports", "templates"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "nowrap": lambda text: text.replace(" %", "\u00a0%")}

@@ -18,7 +18,7 @@ from salun_diffusers.classification import train, unlearn
 from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, MethodName, UnlearnConfig
 from salun_diffusers.classification.methods import METHODS
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.report import EvaluationReport
+from salun_diffusers.reports.report import EvaluationReport
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from salun_diffusers.report import BlockRow
+    from salun_diffusers.reports.report import BlockRow
 
 SMALLEST_SIDE = 128  # pixels; smaller pictures are enlarged without smoothing
 LARGEST_SIDE = 384  # pixels; about twice the size on the page, so that forty pictures stay a few megabytes

@@ -8,9 +8,9 @@ from itertools import groupby
 import jinja2
 from markupsafe import Markup
 
-from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
-from salun_diffusers.report import EvaluationReport, GridRow, ReportImages
-from salun_diffusers.report_figures import EmbeddedPicture, block_chart, embed_picture, loss_chart
+from salun_diffusers.reports.figures import EmbeddedPicture, block_chart, embed_picture, loss_chart
+from salun_diffusers.reports.measurement import Comparison, Measurement, percent
+from salun_diffusers.reports.report import EvaluationReport, GridRow, ReportImages
 
 KEY_GROUP = "drift"  # measurements of this group are key figures, next to the comparisons
 _BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": "no better way"}
@@ -47,7 +47,7 @@ class TableRow:
 def html_page(report: EvaluationReport, images: ReportImages) -> str:
     """Render the page; charts, pictures and styles are inside it."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("salun_diffusers", "templates"),
+        loader=jinja2.PackageLoader("salun_diffusers.reports", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from salun_diffusers.evaluation.measurement import Comparison, Measurement, percent
+from salun_diffusers.reports.measurement import Comparison, Measurement, percent
 
 Verdict = Literal["erased", "no effect", "over-erased", "not measured"]
 FORMAT = "salun_diffusers evaluation report, version 1"
@@ -161,7 +161,7 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """Return the report as Markdown: verdict, measurements, mask, receipt and command, without pictures."""
-        from salun_diffusers.report_page import markdown_page
+        from salun_diffusers.reports.page import markdown_page
 
         return markdown_page(self)
 
@@ -171,7 +171,7 @@ class EvaluationReport:
         Args:
             images: The same-seed pictures; `ReportImages()` leaves the section out.
         """
-        from salun_diffusers.report_page import html_page
+        from salun_diffusers.reports.page import html_page
 
         return html_page(self, images)
 

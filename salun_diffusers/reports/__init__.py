@@ -1,0 +1,1 @@
+"""A number with its interval, a verdict, a page."""
