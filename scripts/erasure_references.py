@@ -165,7 +165,7 @@ def distances(pictures: Mapping[str, Sequence[Image.Image]], model: str, concept
 
 
 def _digits(concept: Concept) -> list[Image.Image]:
-    from salun_diffusers.picture_sources import load_pictures
+    from salun_diffusers.pictures.picture_sources import load_pictures
 
     real = load_pictures("digits")[0].resized(32)
     kept = real.pixels[real.labels != real.class_names.index(concept.name)]

@@ -13,7 +13,7 @@ from salun_diffusers import ClassConditionalDDPMPipeline
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.files.pipeline_folder import EMBEDDED, check_complete, embedded_detector, is_pickle
-from salun_diffusers.picture_sources import load_pictures
+from salun_diffusers.pictures.picture_sources import load_pictures
 
 DIGITS, NAMES = EMBEDDED["digits"], tuple(map(str, range(10)))
 

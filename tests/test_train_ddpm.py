@@ -13,7 +13,7 @@ import torch
 
 from salun_diffusers import ClassConditionalDDPMPipeline
 from salun_diffusers.errors import UserError
-from salun_diffusers.picture_sources import load_pictures
+from salun_diffusers.pictures.picture_sources import load_pictures
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

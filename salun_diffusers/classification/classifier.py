@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import as_float
+from salun_diffusers.pictures.labelled_pictures import as_float
 
 NormStats = Literal["update", "freeze"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from salun_diffusers.classification.forget_split import Pools
-from salun_diffusers.labelled_pictures import LabelledPictures
-from salun_diffusers.picture_sources import load_pictures
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.seeds import stream
 
 

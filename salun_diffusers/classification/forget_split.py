@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch, in_order
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 
 MasForm = Literal["per_sample", "per_batch"]
 

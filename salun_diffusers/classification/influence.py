@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch, in_order
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.saliency import gradient_saliency
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.mask import SaliencyMask, Scope
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 MASKS = ("saliency", "random", "random_like", "magnitude", "full")

@@ -17,7 +17,7 @@ from salun_diffusers.classification.membership import (
     true_class_loss,
 )
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.reports.measurement import Measurement
 
 

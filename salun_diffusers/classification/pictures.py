@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from salun_diffusers.labelled_pictures import LabelledPictures, as_float
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures, as_float
 
 
 class Batch(NamedTuple):

@@ -15,9 +15,9 @@ from salun_diffusers.classification.classifier import Classifier, NormStats
 from salun_diffusers.classification.forget_split import ForgetSplit
 from salun_diffusers.classification.pictures import AS_THEY_ARE, Augmentation, Batch, shuffled
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 History: TypeAlias = "list[dict[str, float | None]]"

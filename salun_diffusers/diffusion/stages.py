@@ -28,7 +28,7 @@ from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.mask_file import JSON
 from salun_diffusers.masks.saliency import Saliency
-from salun_diffusers.picture_sources import load_pictures
+from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.forget_split import ForgetSplit, Pools, forget_class
 from salun_diffusers.classification.training import Task
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 
 
 def pictures(count: int, classes: int = 4, *, seed: int = 0, size: int = 4) -> LabelledPictures:

@@ -23,7 +23,7 @@ from salun_diffusers.classification.forget_split import (
 from salun_diffusers.classification.models import fresh_copy, load_classifier, make_classifier, save_classifier
 from salun_diffusers.classification.pictures import Augmentation, in_order, shuffled
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 
 
 class TestSplits:

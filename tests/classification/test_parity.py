@@ -23,8 +23,8 @@ from salun_diffusers.classification.methods.influence_unlearning import Influenc
 from salun_diffusers.classification.methods.random_label import RandomLabel
 from salun_diffusers.classification.pictures import Batch
 from salun_diffusers.classification.training import Task, Training
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 CLASSES, PIXELS = 3, 4

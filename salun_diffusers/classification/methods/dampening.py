@@ -13,8 +13,8 @@ from torch import Tensor
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.classification.training import Task, Unlearned, apply_change
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 
 
 @final

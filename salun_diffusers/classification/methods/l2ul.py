@@ -17,7 +17,7 @@ from salun_diffusers.classification.importance import MasForm, holding_penalty, 
 from salun_diffusers.classification.labels import random_labels
 from salun_diffusers.classification.pictures import Batch, in_order, join
 from salun_diffusers.classification.training import Task, Training, Unlearned, fit
-from salun_diffusers.labelled_pictures import LabelledPictures, as_float
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures, as_float
 from salun_diffusers.seeds import stream
 
 

@@ -14,9 +14,9 @@ from salun_diffusers.classification.labels import random_labels
 from salun_diffusers.classification.pictures import Batch, join
 from salun_diffusers.classification.training import Loss, Task, Training, Unlearned, fit
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.soft_threshold import falling_share, soft_threshold_
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 Order = Literal["together", "sequential", "mixed"]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream_seed
 
 # Hub id, configuration, label column, names of the training and test split.

@@ -1,0 +1,1 @@
+"""Labelled pictures, and where they come from."""
