@@ -105,8 +105,8 @@ def run_erasure(config: EraseConfig, command: str = "") -> tuple[RunFolder, Eval
     import torch
     from accelerate.utils import set_seed
 
+    from salun_diffusers.accelerator import decided_by_main, engine, start_tracker
     from salun_diffusers.diffusion.stages import check_fits, given_mask, real_sets, warn_of_cut_words, what_counts
-    from salun_diffusers.engine import decided_by_main, engine, start_tracker
     from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, under_way
     from salun_diffusers.progress import Clock
 

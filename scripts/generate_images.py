@@ -85,6 +85,7 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, exp
     # Heavy imports wait until everything that is quickly known is known.
     import torch
 
+    from salun_diffusers.accelerator import decided_by_main, engine
     from salun_diffusers.diffusion.generation import (
         describe_scheduler,
         generate,
@@ -92,7 +93,6 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, exp
         picture_rows,
         prepare_folder,
     )
-    from salun_diffusers.engine import decided_by_main, engine
     from salun_diffusers.evaluation.nudity import NudeNet
     from salun_diffusers.files.run_folder import identity_of
     from salun_diffusers.progress import Progress

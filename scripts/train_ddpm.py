@@ -24,10 +24,10 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from salun_diffusers import ClassConditionalDDPMPipeline
+from salun_diffusers.accelerator import engine, start_tracker
 from salun_diffusers.arguments import setting
-from salun_diffusers.engine import engine, start_tracker
+from salun_diffusers.demo.training import Fit
 from salun_diffusers.errors import UserError
-from salun_diffusers.fit import Fit
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.program import run_program

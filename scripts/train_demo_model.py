@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from salun_diffusers.accelerator import engine
 from salun_diffusers.arguments import setting
 from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
+from salun_diffusers.demo.training import Fit
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES, describe
-from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
-from salun_diffusers.fit import Fit
 from salun_diffusers.program import run_program
 from salun_diffusers.progress import loading_quietly
 

@@ -19,9 +19,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from salun_diffusers.accelerator import engine
 from salun_diffusers.arguments import setting
-from salun_diffusers.engine import engine
-from salun_diffusers.fit import Fit
+from salun_diffusers.demo.training import Fit
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.program import run_program
 from salun_diffusers.reports.measurement import Measurement

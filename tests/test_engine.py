@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from salun_diffusers.engine import engine
+from salun_diffusers.accelerator import engine
 from salun_diffusers.errors import UserError
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from salun_diffusers.engine import engine
+from salun_diffusers.accelerator import engine
+from salun_diffusers.demo.training import Fit
 from salun_diffusers.files.checkpoint import load_state
-from salun_diffusers.fit import Fit
 
 
 def loss(network: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import trainer
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.data import LatentSet
@@ -19,7 +20,6 @@ from salun_diffusers.diffusion.draws import EraseData, draw, shuffled
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.objectives import PromptSwap
 from salun_diffusers.diffusion.trainer import error_scale, fine_tune
-from salun_diffusers.engine import engine
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import checkpoints
 from salun_diffusers.masks.mask import SaliencyMask

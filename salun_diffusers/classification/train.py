@@ -77,13 +77,13 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
 
+    from salun_diffusers.accelerator import engine
     from salun_diffusers.classification.classifier import predict
     from salun_diffusers.classification.datasets import load_pools
     from salun_diffusers.classification.metrics import accuracy
     from salun_diffusers.classification.models import IMAGE_SIZES, make_classifier, save_classifier
     from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.training import Training
-    from salun_diffusers.engine import engine
 
     pools = load_pools(
         config.dataset, seed=config.data_seed, image_size=config.image_size or IMAGE_SIZES.get(config.model),

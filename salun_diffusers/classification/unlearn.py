@@ -133,6 +133,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     """
     check_request(config)
 
+    from salun_diffusers.accelerator import engine
     from salun_diffusers.classification.masks import make_mask
     from salun_diffusers.classification.methods import default_mask
     from salun_diffusers.classification.metrics import measure
@@ -140,7 +141,6 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.run_report import Outcome, count_moves, write_report
     from salun_diffusers.classification.training import Task
-    from salun_diffusers.engine import engine
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
 
