@@ -24,10 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-
-from salun_diffusers.arguments import setting
-from salun_diffusers.classification.classifier import NormStats
-from salun_diffusers.classification.experiments import (
+from classification_experiments import (
     GRIDS,
     TUNING_SEEDS,
     Cell,
@@ -35,6 +32,9 @@ from salun_diffusers.classification.experiments import (
     grid,
     mean_and_deviation,
 )
+
+from salun_diffusers.arguments import setting
+from salun_diffusers.classification.classifier import NormStats
 from salun_diffusers.classification.methods import default_mask
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import write_text

@@ -2,7 +2,7 @@
 
 import sys
 
-from salun_diffusers.classification.unlearn import main
+from salun_diffusers.classification.run import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 

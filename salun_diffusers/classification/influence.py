@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.masks.saliency import gradient_saliency
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 

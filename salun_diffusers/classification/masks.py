@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch.nn.functional as F
 
+from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask, Scope
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency

@@ -21,9 +21,9 @@ from salun_diffusers.files.whole_files import full_disk_is_told, replace_folder
 from salun_diffusers.program import run_program
 
 if TYPE_CHECKING:
+    from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.classifier import Classifier
     from salun_diffusers.classification.forget_split import Pools
-    from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.training import Training
 
 
@@ -42,8 +42,8 @@ def train_classifier(
     Raises:
         UserError: If the data has one class only.
     """
+    from salun_diffusers.classification.batches import shuffled
     from salun_diffusers.classification.forget_split import forget_instances
-    from salun_diffusers.classification.pictures import shuffled
     from salun_diffusers.classification.training import Task, cross_entropy, fit
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.progress import Progress
@@ -78,11 +78,11 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
         raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
 
     from salun_diffusers.accelerator import engine
+    from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.classifier import predict
     from salun_diffusers.classification.datasets import load_pools
     from salun_diffusers.classification.metrics import accuracy
     from salun_diffusers.classification.models import IMAGE_SIZES, make_classifier, save_classifier
-    from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.training import Training
 
     pools = load_pools(

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salun_diffusers.classification.batches import AS_THEY_ARE, Augmentation, Batch, shuffled
 from salun_diffusers.classification.classifier import Classifier, NormStats
 from salun_diffusers.classification.forget_split import ForgetSplit
-from salun_diffusers.classification.pictures import AS_THEY_ARE, Augmentation, Batch, shuffled
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from salun_diffusers.classification.batches import Augmentation, in_order, shuffled
 from salun_diffusers.classification.classifier import Classifier, predict
 from salun_diffusers.classification.datasets import cut, load_pools
 from salun_diffusers.classification.forget_split import (
@@ -21,7 +22,6 @@ from salun_diffusers.classification.forget_split import (
     read_indices,
 )
 from salun_diffusers.classification.models import fresh_copy, load_classifier, make_classifier, save_classifier
-from salun_diffusers.classification.pictures import Augmentation, in_order, shuffled
 from salun_diffusers.errors import UserError
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import classification_experiments as experiments
 import pytest
+from classification_experiments import GRIDS, Cell, Laboratory, grid
 
-from salun_diffusers.classification import experiments
-from salun_diffusers.classification.experiments import GRIDS, Cell, Laboratory, grid
 from salun_diffusers.classification.methods import METHODS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_classification.py"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from salun_diffusers.classification.attacks import fgsm
+from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch
 from salun_diffusers.classification.training import Task, Training, Unlearned, cross_entropy, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask

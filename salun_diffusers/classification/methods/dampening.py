@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.pictures import Batch, in_order
 from salun_diffusers.classification.training import Task, Unlearned, apply_change
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures

@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.models import fresh_copy
-from salun_diffusers.classification.pictures import Batch
 from salun_diffusers.classification.training import Task, Training, Unlearned, cross_entropy, fit
 from salun_diffusers.seeds import stream_seed
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salun_diffusers.classification.attacks import pgd_l2
+from salun_diffusers.classification.batches import Batch, in_order, join
 from salun_diffusers.classification.classifier import predict
 from salun_diffusers.classification.importance import MasForm, holding_penalty, holding_weights, mas_importance
 from salun_diffusers.classification.labels import random_labels
-from salun_diffusers.classification.pictures import Batch, in_order, join
 from salun_diffusers.classification.training import Task, Training, Unlearned, fit
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures, as_float
 from salun_diffusers.seeds import stream

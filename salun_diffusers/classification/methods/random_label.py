@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from salun_diffusers.classification.batches import Batch, join
 from salun_diffusers.classification.labels import random_labels
-from salun_diffusers.classification.pictures import Batch, join
 from salun_diffusers.classification.training import Loss, Task, Training, Unlearned, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.selected_weights import SelectedWeights

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from salun_diffusers.classification.pictures import Batch
+from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.training import Task, Training, Unlearned, fit
 
 

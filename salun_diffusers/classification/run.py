@@ -134,11 +134,11 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     check_request(config)
 
     from salun_diffusers.accelerator import engine
+    from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.masks import make_mask
     from salun_diffusers.classification.methods import default_mask
     from salun_diffusers.classification.metrics import measure
     from salun_diffusers.classification.models import load_classifier, save_classifier
-    from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.run_report import Outcome, count_moves, write_report
     from salun_diffusers.classification.training import Task
     from salun_diffusers.files.run_folder import fingerprint, open_run
@@ -193,9 +193,9 @@ def recipe_of(record: dict[str, Any]) -> Training:
 
 
 def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], device: Any) -> Classifier:
+    from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.methods.finetune import Retrain
     from salun_diffusers.classification.models import load_classifier
-    from salun_diffusers.classification.pictures import Augmentation
     from salun_diffusers.classification.training import Task
     from salun_diffusers.masks.mask import SaliencyMask
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from salun_diffusers.classification.batches import Augmentation
 from salun_diffusers.classification.classifier import NormStats
 from salun_diffusers.classification.config import TrainConfig
 from salun_diffusers.classification.datasets import load_pools
@@ -30,10 +31,9 @@ from salun_diffusers.classification.masks import make_mask
 from salun_diffusers.classification.methods import METHODS
 from salun_diffusers.classification.metrics import average_gap, measure
 from salun_diffusers.classification.models import load_classifier, load_record
-from salun_diffusers.classification.pictures import Augmentation
+from salun_diffusers.classification.run import recipe_of
 from salun_diffusers.classification.train import run_training
 from salun_diffusers.classification.training import Task
-from salun_diffusers.classification.unlearn import recipe_of
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import fingerprint
 from salun_diffusers.files.whole_files import write_text
