@@ -2,7 +2,7 @@
 
 import sys
 
-from salun_diffusers.erase import main
+from salun_diffusers.programs.erase import main
 
 if __name__ == "__main__":
     sys.exit(main())

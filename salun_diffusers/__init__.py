@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salun_diffusers.diffusion.config import EraseConfig
-    from salun_diffusers.erase import EraseResult, erase
+    from salun_diffusers.diffusion.run import EraseResult, erase
     from salun_diffusers.errors import UserError
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.saliency import Saliency, gradient_saliency
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClassConditionalDDPMPipeline": "pipelines.class_conditional_ddpm",
     "EraseConfig": "diffusion.config",
-    "EraseResult": "erase",
+    "EraseResult": "diffusion.run",
     "Saliency": "masks.saliency",
     "SaliencyMask": "masks.mask",
     "SelectedWeights": "masks.selected_weights",
     "UserError": "errors",
-    "erase": "erase",
+    "erase": "diffusion.run",
     "gradient_saliency": "masks.saliency",
 }
 

@@ -28,7 +28,6 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     alias: str | None = None,
-    positional: bool = False,
 ) -> Any:
     """A dataclass field that knows its help text, its group in ``--help`` and its range.
 
@@ -40,11 +39,15 @@ def setting(
         above: The value must be larger than this.
         maximum: Largest allowed value.
         alias: A second name of the flag.
-        positional: Whether the value is given as a bare word, without the flag; it is then required.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum,
-                "alias": alias, "positional": positional}  # fmt: skip
+                "alias": alias}  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def word(help: str, *, group: str = "Settings") -> Any:
+    """A required dataclass field that is given as a bare word, without a flag."""
+    return dataclasses.field(metadata={**setting("", help, group=group).metadata, "positional": True})
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -55,7 +58,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse(
-    config_type: type[T], arguments: Sequence[str] | None = None, *, description: str = "", left_open: str = ""
+    config_type: type[T],
+    arguments: Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+    description: str = "",
+    left_open: str = "",
 ) -> T:
     """Read a command line into a dataclass.
 
@@ -64,6 +72,7 @@ def parse(
     Args:
         config_type: A frozen dataclass whose fields were made with `setting`.
         arguments: The words of the command line; by default those of the process.
+        name: What ``--help`` calls the program; by default the file's name.
         description: Text above the flags in ``--help``.
         left_open: What ``--help`` says of a setting without a value of its own.
 
@@ -72,7 +81,7 @@ def parse(
         SystemExit: With code 0 after ``--help``.
     """
     parser = OneLineParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     hints = typing.get_type_hints(config_type)
     groups: dict[str, Any] = {}
@@ -85,7 +94,7 @@ def parse(
             names.append("--" + field.name.replace("_", "-"))
         if field.metadata["alias"]:
             names.append("--" + field.metadata["alias"])
-        if field.metadata["positional"]:
+        if "positional" in field.metadata:
             groups[title].add_argument(field.name, **_argument(hints[field.name], field, left_open))
             continue
         groups[title].add_argument(
@@ -102,7 +111,7 @@ def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[
     inner = [part for part in typing.get_args(hint) if part is not type(None)]
     if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(inner) == 1:
         hint = inner[0]
-    shown = left_open if field.default is None else field.default
+    shown = {None: left_open, dataclasses.MISSING: ""}.get(field.default, field.default)
     text = field.metadata["help"].replace("%", "%%")
     if hint is bool:
         return {"action": "store_true", "help": text}

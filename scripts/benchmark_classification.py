@@ -38,7 +38,7 @@ from salun_diffusers.classification.classifier import NormStats
 from salun_diffusers.classification.methods import default_mask
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import write_text
-from salun_diffusers.program import run_program
+from salun_diffusers.programs.program import Program
 
 _DENSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 _COUNTS = (4, 8, 16, 32, 64, 128)
@@ -289,9 +289,7 @@ def work(config: BenchmarkConfig, command: str) -> str:
     return table
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The program; finished cells are kept when it is interrupted."""
-    return run_program(BenchmarkConfig, work, arguments, file=__file__, description=__doc__ or "")
+main = Program("scripts/benchmark_classification.py", BenchmarkConfig, work, __doc__ or "")
 
 
 if __name__ == "__main__":

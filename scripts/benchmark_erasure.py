@@ -25,7 +25,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,11 +37,11 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.diffusion.config import EraseConfig, ObjectiveName, Recipe
 from salun_diffusers.diffusion.request import MADE_MASKS, accept
-from salun_diffusers.erase import run_erasure
+from salun_diffusers.diffusion.run import run_erasure
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import decoded
 from salun_diffusers.files.whole_files import write_text
-from salun_diffusers.program import run_program
+from salun_diffusers.programs.program import Program
 
 GROUPS = {"demo": {"shapes": SHAPES, "styles": STYLES}, "digits": {"digits": tuple(map(str, range(10)))}}
 CONCEPTS = {model: tuple(concept for group in groups.values() for concept in group) for model, groups in GROUPS.items()}
@@ -225,9 +225,7 @@ def work(config: BenchmarkConfig, command: str) -> str:
     return tables(config, output)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; finished cells are kept when it is interrupted."""
-    return run_program(BenchmarkConfig, work, arguments, file=__file__, description=__doc__ or "")
+main = Program("scripts/benchmark_erasure.py", BenchmarkConfig, work, __doc__ or "")
 
 
 if __name__ == "__main__":

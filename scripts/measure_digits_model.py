@@ -22,7 +22,7 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.evaluation.detectors import GroupDetector
 from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
-from salun_diffusers.program import run_program
+from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import Progress
 from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.seeds import stream_seed
@@ -89,9 +89,7 @@ def sheet(pictures: Sequence[Image.Image], each: int, columns: int = 20) -> Imag
     return page
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; exit codes as of `run_program`."""
-    return run_program(MeasureConfig, work, arguments, file=__file__, description=__doc__ or "")
+main = Program("scripts/measure_digits_model.py", MeasureConfig, work, __doc__ or "")
 
 
 if __name__ == "__main__":

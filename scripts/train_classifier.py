@@ -1,8 +1,8 @@
-"""Train a starting classifier; `accelerate launch scripts/train_classifier.py --help` lists the flags."""
+"""`salun train-classifier` from a clone; `accelerate launch scripts/train_classifier.py --help` lists the flags."""
 
 import sys
 
-from salun_diffusers.classification.train import main
+from salun_diffusers.programs.train_classifier import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -37,7 +37,7 @@ from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_
 from salun_diffusers.demo.training import Fit
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.errors import UserError
-from salun_diffusers.program import run_program
+from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import loading_quietly
 
 
@@ -298,13 +298,12 @@ def _run_stages(config: TrainDemoConfig, accelerator: Accelerator) -> Path:
     return output / "pipeline"
 
 
-def main() -> int:
-    """The program; exit codes as of `run_program`."""
+def work(config: TrainDemoConfig, command: str) -> str:
+    """Train, and say where the folder is."""
+    return f"folder  {train(config)}\n"
 
-    def work(config: TrainDemoConfig, command: str) -> str:
-        return f"folder  {train(config)}\n"
 
-    return run_program(TrainDemoConfig, work, None, file=__file__, description=__doc__ or "")
+main = Program("scripts/train_demo_model.py", TrainDemoConfig, work, __doc__ or "")
 
 
 if __name__ == "__main__":

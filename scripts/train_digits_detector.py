@@ -23,7 +23,7 @@ from salun_diffusers.accelerator import engine
 from salun_diffusers.arguments import setting
 from salun_diffusers.demo.training import Fit
 from salun_diffusers.pictures.picture_sources import load_pictures
-from salun_diffusers.program import run_program
+from salun_diffusers.programs.program import Program
 from salun_diffusers.reports.measurement import Measurement
 
 LABELS = (*(f"digit:{number}" for number in range(10)), "digit:none")
@@ -128,9 +128,7 @@ def run(config: DetectorConfig, command: str) -> str:
     return "".join(lines)
 
 
-def main() -> int:
-    """The program; exit codes as of `run_program`."""
-    return run_program(DetectorConfig, run, None, file=__file__, description=__doc__ or "")
+main = Program("scripts/train_digits_detector.py", DetectorConfig, run, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ def test_import_and_help_wait_for_nothing_heavy_and_change_nothing():
     out = run(
         "import os, sys\n"
         "before = (dict(os.environ), list(sys.path))\n"
-        "import salun_diffusers, salun_diffusers.erase\n"
+        "import salun_diffusers, salun_diffusers.diffusion.run\n"
         "assert (dict(os.environ), list(sys.path)) == before\n"
-        "try: salun_diffusers.erase.main(['--help'])\n"
+        "try: salun_diffusers.diffusion.run.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'transformers', 'diffusers', 'accelerate', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
         "print('HEAVY', sorted(heavy))\n"

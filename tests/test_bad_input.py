@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from salun_diffusers.erase import main
+from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
 
 pytestmark = pytest.mark.usefixtures("empty_folder")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from salun_diffusers.diffusion.baselines import FineTune, GradientAscent, NegativeGuidance, make_objective
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
+from salun_diffusers.diffusion.run import main
 from salun_diffusers.diffusion.stages import trained_parameters
-from salun_diffusers.erase import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 

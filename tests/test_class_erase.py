@@ -17,7 +17,7 @@ from salun_diffusers import ClassConditionalDDPMPipeline, EraseConfig, erase
 from salun_diffusers.diffusion.class_concepts import CIFAR10, class_concept
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_noise_loss
-from salun_diffusers.erase import main
+from salun_diffusers.diffusion.run import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.masks.mask import SaliencyMask

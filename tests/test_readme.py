@@ -45,7 +45,7 @@ def test_erase_commands_are_valid(line: str, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "keep.txt").write_text("a painting by Monet\n")
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)
-    start = next(i for i, word in enumerate(words) if word.endswith(("erase.py", "salun_diffusers.erase")))
+    start = next(i for i, word in enumerate(words) if word.endswith(("erase.py", "salun_diffusers.diffusion.run")))
     config = parse(EraseConfig, words[start + 1 :])
     if config.pretrained_model_name_or_path == "digits":
         concept = class_concept(config, {"id2label": dict(enumerate("0123456789"))})

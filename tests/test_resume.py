@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from salun_diffusers.erase import main
+from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
 
 KILL_POINTS = {
@@ -38,7 +38,7 @@ KILL_POINTS = {
 DRIVER = """
 import importlib, json, os, signal, sys
 from pathlib import Path
-import salun_diffusers.erase as program
+import salun_diffusers.diffusion.run as program
 
 def die_at(target, call):
     module, _, path = target.partition(":")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from salun_diffusers.erase import main
+from salun_diffusers.diffusion.run import main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -89,7 +89,7 @@ class TestInterrupted:
         def stop(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("salun_diffusers.erase.accept", stop)
+        monkeypatch.setattr("salun_diffusers.diffusion.run.accept", stop)
         assert main(small_run()) == 130
         assert capsys.readouterr().err == "interrupted: no run had begun, nothing was written.\n"
         assert [*tmp_path.iterdir()] == []

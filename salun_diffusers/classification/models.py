@@ -165,7 +165,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
     from salun_diffusers.classification import architectures  # noqa: F401 - registers its models
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"--model {folder} is no model folder: it has no config.json. Run scripts/train_classifier.py.")
+        raise UserError(f"--model {folder} is no model folder: it has no config.json. Run `salun train-classifier`.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"--model {folder} must hold safetensors weights, found none; pickled weights are not opened.")
     try:

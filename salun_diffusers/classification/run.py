@@ -1,24 +1,14 @@
-"""Make a classifier forget a class, a share of its training pictures, or single ones.
-
-    accelerate launch scripts/unlearn_classifier.py --model runs/classifier --forget_class 3 --method salun
-    accelerate launch scripts/unlearn_classifier.py --model runs/classifier --forget_ratio 0.1 --method ft --retrain
-
-The run folder holds the unlearned model, which `AutoModelForImageClassification` loads, the mask, and a report with the
-papers' measures before and after.
-"""
+"""The whole of an unlearning, from what the user wants to forget to the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, UnlearnConfig
 from salun_diffusers.errors import ReceiptError, UserError
-from salun_diffusers.program import run_program
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.classifier import Classifier
@@ -65,7 +55,7 @@ def check_request(config: UnlearnConfig) -> None:
         found = " and ".join(f"--{name}" for name in named) or "none"
         raise UserError(f"Say what to forget by one of --forget_class, --forget_ratio, --forget_indices; got {found}.")
     if not Path(config.model).is_dir():
-        raise UserError(f"--model {config.model} is no folder; make one by scripts/train_classifier.py.")
+        raise UserError(f"--model {config.model} is no folder; make one by `salun train-classifier`.")
     if config.output_dir is not None:
         folder = Path(config.output_dir).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -204,24 +194,3 @@ def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], 
     augmentation = Augmentation(record.get("shift", config.shift), record.get("flip", config.flip))
     task = Task(classifier, split, SaliencyMask.full(classifier.parameters), config.seed, "update", augmentation)
     return Retrain(recipe_of(record))(task).classifier
-
-
-def _work(config: UnlearnConfig, command: str) -> str:
-    run, report = run_unlearning(config, command)
-    return (
-        f"\n{report.verdict}: {report.verdict_reason}\n"
-        f"model     {run.root / 'model'}\nreport    {run.root / 'report.html'}\n"
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: 0 when done, 1 if a frozen weight moved, 2 on a user's mistake, 130 after Ctrl-C."""
-    return run_program(
-        UnlearnConfig, _work, arguments,
-        file="unlearn_classifier.py", description=__doc__ or "", launcher="accelerate launch",
-        interrupted="no model was written.",
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

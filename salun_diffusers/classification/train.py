@@ -1,24 +1,15 @@
-"""Train a starting classifier.
-
-    accelerate launch scripts/train_classifier.py --dataset digits --output_dir runs/classifier
-
-The folder holds a transformers model, how its pictures are normalised, and the settings of its training, which
-unlearning takes over: what was held out here must be held out there.
-"""
+"""A starting classifier: trained on the whole training set, and written with the record of its training."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salun_diffusers.classification.config import TRAINING_SETTINGS, TrainConfig
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import full_disk_is_told, replace_folder
-from salun_diffusers.program import run_program
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.batches import Augmentation
@@ -110,21 +101,3 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
         save_classifier(classifier, partial, size, record)
         replace_folder(partial, folder)
     return folder, result
-
-
-def _work(config: TrainConfig, command: str) -> str:
-    folder, result = run_training(config)
-    return f"\ntest accuracy {result:.4f}\nmodel         {folder}\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: 0 when done, 2 on a user's mistake, 130 after Ctrl-C."""
-    return run_program(
-        TrainConfig, _work, arguments,
-        file="train_classifier.py", description=__doc__ or "", launcher="accelerate launch",
-        interrupted="nothing was written.",
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,5 @@
 """What an erasure changed, as a file of its own: base + patch = erased, erased - patch = base, bit for bit.
 
-    python -m salun_diffusers.masks.patch make BASE ERASED patch.safetensors
-    python -m salun_diffusers.masks.patch apply BASE patch.safetensors FOLDER
-    python -m salun_diffusers.masks.patch revert ERASED patch.safetensors FOLDER
-
 A patch holds, for each weight that moved, the exclusive or of its bits before and after. It knows the SHA-256 of both
 sets of weights and refuses any other. Whoever has it can bring the concept back: publish it only if that is meant.
 """
@@ -13,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from salun_diffusers.arguments import OneLineParser
-from salun_diffusers.errors import UserError, tell
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import (
-    EMBEDDED,
     check_whole,
     denoiser_folder,
     is_pickle,
@@ -221,32 +214,6 @@ def patch_folder(
         shutil.rmtree(half_done, ignore_errors=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Make, apply or revert a patch; returns the exit code."""
-    parser = OneLineParser(prog="python -m salun_diffusers.masks.patch", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("action", choices=("make", "apply", "revert"))
-    parser.add_argument("pipeline", help="make, apply: the base; revert: the erased pipeline; a folder or `demo`")
-    parser.add_argument("other", help="make: the erased pipeline; apply, revert: the patch file")
-    parser.add_argument("output", help="make: the patch file to write; apply, revert: the new pipeline folder")
-    try:
-        options = parser.parse_args(arguments)
-        source, other, output = EMBEDDED.get(options.pipeline) or Path(options.pipeline), options.other, options.output
-        if options.action == "make":
-            if Path(output).exists():
-                raise UserError(f"{output} exists already: nothing is overwritten.")
-            patch = patch_between(source, Path(other))
-            patch.save(output)
-            sys.stdout.write(f"{patch.number_moved:,} weights moved: {output}\n")
-        else:
-            patch = WeightPatch.load(other)
-            patch_folder(source, Path(output), getattr(patch, options.action))
-            sys.stdout.write(f"{patch.number_moved:,} weights changed: {output}\n")
-    except UserError as error:
-        tell("error", error)
-        return 2
-    return 0
-
-
 def patch_between(base: Path, erased: Path, variant: str | None = None) -> WeightPatch:
     """The patch between two pipeline folders.
 
@@ -255,7 +222,3 @@ def patch_between(base: Path, erased: Path, variant: str | None = None) -> Weigh
     """
     before, after = (dict(stored_weights(f / denoiser_folder(model_index(f), f), variant)) for f in (base, erased))
     return WeightPatch.between(before, after)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

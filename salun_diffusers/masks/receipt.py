@@ -1,25 +1,16 @@
-"""The mask receipt: does an erased pipeline differ from its base only where the mask allows it?
-
-    python -m salun_diffusers.masks.receipt BASE ERASED --mask FILE
-
-Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
-question cannot be answered (a folder or file is missing or foreign).
-"""
+"""The mask receipt: does an erased pipeline differ from its base only where the mask allows it?"""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from salun_diffusers.arguments import OneLineParser
-from salun_diffusers.errors import UserError, tell
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import (
-    EMBEDDED,
     components,
     denoiser_folder,
     is_pickle,
@@ -162,29 +153,3 @@ def _changed_files(base: Path, erased: Path, denoiser: str) -> Iterator[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the comparison from the command line and return the exit code."""
-    parser = OneLineParser(prog="python -m salun_diffusers.masks.receipt", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("base", help="folder of the base pipeline, or `demo`")
-    parser.add_argument("erased", help="folder of the erased pipeline")
-    parser.add_argument("--mask", required=True, help="mask file of the run")
-    parser.add_argument("--variant", default=None, help="variant of the weight files, such as fp16")
-    try:
-        options = parser.parse_args(arguments)
-        base = EMBEDDED.get(options.base) or Path(options.base)
-        receipt = compare(base, Path(options.erased), SaliencyMask.load(Path(options.mask)), options.variant)
-    except UserError as error:
-        tell("error", error)
-        return 2
-    for block in receipt.blocks:
-        sys.stdout.write(
-            f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
-        )
-    sys.stdout.write(("ok: " if receipt.holds else "FAILED: ") + receipt.sentence() + "\n")
-    return 0 if receipt.holds else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

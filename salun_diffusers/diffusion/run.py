@@ -1,8 +1,5 @@
 """Erase a concept from a diffusion pipeline.
 
-    accelerate launch erase.py --concept nudity
-    accelerate launch erase.py --concept circle --pretrained_model_name_or_path demo
-
 The concept's prompts give latent sets; the noise loss on the forget set ranks the weights; the most salient ones are
 fine-tuned until the prompts mean something harmless, and nothing else moves. The run folder holds a pipeline that
 `from_pretrained` loads, the mask, and a report that shows before and after.
@@ -11,23 +8,16 @@ fine-tuned until the prompts mean something harmless, and nothing else moves. Th
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import shlex
-import sys
 import tempfile
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salun_diffusers.arguments import parse
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.plan import plan
 from salun_diffusers.diffusion.request import Request, accept, prompts
-from salun_diffusers.errors import Interrupted, ReceiptError, UserError, tell
-from salun_diffusers.program import quieten_libraries
+from salun_diffusers.errors import ReceiptError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -268,49 +258,3 @@ def _receipt(base: Path, run: RunFolder, mask: SaliencyMask, config: EraseConfig
     if not receipt.holds:
         raise ReceiptError(f"The mask receipt failed, do not use {run.pipeline}: {receipt.sentence()}")
     return receipt
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program: 0 when done, 1 if the mask receipt failed, 2 on a user's mistake, 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = "accelerate launch erase.py " + shlex.join(words)
-    try:
-        quieten_libraries()
-        config = parse(EraseConfig, words, description=(__doc__ or ""), left_open="by the preset")
-        if config.dry_run:
-            request = accept(config)
-            _parts(request)
-            sys.stdout.write(plan(request.config, request.concept, request.base))
-            return 0
-        started = datetime.datetime.now()
-        run, report = run_erasure(config, command)
-        seconds = int((datetime.datetime.now() - started).total_seconds())
-        sys.stdout.write(
-            f"\n{report.verdict}: {report.verdict_reason}\n"
-            f"pipeline  {run.pipeline}\nreport    {run.root / 'report.html'}\ntook      {seconds} s\n"
-        )
-        return 0
-    except UserError as error:
-        tell("error", error)
-        return 2
-    except ReceiptError as error:
-        tell("error", error)
-        return 1
-    except KeyboardInterrupt as stop:
-        if sys.stderr.isatty():
-            sys.stderr.write("\n")  # The terminal shows ^C on the line.
-        tell("interrupted", stop if isinstance(stop, Interrupted) else "no run had begun, nothing was written.")
-        return 130
-
-
-class _CallableModule(types.ModuleType):
-    """`from salun_diffusers import erase` finds this module once it is imported: calling it is calling `erase`."""
-
-    def __call__(self, config: EraseConfig) -> EraseResult:
-        return erase(config)
-
-
-sys.modules[__name__].__class__ = _CallableModule
-
-if __name__ == "__main__":
-    sys.exit(main())

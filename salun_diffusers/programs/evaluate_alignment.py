@@ -1,0 +1,142 @@
+"""How well pictures follow their prompts (CLIP score), and how far they moved from the same seed's picture before.
+
+    salun evaluate alignment --images runs/after --before runs/before --extractor demo
+    salun evaluate alignment --images runs/coco --clip openai/clip-vit-base-patch16
+
+The CLIP score needs the prompts: the manifest of `salun generate`, or --prompts. Same-seed pairs are measured in
+pixels, by SSIM, and by the cosine distance of an extractor's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from salun_diffusers.arguments import setting
+from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder, require_one_size
+from salun_diffusers.evaluation.manifest import same_pictures
+from salun_diffusers.evaluation.prompt_files import read_prompt_file
+from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
+from salun_diffusers.evaluation.sampling import folder_sampling
+from salun_diffusers.programs.program import Program
+from salun_diffusers.progress import Progress
+from salun_diffusers.reports.measurement import Comparison, Measurement
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Settings of the evaluation."""
+
+    images: str = setting("", "Folder of pictures to evaluate.")
+    before: str | None = setting(None, "Folder of the same prompts and seeds before erasing.")
+    prompts: str | None = setting(None, "Prompt file, where the folder has no manifest: <case_number>_<n>.png.")
+    clip: str | None = setting(None, "CLIP model for the CLIP score: local folder or hub id; without it there is none.")
+    extractor: str | None = setting(
+        None, "Features for the distance of pairs: clip, dinov2, demo or inception; without it there is none."
+    )
+    extractor_weights: str | None = setting(None, "Local folder or hub id; for inception a safetensors file.")
+    batch_size: int = setting(16, "Pictures at once.", minimum=1)
+    output_dir: str = setting("runs/evaluation", "Where alignment.json and alignment.html go.")
+
+
+def folders(config: AlignmentConfig) -> list[ImageFolder]:
+    """Read the folders, and refuse pictures that are no pairs."""
+    if not config.images:
+        raise UserError("--images is required: a folder of pictures (see --help).")
+    if not (config.before or config.clip):
+        raise UserError("Nothing to measure: give --before for distances of pairs, or --clip for the CLIP score.")
+    prompts = read_prompt_file(config.prompts).rows if config.prompts else ()
+    read = [read_image_folder(path, prompts) for path in (config.before, config.images) if path]
+    for folder in read:
+        if not folder.files:
+            raise UserError(f"{folder.root} keeps detections only; draw its pictures with --save_explicit.")
+        if len(folder) < 2:
+            raise UserError(f"A mean with its interval needs at least two pictures, {folder.root} has {len(folder)}.")
+        if config.clip and not any(row.prompt for row in folder.rows):
+            raise UserError(
+                f"The CLIP score needs prompts, {folder.root} has no manifest; name them by --prompts FILE."
+            )
+    if config.before:
+        old, new = read
+        if len(old) != len(new) or (old.rows and new.rows and not same_pictures(old.rows, new.rows)):
+            raise UserError(
+                f"Pairs need the same prompts and seeds in both folders; {old.root} has {len(old)} pictures, "
+                f"{new.root} has {len(new)}, and their manifests differ. Draw both with the same prompt file."
+            )
+        require_one_size([*old.files, *new.files])
+    return read
+
+
+def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str) -> list[Measurement]:
+    """Measure the pairs."""
+    from salun_diffusers.evaluation.alignment import (
+        PIXEL_PROTOCOL,
+        SSIM_PROTOCOL,
+        feature_distances,
+        pixel_distances,
+        structural_similarities,
+    )
+    from salun_diffusers.evaluation.feature_extractors import make_extractor
+
+    extractor = make_extractor(config.extractor, config.extractor_weights) if config.extractor else None
+    pixels: list[float] = []
+    similar: list[float] = []
+    features: list[float] = []
+    old, new = read
+    with Progress("pairs", len(new)) as bar:
+        for before, after in zip(
+            decoded(old.files, config.batch_size), decoded(new.files, config.batch_size), strict=True
+        ):
+            pixels += pixel_distances(before, after)
+            similar += structural_similarities(before, after)
+            if extractor:
+                features += feature_distances(before, after, extractor)
+            bar.advance(len(after))
+    about: dict[str, Any] = {"group": "drift", "command": command}
+    measured = [
+        Measurement.mean("pixel distance at equal seed", pixels, direction="lower", protocol=PIXEL_PROTOCOL, **about),
+        Measurement.mean("SSIM at equal seed", similar, direction="higher", protocol=SSIM_PROTOCOL, **about),
+    ]
+    if extractor:
+        measured.append(
+            Measurement.mean(f"{extractor.name} distance at equal seed", features, direction="lower",
+                             protocol=f"1 - cosine; {extractor.protocol}", **about)
+        )  # fmt: skip
+    return measured
+
+
+def work(config: AlignmentConfig, command: str) -> str:
+    """Measure and write."""
+    read = folders(config)
+    sampling = folder_sampling(read)
+    writable_folder(config.output_dir)
+    scored: list[Measurement] = []
+    if config.clip:
+        from salun_diffusers.evaluation.alignment import ClipScore
+
+        clip = ClipScore(config.clip)
+        for folder in read:
+            scores: list[float] = []
+            with Progress("CLIP score", len(folder)) as bar:
+                for pictures in decoded(folder.files, config.batch_size):
+                    rows = folder.rows[len(scores) : len(scores) + len(pictures)]
+                    scores += clip.scores(pictures, [row.prompt for row in rows])
+                    bar.advance(len(pictures))
+            scored.append(
+                Measurement.mean("CLIP score", scores, direction="higher", protocol=clip.protocol, group="alignment",
+                                 command=command)
+            )  # fmt: skip
+    pairs = (Comparison("CLIP score", *scored),) if len(scored) == 2 else ()
+    alone = () if pairs else tuple(scored)
+    if config.before:
+        alone += tuple(distances(read, config, command))
+    record = EvaluationRecord(
+        kind="alignment", title="Alignment and drift", pictures=config.images, before=config.before or "",
+        measurements=alone, comparisons=pairs, sampling=sampling, command=command,
+    )  # fmt: skip
+    return write_record(record, config.output_dir)
+
+
+main = Program("evaluate alignment", AlignmentConfig, work, __doc__ or "")

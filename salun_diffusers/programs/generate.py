@@ -1,0 +1,137 @@
+"""Draw the prompts of a file with any diffusers pipeline, for evaluation.
+
+    salun generate --pretrained_model_name_or_path demo --prompts prompts.csv --output_dir before
+    accelerate launch --multi_gpu -m salun_diffusers generate … shares the pictures among processes.
+
+Prompt files: a CSV with the columns of I2P, COCO or Imagenette prompt lists, or text with one prompt a line. The same
+command goes on where it stopped. A file that asks for explicit pictures (I2P's columns, or words such as "nude" in a
+tenth of its prompts) has them looked at in memory: NudeNet's detections and a coarse blur are kept, not the pictures,
+unless --save_explicit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from salun_diffusers.arguments import setting
+from salun_diffusers.errors import UserError, tell
+from salun_diffusers.evaluation.manifest import Manifest
+from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
+from salun_diffusers.files.pipeline_folder import check_complete, locate
+from salun_diffusers.files.whole_files import full_disk_is_told
+from salun_diffusers.programs.program import Program
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Settings of the drawing."""
+
+    pretrained_model_name_or_path: str = setting("", "Hub id, local pipeline folder, or `demo`.")
+    patch: str | None = setting(None, "patch.safetensors of an erasure, applied to a passing copy of the model.")
+    prompts: str = setting("", "CSV or text file of prompts.")
+    output_dir: str = setting("runs/pictures", "Folder of the pictures.")
+    revision: str | None = setting(None, "Revision of the model on the hub.")
+    variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
+    cache_dir: str | None = setting(None, "Where downloaded models are kept.")
+    num_images: int = setting(1, "Pictures per prompt.", minimum=1)
+    max_prompts: int | None = setting(None, "Only the first prompts of the file.", minimum=1)
+    guidance_scale: float | None = setting(
+        None, "Classifier-free guidance of all pictures; by default the file's, else 7.5.", minimum=0
+    )
+    num_inference_steps: int = setting(50, "Sampling steps.", minimum=1)
+    scheduler: str | None = setting(None, "diffusers scheduler class in place of the pipeline's.")
+    height: int | None = setting(None, "Pixels; by default the pipeline's own.", minimum=8)
+    width: int | None = setting(None, "Pixels; by default the pipeline's own.", minimum=8)
+    batch_size: int = setting(8, "Pictures at once on each process.", minimum=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "Data type of the weights on a GPU; by default what accelerate was told."
+    )
+    explicit: Literal["auto", "yes", "no"] = setting("auto", "Whether the prompts ask for explicit pictures.")
+    save_explicit: bool = setting(False, "Keep explicit pictures themselves, too.")
+
+
+def work(config: GenerateConfig, command: str) -> str:
+    """Check everything that is cheap, then draw."""
+    for name in ("pretrained_model_name_or_path", "prompts"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} is required (see --help).")
+    file = read_prompt_file(config.prompts, limit=config.max_prompts)
+    explicit = file.explicit if config.explicit == "auto" else config.explicit == "yes"
+    if not explicit and file.explicit_prompts:
+        some = f"{file.explicit_prompts} of {len(file.rows)} prompts have words such as 'nude'"
+        tell("note", f"{some}; their pictures are written. --explicit yes keeps detections and a blur only.")
+    if config.patch and not Path(config.patch).is_file():
+        raise UserError(f"--patch must be a patch file (patch.safetensors of a run), there is no file {config.patch}.")
+    base = locate(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant,
+                  cache_dir=config.cache_dir)  # fmt: skip
+    check_complete(base, config.variant)
+    with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
+        if config.patch:
+            from salun_diffusers.masks.patch import WeightPatch, patch_folder
+
+            patched = Path(scratch) / "pipeline"
+            patch_folder(base, patched, WeightPatch.load(config.patch).apply, variant=config.variant, link=True)
+            base = patched
+        return draw(config, command, file, base, explicit)
+
+
+def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, explicit: bool) -> str:
+    """Draw the prompts with a pipeline folder."""
+    # Heavy imports wait until everything that is quickly known is known.
+    import torch
+
+    from salun_diffusers.accelerator import decided_by_main, engine
+    from salun_diffusers.diffusion.generation import (
+        describe_scheduler,
+        generate,
+        load_pipeline,
+        picture_rows,
+        prepare_folder,
+    )
+    from salun_diffusers.evaluation.nudity import NudeNet
+    from salun_diffusers.files.run_folder import identity_of
+    from salun_diffusers.progress import Progress
+
+    rows = picture_rows(file.rows, config.num_images, config.guidance_scale)
+    folder = Path(config.output_dir).expanduser()
+    with engine(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=None, trains=False
+    ) as accelerator:  # fmt: skip
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+        dtype = dtype if accelerator.device.type != "cpu" else torch.float32
+        detector = NudeNet() if explicit else None
+        pipe: Any = load_pipeline(
+            base, device=accelerator.device, dtype=dtype, variant=config.variant, scheduler=config.scheduler
+        )
+        made_with = {
+            "model": " + ".join(filter(None, (config.pretrained_model_name_or_path, config.patch))),
+            "model_sha256": identity_of(base),
+            "scheduler": describe_scheduler(pipe), "num_inference_steps": config.num_inference_steps,
+            "height": config.height, "width": config.width, "dtype": str(dtype).removeprefix("torch."),
+            "pictures_kept": not explicit or config.save_explicit,
+        }  # fmt: skip
+
+        def prepare() -> str:
+            prepare_folder(folder, Manifest(rows, made_with, explicit, command))
+            return ""
+
+        decided_by_main(accelerator, prepare)
+        with (
+            full_disk_is_told(f"a picture of {folder}"),
+            Progress("drawing", len(rows), accelerator.is_main_process) as bar,
+        ):
+            generate(
+                pipe, folder, rows, batch_size=config.batch_size, num_inference_steps=config.num_inference_steps,
+                height=config.height, width=config.width, detector=detector, save_explicit=config.save_explicit,
+                process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
+                progress=bar.advance,
+            )  # fmt: skip
+        main_process = accelerator.is_main_process
+    kept = "detections and blurred previews" if explicit and not config.save_explicit else "pictures"
+    return f"{len(rows)} {kept} in {folder}\n" if main_process else ""
+
+
+main = Program("generate", GenerateConfig, work, __doc__ or "")

@@ -1,0 +1,103 @@
+"""What every program shares: its flags from a dataclass, quiet libraries, and a user's mistake told in one line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, final
+
+from salun_diffusers.arguments import parse
+from salun_diffusers.errors import Interrupted, ReceiptError, UserError, tell
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True)
+class Program(Generic[T]):
+    """One command: calling it reads the command line, does the work and prints what the work returns.
+
+    Args:
+        name: What follows ``salun``; of a script that is no sub-command, its path.
+        settings: A frozen dataclass of `salun_diffusers.arguments.setting` fields.
+        work: Gets the settings and the command as it was typed; returns the text to print.
+        description: Text above the flags in ``--help``.
+        interrupted: What is told after Ctrl-C where the work does not say it better.
+        left_open: What ``--help`` says of a setting without a value of its own.
+    """
+
+    name: str
+    settings: type[T]
+    work: Callable[[T, str], str]
+    description: str
+    interrupted: str = "the same command starts again, and goes on from what was kept."
+    left_open: str = ""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Run the program.
+
+        Args:
+            arguments: The words of the command line; by default those of the process.
+
+        Returns:
+            The exit code: 0 when done, 1 if a mask receipt failed, 2 on a user's mistake, 130 after Ctrl-C.
+        """
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        shown = self.name if self.name.endswith(".py") else f"salun {self.name}"
+        try:
+            quieten_libraries()
+            settings = parse(
+                self.settings, words, name=shown, description=self.description.strip(), left_open=self.left_open
+            )
+            sys.stdout.write(self.work(settings, typed_command(self.name, words)))
+        except UserError as error:
+            tell("error", error)
+            return 2
+        except ReceiptError as error:
+            tell("error", error)
+            return 1
+        except KeyboardInterrupt as stop:
+            if sys.stderr.isatty():
+                sys.stderr.write("\n")  # The terminal shows ^C on the line.
+            tell("interrupted", stop if isinstance(stop, Interrupted) else self.interrupted)
+            return 130
+        return 0
+
+
+def typed_command(name: str, words: Sequence[str]) -> str:
+    """The command as it was typed, for the record; called from Python, the command that does the same.
+
+    What `accelerate launch` was told does not reach its processes, but their number does.
+
+    Args:
+        name: The program's name.
+        words: Its flags and their values.
+    """
+    own = [] if name.endswith(".py") else name.split()
+    if sys.argv[1:] not in ([*words], [*own, *words]):
+        own = ["python", name] if name.endswith(".py") else ["salun", *own]
+        return shlex.join([*own, *words])
+    program = Path(sys.argv[0])
+    launcher = ["python"]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        processes = os.environ.get("WORLD_SIZE", "1")
+        launcher = ["accelerate", "launch", *(["--num_processes", processes] if processes != "1" else [])]
+    if program.suffix != ".py":  # An installed command, such as `salun`; accelerate launches files and modules only.
+        launcher, typed = [], [program.name]
+    elif "-m" in sys.orig_argv[: sys.orig_argv.index(sys.argv[1]) if sys.argv[1:] else None]:
+        typed = ["-m", sys.orig_argv[sys.orig_argv.index("-m") + 1]]
+    else:
+        typed = [sys.argv[0]]
+    return shlex.join([*launcher, *typed, *sys.argv[1:]])
+
+
+def quieten_libraries() -> None:
+    """Leave the terminal to the program's own bars; warnings and errors of the libraries still show."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

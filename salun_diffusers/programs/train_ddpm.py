@@ -1,0 +1,162 @@
+"""Train a class-conditional DDPM with classifier-free guidance, and save it as a pipeline folder.
+
+    accelerate launch -m salun_diffusers train-ddpm --train_data digits --output_dir runs/digits
+
+On two CPU cores, two processes of one thread each are faster than one process of two threads:
+
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch --multi_gpu --num_processes 2 \
+        -m salun_diffusers train-ddpm --train_data digits --output_dir runs/digits
+
+Checkpoints (safetensors and JSON) lie in `--output_dir`; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from salun_diffusers import ClassConditionalDDPMPipeline
+from salun_diffusers.accelerator import engine, start_tracker
+from salun_diffusers.arguments import setting
+from salun_diffusers.demo.training import Fit
+from salun_diffusers.errors import UserError
+from salun_diffusers.pictures.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.picture_sources import load_pictures
+from salun_diffusers.programs.program import Program
+
+
+@dataclass(frozen=True)
+class TrainDDPMConfig:
+    """Settings of the training."""
+
+    train_data: str = setting("digits", "`digits`, a folder with one folder per class, or a `datasets` name.")
+    output_dir: str = setting("runs/ddpm", "Where checkpoints and `pipeline/` go.")
+    resolution: int = setting(32, "Height and width of the pictures.", minimum=8)
+    channels: int = setting(1, "1 for grey pictures, 3 for colour.", minimum=1, maximum=3)
+    random_flip: bool = setting(False, "Mirror half of the pictures (not for digits).")
+    exclude_class: str | None = setting(None, "Leave out one class: the model that never saw it (Retrain).")
+    block_out_channels: tuple[str, ...] = setting(("16", "32", "64"), "Channels of each level.")
+    layers_per_block: int = setting(1, "Residual blocks per level.", minimum=1)
+    norm_num_groups: int = setting(8, "Groups of the normalisation.", minimum=1)
+    dropout: float = setting(0.0, "Dropout of the U-Net.", minimum=0, maximum=0.9)
+    condition_drop: float = setting(0.1, "Share of pictures shown with the null class.", minimum=0, maximum=1)
+    max_train_steps: int = setting(2_000, "Optimizer steps.", minimum=1)
+    train_batch_size: int = setting(64, "Pictures a step, over all processes.", minimum=1)
+    learning_rate: float = setting(1e-3, "Largest learning rate of AdamW.", above=0)
+    ema_decay: float = setting(0.999, "Decay of the average of the weights.", minimum=0, maximum=0.99999)
+    max_grad_norm: float = setting(1.0, "Clip the gradient.", above=0)
+    mixed_precision: str | None = setting(None, "no, fp16 or bf16; by default what accelerate was told.")
+    checkpointing_steps: int = setting(500, "Steps between checkpoints.", minimum=1)
+    save_dtype: str = setting("float16", "Data type of the saved weights: float32, float16 or bfloat16.")
+    report_to: str | None = setting(None, "accelerate tracker, such as tensorboard.")
+    seed: int = setting(0, "Seed of weights, pictures, noise and dropped conditions.", minimum=0)
+
+
+def network(config: TrainDDPMConfig, classes: int) -> UNet2DModel:
+    """The U-Net: attention at the lowest level and in the middle, one embedding per class and one for none."""
+    try:
+        channels = tuple(int(text) for word in config.block_out_channels for text in word.split(","))
+    except ValueError as error:
+        raise UserError(f"--block_out_channels must be whole numbers, got {config.block_out_channels}.") from error
+    lowest = len(channels) - 1
+    return UNet2DModel(
+        sample_size=config.resolution, in_channels=config.channels, out_channels=config.channels,
+        block_out_channels=channels, layers_per_block=config.layers_per_block,
+        down_block_types=("DownBlock2D",) * lowest + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * lowest,
+        norm_num_groups=config.norm_num_groups, dropout=config.dropout, attention_head_dim=16,
+        num_class_embeds=classes + 1,
+    )  # fmt: skip
+
+
+def noise_loss(
+    images: LabelledPictures, config: TrainDDPMConfig, accelerator: Accelerator
+) -> Callable[[nn.Module, int, torch.Generator], Tensor]:
+    """ℓ = mean (ε - ε_θ(x_t, c))², with c the null class for a share of the pictures (arXiv 2207.12598)."""
+    batch = max(1, config.train_batch_size // accelerator.num_processes)
+    alphas = scheduler().alphas_cumprod.to(accelerator.device)
+    kept = torch.arange(len(images.labels))
+    if config.exclude_class is not None:
+        kept = kept[images.labels != images.class_names.index(config.exclude_class)]
+    null = len(images.class_names)
+
+    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+        device = generator.device
+        index = kept[torch.randint(len(kept), (batch,), generator=generator, device=device).cpu()]
+        clean = images.pixels[index].to(device).float() / 127.5 - 1
+        if config.random_flip:
+            mirrored = torch.rand(batch, 1, 1, 1, generator=generator, device=device) < 0.5
+            clean = torch.where(mirrored, clean.flip(3), clean)
+        labels = images.labels[index].to(device)
+        dropped = torch.rand(batch, generator=generator, device=device) < config.condition_drop
+        labels = labels.masked_fill(dropped, null)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timesteps = torch.randint(len(alphas), (batch,), generator=generator, device=device)
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        predicted = model(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, timesteps, labels).sample
+        return (predicted.float() - noise).square().mean()
+
+    return loss
+
+
+def scheduler() -> DDIMScheduler:
+    """DDPM's linear noise, sampled by DDIM from the last step on."""
+    return DDIMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=True,
+        timestep_spacing="trailing",
+    )  # fmt: skip
+
+
+def train(config: TrainDDPMConfig) -> Path:
+    """Train and save.
+
+    Raises:
+        UserError: If the pictures cannot be had or the settings do not fit them.
+    """
+    if config.save_dtype not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"--save_dtype must be float32, float16 or bfloat16, got {config.save_dtype!r}.")
+    if config.channels == 2:
+        raise UserError("--channels must be 1 (grey) or 3 (colour), got 2.")
+    images = load_pictures(config.train_data)[0].with_channels(config.channels).resized(config.resolution)
+    if config.exclude_class is not None and config.exclude_class not in images.class_names:
+        raise UserError(
+            f"--exclude_class must be one of {', '.join(images.class_names)}; got {config.exclude_class!r}."
+        )
+    if len(images.class_names) < 2:
+        raise UserError(f"At least two classes are required, {config.train_data} has {len(images.class_names)}.")
+    output = Path(config.output_dir)
+    with engine(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=config.report_to
+    ) as accelerator:
+        torch.manual_seed(config.seed)
+        output.mkdir(parents=True, exist_ok=True)
+        start_tracker(accelerator, output)
+        unet = network(config, len(images.class_names))
+        fit = Fit(
+            "ddpm", unet, noise_loss(images, config, accelerator), config.max_train_steps, config.learning_rate,
+            seed=config.seed, checkpointing_steps=config.checkpointing_steps, ema_decay=config.ema_decay,
+            max_grad_norm=config.max_grad_norm,
+        )  # fmt: skip
+        fit.run(accelerator, output)
+        if accelerator.is_main_process:
+            unet.to(dtype=getattr(torch, config.save_dtype))
+            pipeline = ClassConditionalDDPMPipeline(unet, scheduler(), dict(enumerate(images.class_names)))
+            pipeline.save_pretrained(output / "pipeline")
+            (output / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        accelerator.end_training()
+    return output / "pipeline"
+
+
+def work(config: TrainDDPMConfig, command: str) -> str:
+    """Train, and say where the pipeline is."""
+    return f"pipeline  {train(config)}\n"
+
+
+main = Program("train-ddpm", TrainDDPMConfig, work, __doc__ or "")

@@ -1,0 +1,54 @@
+"""The mask receipt: does an erased pipeline differ from its base only where the mask allows it?
+
+    salun verify BASE ERASED --mask FILE
+
+Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
+question cannot be answered (a folder or file is missing or foreign).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from salun_diffusers.arguments import setting, word
+from salun_diffusers.errors import ReceiptError, UserError
+from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.programs.program import Program
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """What is compared with what."""
+
+    base: str = word("Folder of the base pipeline, or `demo`.")
+    erased: str = word("Folder of the erased pipeline.")
+    mask: str = setting("", "Mask file of the run.")
+    variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
+
+
+def work(config: VerifyConfig, command: str) -> str:
+    """Compare, and print a line per block.
+
+    Raises:
+        ReceiptError: If something moved that must not.
+    """
+    if not config.mask:
+        raise UserError("--mask is required: the mask file of the run (see --help).")
+    from salun_diffusers.masks.mask import SaliencyMask
+    from salun_diffusers.masks.receipt import compare
+
+    base = EMBEDDED.get(config.base) or Path(config.base)
+    receipt = compare(base, Path(config.erased), SaliencyMask.load(Path(config.mask)), config.variant)
+    lines = [
+        f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
+        for block in receipt.blocks
+    ]
+    if receipt.holds:
+        return "".join(lines) + f"ok: {receipt.sentence()}\n"
+    sys.stdout.write("".join(lines) + f"FAILED: {receipt.sentence()}\n")
+    raise ReceiptError("The receipt does not hold: do not use the erased pipeline.")
+
+
+main = Program("verify", VerifyConfig, work, __doc__ or "")
