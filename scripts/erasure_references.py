@@ -16,8 +16,8 @@ from salun_diffusers.demo.renderer import render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.drawn import Generate, kept_in
 from salun_diffusers.diffusion.families import family_of
+from salun_diffusers.diffusion.latent_cache import Generate, kept_in
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.diffusion.validation import Samples, draw_samples, measure
 from salun_diffusers.evaluation.detectors import make_detector

@@ -29,7 +29,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def part_of(name: str) -> str:
-    """``diffusion`` of ``salun_diffusers.diffusion.data``; the module itself at the top of the package."""
+    """``diffusion`` of ``salun_diffusers.diffusion.latent_sets``; the module itself at the top of the package."""
     parts = name.split(".")
     return parts[1] if parts[0] == "salun_diffusers" and len(parts) > 1 else ""
 

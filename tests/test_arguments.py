@@ -12,7 +12,7 @@ import pytest
 from salun_diffusers.arguments import check, parse, setting
 from salun_diffusers.diffusion.concepts import resolve
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets import nudity
+from salun_diffusers.diffusion.presets.known import nudity
 from salun_diffusers.errors import UserError
 
 

@@ -14,9 +14,9 @@ from tiny_models import build_ddpm
 from torch import Tensor
 
 from salun_diffusers import ClassConditionalDDPMPipeline, EraseConfig, erase
-from salun_diffusers.diffusion.class_concepts import CIFAR10, class_concept
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_noise_loss
+from salun_diffusers.diffusion.presets.classes import CIFAR10, class_concept
 from salun_diffusers.diffusion.run import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import model_index

@@ -9,7 +9,7 @@ import pytest
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt, resolve
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets import find_concept, presets
+from salun_diffusers.diffusion.presets.known import find_concept, presets
 from salun_diffusers.errors import UserError
 
 RECIPES = ("frozen_teacher", "paper")

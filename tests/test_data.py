@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from salun_diffusers.diffusion import drawn
-from salun_diffusers.diffusion.data import LatentSet, generate_latents
-from salun_diffusers.diffusion.drawn import kept_in
+from salun_diffusers.diffusion.latent_cache import kept_in
+from salun_diffusers.diffusion.latent_sets import LatentSet, generate_latents
 from salun_diffusers.seeds import stream_seed
 
 PROMPTS = ("a star", "a square", "a heart")

@@ -13,9 +13,9 @@ import erasure_references
 import pytest
 import torch
 
-from salun_diffusers.demo.concepts import shape, style
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.diffusion.families import load_pipeline
+from salun_diffusers.diffusion.presets.shapes import shape, style
 from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.files.pipeline_folder import EMBEDDED
 

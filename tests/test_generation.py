@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from two_processes import run_two
 
-from salun_diffusers.diffusion import generation
-from salun_diffusers.diffusion.generation import picture_rows
+from salun_diffusers.evaluation import generation
+from salun_diffusers.evaluation.generation import picture_rows
 from salun_diffusers.evaluation.manifest import read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.masks.patch import patch_between, patch_folder

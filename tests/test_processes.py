@@ -98,11 +98,11 @@ def test_saliency_is_summed_before_the_absolute_value(pair, single, tiny_pipelin
 
 def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
     from salun_diffusers.accelerator import engine
+    from salun_diffusers.diffusion.batches import EraseData
     from salun_diffusers.diffusion.config import EraseConfig
-    from salun_diffusers.diffusion.data import LatentSet
-    from salun_diffusers.diffusion.draws import EraseData
     from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-    from salun_diffusers.diffusion.forget_saliency import forget_saliency
+    from salun_diffusers.diffusion.latent_sets import LatentSet
+    from salun_diffusers.diffusion.masks import forget_saliency
 
     family = StableDiffusion(base, device=torch.device("cpu"))
     sets = [LatentSet.load(run / "work" / f"{name}.safetensors") for name in ("forget", "retain")]

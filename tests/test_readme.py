@@ -12,10 +12,10 @@ import pytest
 
 from salun_diffusers.arguments import parse
 from salun_diffusers.classification.config import TrainConfig, UnlearnConfig
-from salun_diffusers.diffusion.class_concepts import class_concept
 from salun_diffusers.diffusion.concepts import resolve
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets import find_concept, presets
+from salun_diffusers.diffusion.presets.classes import class_concept
+from salun_diffusers.diffusion.presets.known import find_concept, presets
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def test_infinite_settings_of_a_scheduler_are_words(tmp_path: Path) -> None:
     """The demo's DPM-Solver++ clips λ at -∞, which JSON cannot say; manifests of before wrote it all the same."""
     from diffusers import DPMSolverMultistepScheduler
 
-    from salun_diffusers.diffusion.generation import describe_scheduler
+    from salun_diffusers.evaluation.generation import describe_scheduler
     from salun_diffusers.evaluation.record import EvaluationRecord
 
     described = describe_scheduler(SimpleNamespace(scheduler=DPMSolverMultistepScheduler()))

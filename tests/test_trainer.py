@@ -14,10 +14,10 @@ from torch import Tensor
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import trainer
+from salun_diffusers.diffusion.batches import EraseData, draw, shuffled
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.data import LatentSet
-from salun_diffusers.diffusion.draws import EraseData, draw, shuffled
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+from salun_diffusers.diffusion.latent_sets import LatentSet
 from salun_diffusers.diffusion.objectives import PromptSwap
 from salun_diffusers.diffusion.trainer import error_scale, fine_tune
 from salun_diffusers.errors import UserError

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.arguments import check
-from salun_diffusers.diffusion.class_concepts import class_concept
 from salun_diffusers.diffusion.concepts import Concept, resolve
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets import find_concept
+from salun_diffusers.diffusion.presets.classes import class_concept
+from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,

@@ -22,8 +22,8 @@ from salun_diffusers.errors import ReceiptError, UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from salun_diffusers.diffusion.data import LatentSet
     from salun_diffusers.diffusion.families import Family
+    from salun_diffusers.diffusion.latent_sets import LatentSet
     from salun_diffusers.evaluation.detectors import Detector
     from salun_diffusers.files.run_folder import RunFolder
     from salun_diffusers.masks.mask import SaliencyMask
@@ -180,7 +180,7 @@ def _carry_out(
     import torch
 
     from salun_diffusers.diffusion.baselines import make_objective
-    from salun_diffusers.diffusion.drawn import kept_in
+    from salun_diffusers.diffusion.latent_cache import kept_in
     from salun_diffusers.diffusion.run_report import write_report
     from salun_diffusers.diffusion.stages import latent_sets, make_mask, save_dtype
     from salun_diffusers.diffusion.trainer import fine_tune

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch import nn
 
+from salun_diffusers.diffusion.batches import EraseData
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.data import LatentSet, generate_latents
-from salun_diffusers.diffusion.drawn import Generate
-from salun_diffusers.diffusion.draws import EraseData
 from salun_diffusers.diffusion.families import Family
-from salun_diffusers.diffusion.forget_saliency import forget_saliency
+from salun_diffusers.diffusion.latent_cache import Generate
+from salun_diffusers.diffusion.latent_sets import LatentSet, generate_latents
+from salun_diffusers.diffusion.masks import forget_saliency
 from salun_diffusers.diffusion.request import MADE_MASKS
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.pipeline_folder import weight_files

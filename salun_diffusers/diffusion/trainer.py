@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from salun_diffusers.diffusion.batches import EraseData, draw
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.draws import EraseData, draw
 from salun_diffusers.diffusion.families import Family
 from salun_diffusers.diffusion.objectives import EraseBatch, Objective
 from salun_diffusers.diffusion.schedule import learning_rate, total_steps

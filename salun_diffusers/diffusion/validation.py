@@ -11,8 +11,8 @@ from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.drawn import Generate, draw_all
 from salun_diffusers.diffusion.families import Family
+from salun_diffusers.diffusion.latent_cache import Generate, draw_all
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
 from salun_diffusers.evaluation.label_rates import accuracy, presence

@@ -84,7 +84,7 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, exp
     import torch
 
     from salun_diffusers.accelerator import decided_by_main, engine
-    from salun_diffusers.diffusion.generation import (
+    from salun_diffusers.evaluation.generation import (
         describe_scheduler,
         generate,
         load_pipeline,

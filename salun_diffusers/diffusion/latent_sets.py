@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.diffusion.drawn import Generate, draw_all
+from salun_diffusers.diffusion.latent_cache import Generate, draw_all
 from salun_diffusers.seeds import stream_seed
 
 

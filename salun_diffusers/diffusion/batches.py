@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salun_diffusers.diffusion.data import LatentSet
 from salun_diffusers.diffusion.families import Conditions, Family, rows
+from salun_diffusers.diffusion.latent_sets import LatentSet
 from salun_diffusers.diffusion.objectives import EraseBatch, Half
 from salun_diffusers.seeds import stream
 

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.demo import concepts as demo
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig, Recipe
+from salun_diffusers.diffusion.presets import shapes
 from salun_diffusers.errors import UserError
 
 _PEOPLE = ("person", "woman", "man", "young woman", "young man", "couple")
@@ -68,8 +68,8 @@ def nudity(recipe: Recipe) -> Concept:
 def presets() -> dict[str, Callable[[Recipe], Concept]]:
     """Every concept known by name. Shapes and styles mean something to the demo model only."""
     known: dict[str, Callable[[Recipe], Concept]] = {"nudity": nudity}
-    known |= {name: partial(demo.shape, name) for name in SHAPES}
-    known |= {name: partial(demo.style, name) for name in STYLES}
+    known |= {name: partial(shapes.shape, name) for name in SHAPES}
+    known |= {name: partial(shapes.style, name) for name in STYLES}
     return known
 
 

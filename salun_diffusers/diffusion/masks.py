@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from salun_diffusers.diffusion.batches import EraseData
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.draws import EraseData
 from salun_diffusers.diffusion.families import Family, rows
 from salun_diffusers.diffusion.objectives import guided_noise_loss
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency

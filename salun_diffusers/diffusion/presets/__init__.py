@@ -1,0 +1,1 @@
+"""Concepts known by name, with the numbers that go with them."""
