@@ -49,11 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _overview() -> str:
     width = max(map(len, PROGRAMS))
     lines = [f"  salun {name:<{width}}  {what}" for name, what in PROGRAMS.items()]
-    return "\n".join(
-        ["Make a diffusion model forget a concept, and prove it.", "", *lines, "",
-         "`salun PROGRAM --help` lists the flags of one. Several processes: accelerate launch -m salun_diffusers erase …",
-         ""]
-    )  # fmt: skip
+    last = "Flags of one: salun PROGRAM --help. Several processes: accelerate launch -m salun_diffusers PROGRAM …"
+    return "\n".join(["Make a diffusion model forget a concept, and prove it.", "", *lines, "", last, ""])
 
 
 if __name__ == "__main__":
