@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salun_diffusers.classification import train, unlearn
+from salun_diffusers.classification import run
 from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, MethodName, UnlearnConfig
 from salun_diffusers.classification.methods import METHODS
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs import train_classifier as train
+from salun_diffusers.programs import unlearn_classifier as unlearn
 from salun_diffusers.reports.report import EvaluationReport
 
 
@@ -102,7 +104,7 @@ def test_names_of_the_command_line_are_those_of_the_methods():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_made_from_the_command_line(name):
-    assert type(unlearn.make_method(UnlearnConfig(method=name))) is METHODS[name]
+    assert type(run.make_method(UnlearnConfig(method=name))) is METHODS[name]
 
 
 class TestRefused:
@@ -128,7 +130,7 @@ class TestRefused:
         refused("--epochs has no effect with --method ssd", forget_class=1, method="ssd", epochs=3)
 
     def test_models(self, refused, tmp_path):
-        refused("is no folder; make one by scripts/train_classifier.py", forget_class=1, model=tmp_path / "none")
+        refused("is no folder; make one by `salun train-classifier`", forget_class=1, model=tmp_path / "none")
         (tmp_path / "empty").mkdir()
         refused("has no config.json", forget_class=1, model=tmp_path / "empty")
 
@@ -178,7 +180,7 @@ class TestRefused:
         def stop(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(unlearn, "check_request", stop)
+        monkeypatch.setattr(run, "check_request", stop)
         assert unlearn.main(words(model=trained, forget_class=1)) == 130
         assert capsys.readouterr().err == "interrupted: no model was written.\n"
 
@@ -192,7 +194,7 @@ def test_fewer_retained_than_test_pictures(trained, tmp_path):
 def test_help_and_plain_mistakes_wait_for_nothing_heavy():
     code = (
         "import sys\n"
-        "from salun_diffusers.classification import train, unlearn\n"
+        "from salun_diffusers.programs import train_classifier as train, unlearn_classifier as unlearn\n"
         "for program in (train, unlearn):\n"
         "    try: program.main(['--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
