@@ -19,6 +19,7 @@ from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import block_of
 from salun_diffusers.reports.measurement import Comparison, Measurement, percent
+from salun_diffusers.reports.page import html_page
 from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, Receipt, ReportImages, Verdict
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "scikit-learn", "torchmetrics")
@@ -172,7 +173,7 @@ def write_report(
         command=command,
         series=tuple({**row, "forget_loss": row["loss"]} for row in outcome.history),
     )
-    write_text(run.root / "report.html", report.to_html(ReportImages()))
+    write_text(run.root / "report.html", html_page(report, ReportImages()))
     run.write_json("report.json", report.to_json())
     return report
 

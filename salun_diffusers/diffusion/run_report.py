@@ -18,6 +18,7 @@ from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import MaskReceipt
+from salun_diffusers.reports.page import html_page
 from salun_diffusers.reports.report import (
     BlockRow,
     EvaluationReport,
@@ -100,7 +101,7 @@ def write_report(
             for prompt, old, new in zip(before[side].prompts, before[side].pictures, after[side].pictures, strict=True)
         )
         _save_samples(run, before, after, hidden)
-        html = report.to_html(ReportImages(rows, obscure_forget=hidden))
+        html = html_page(report, ReportImages(rows, obscure_forget=hidden))
         write_text(run.root / "report.html", html)
         run.write_json("report.json", report.to_json())
     return report

@@ -17,8 +17,8 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
-from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder, write_record
-from salun_diffusers.evaluation.record_page import bar_chart
+from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder
+from salun_diffusers.evaluation.record_page import bar_chart, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.programs.program import Program

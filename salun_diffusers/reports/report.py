@@ -159,22 +159,6 @@ class EvaluationReport:
         """Read a report that `save_json` wrote."""
         return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
-    def to_markdown(self) -> str:
-        """Return the report as Markdown: verdict, measurements, mask, receipt and command, without pictures."""
-        from salun_diffusers.reports.page import markdown_page
-
-        return markdown_page(self)
-
-    def to_html(self, images: ReportImages) -> str:
-        """Return the report as one HTML file that loads nothing from anywhere.
-
-        Args:
-            images: The same-seed pictures; `ReportImages()` leaves the section out.
-        """
-        from salun_diffusers.reports.page import html_page
-
-        return html_page(self, images)
-
 
 @dataclass(frozen=True)
 class GridRow:
