@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.progress import loading_quietly
 
@@ -115,10 +115,9 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
         with loading_quietly():
             loaded = auto_class.from_pretrained(str(folder) if folder.is_dir() else weights, **keywords)
     except Exception as error:  # transformers and the hub raise a dozen unrelated types.
-        reason = " ".join(str(error).split())[:140]
         raise UserError(
             f"{what} needs the weights {weights}, which are neither a local folder nor could be had from the hub "
-            f"({reason}). Download them where there is a network and name the folder."
+            f"({one_line(error, 140)}). Download them where there is a network and name the folder."
         ) from error
     if device is None:
         return loaded

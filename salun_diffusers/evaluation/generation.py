@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.image_folder import batches
 from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
@@ -76,8 +76,7 @@ def load_pipeline(
                 folder, dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True, **keywords
             )
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {line}") from error
+        raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {one_line(error, 300)}") from error
     if scheduler:
         kind = getattr(diffusers, scheduler, None) if scheduler.endswith("Scheduler") else None
         if kind is None:
@@ -88,7 +87,7 @@ def load_pipeline(
         try:
             pipe.scheduler = kind.from_config(pipe.scheduler.config)
         except ImportError as error:  # LMSDiscreteScheduler, for one, needs scipy.
-            raise UserError(f"--scheduler {scheduler} needs a package: {' '.join(str(error).split())[:160]}") from error
+            raise UserError(f"--scheduler {scheduler} needs a package: {one_line(error, 160)}") from error
     pipe.set_progress_bar_config(disable=True)
     moved: DiffusionPipeline = pipe.to(device)
     return moved
