@@ -21,7 +21,7 @@ from salun_diffusers.reports.report import (
     EvaluationReport,
     GridRow,
     MaskSummary,
-    Receipt,
+    ReceiptSummary,
     ReportImages,
     Verdict,
     decide_verdict,
@@ -47,7 +47,7 @@ def report() -> EvaluationReport:
         measurements=(Measurement.mean("drift", [0.1, 0.15, 0.2], direction="lower", protocol="px", group="drift"),),
         comparisons=(Comparison("star appears", rate(98), rate(0)), Comparison("others", kept(99), kept(98))),
         mask=MaskSummary(0.5, 600, (BlockRow("down_blocks.0", 200, 0.5, 0.4), BlockRow("mid", 1000, 0.5, 0.5))),
-        receipt=Receipt(0, True, 0.48),
+        receipt=ReceiptSummary(0, True, 0.48),
         timings={"saliency": 4.25, "training": 192.0},
         config={"prompts": ("a star", "stars"), "steps": 30, "rate": 1e-4, "revision": None},
         environment={"python": "3.11"},
@@ -119,7 +119,7 @@ def test_report_refuses_contradictions(report: EvaluationReport) -> None:
     with pytest.raises(ValueError, match="verdict must be one of erased, no effect"):
         dataclasses.replace(report, verdict="gone")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outside_mask_identical=True with 3 violations"):
-        Receipt(3, True, 0.5)
+        ReceiptSummary(3, True, 0.5)
     with pytest.raises(ValueError, match="'mid' must lie in"):
         BlockRow("mid", 10, 50, 0.5)
     with pytest.raises(ValueError, match="this says None"):
@@ -153,7 +153,7 @@ def test_html_says_what_the_report_says(report: EvaluationReport, images: Report
 
 
 def test_html_warns_of_a_broken_receipt(report: EvaluationReport) -> None:
-    html = html_page(dataclasses.replace(report, receipt=Receipt(1312, False, 0.5)), ReportImages())
+    html = html_page(dataclasses.replace(report, receipt=ReceiptSummary(1312, False, 0.5)), ReportImages())
     assert "1,312 weights outside the mask differ from the base: do not trust this model." in html
     assert "bit-identical" not in html
     assert "Same prompt, same seed" not in html

@@ -20,7 +20,14 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import block_of
 from salun_diffusers.reports.measurement import Comparison, Measurement, percent
 from salun_diffusers.reports.page import html_page
-from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, Receipt, ReportImages, Verdict
+from salun_diffusers.reports.report import (
+    BlockRow,
+    EvaluationReport,
+    MaskSummary,
+    ReceiptSummary,
+    ReportImages,
+    Verdict,
+)
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "scikit-learn", "torchmetrics")
 
@@ -95,7 +102,7 @@ def decide(outcome: Outcome, *, tolerance: float = 0.05) -> tuple[Verdict, str]:
 
 def count_moves(
     base: Mapping[str, Tensor], now: Mapping[str, Tensor], mask: SaliencyMask
-) -> tuple[tuple[BlockRow, ...], Receipt]:
+) -> tuple[tuple[BlockRow, ...], ReceiptSummary]:
     """Compare every weight with the base, bit for bit.
 
     Args:
@@ -116,7 +123,7 @@ def count_moves(
             row[position] += count
     total = sum(weights for weights, _, _ in blocks.values())
     rows = tuple(BlockRow(name, n, chosen / n, moves / n) for name, (n, chosen, moves) in blocks.items())
-    return rows, Receipt(violations, violations == 0, moved_in_all / total)
+    return rows, ReceiptSummary(violations, violations == 0, moved_in_all / total)
 
 
 def _block(name: str) -> str:
@@ -128,7 +135,7 @@ def _block(name: str) -> str:
 
 def write_report(
     run: RunFolder, outcome: Outcome, config: UnlearnConfig, mask: SaliencyMask,
-    blocks: tuple[BlockRow, ...], receipt: Receipt, command: str,
+    blocks: tuple[BlockRow, ...], receipt: ReceiptSummary, command: str,
 ) -> EvaluationReport:  # fmt: skip
     """Judge and write `report.json` and `report.html`."""
     verdict, reason = decide(outcome)

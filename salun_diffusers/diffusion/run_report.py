@@ -13,7 +13,7 @@ from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.validation import Samples, measure
 from salun_diffusers.evaluation.detectors import Detector
-from salun_diffusers.evaluation.previews import blurred
+from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
@@ -24,7 +24,7 @@ from salun_diffusers.reports.report import (
     EvaluationReport,
     GridRow,
     MaskSummary,
-    Receipt,
+    ReceiptSummary,
     ReportImages,
     decide_verdict,
 )
@@ -83,7 +83,7 @@ def write_report(
         base=config.pretrained_model_name_or_path,
         recipe=config.recipe if config.objective == "relabel" else f"{config.objective}, {config.recipe} settings",
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
-        receipt=Receipt(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
+        receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),

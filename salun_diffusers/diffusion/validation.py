@@ -15,7 +15,7 @@ from salun_diffusers.diffusion.families import Family
 from salun_diffusers.diffusion.latent_cache import Generate, draw_all
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
-from salun_diffusers.evaluation.label_rates import accuracy, presence
+from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.progress import Progress
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
@@ -116,7 +116,7 @@ def measure(
         ):
             wanted = [label for label, row in zip(expected, before[1].pictures, strict=True) for _ in row]
             old, new = (
-                accuracy(name, _flat(found), wanted, group=group, **about) for found in (retain_before, retain_after)
+                share_right(name, _flat(found), wanted, group=group, **about) for found in (retain_before, retain_after)
             )
             if old and new:
                 kept.append(Comparison(name, old, new))

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from salun_diffusers.errors import UserError, one_line
-from salun_diffusers.evaluation.image_folder import batches
+from salun_diffusers.evaluation.image_folder import batches, blurred
 from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
-from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.whole_files import write_text

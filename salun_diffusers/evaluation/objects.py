@@ -12,7 +12,7 @@ from PIL import Image
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.feature_extractors import load_transformers, weights_hash
-from salun_diffusers.evaluation.label_rates import accuracy, presence
+from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.reports.measurement import Measurement
 
 # Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
@@ -110,18 +110,19 @@ class ClipZeroShot:
         return [self._classes[int(index)] for index in nearest]
 
 
-def _plain(label: str) -> str:
+def _comparable(label: str) -> str:
+    """A label as it is compared: lower-case words, underscores as spaces."""
     return " ".join(label.lower().replace("_", " ").split())
 
 
 def _find(name: str, labels: Sequence[str]) -> int | None:
     """The label of a class: Imagenette's index among a thousand, else the label or one of its synonyms."""
-    plain = _plain(name)
-    if len(labels) == 1000 and plain in IMAGENETTE:
-        return IMAGENETTE[plain]
+    wanted = _comparable(name)
+    if len(labels) == 1000 and wanted in IMAGENETTE:
+        return IMAGENETTE[wanted]
     for index, label in enumerate(labels):
-        synonyms = {_plain(part) for part in label.split(",")} | {_plain(label.split(":")[-1])}
-        if plain == _plain(label) or plain in synonyms:
+        synonyms = {_comparable(part) for part in label.split(",")} | {_comparable(label.split(":")[-1])}
+        if wanted == _comparable(label) or wanted in synonyms:
             return index
     return None
 
@@ -162,12 +163,12 @@ def measure_objects(
         others = frozenset(shown) - {name}
         measured.append(presence(f"UA: {name} is not drawn", mine, others, direction="higher", **about))
     kept = ["" if wanted in forget else wanted for wanted in expected]
-    rest = accuracy("RA: other classes are right", labels, kept, **about)
+    rest = share_right("RA: other classes are right", labels, kept, **about)
     if rest:
         measured.append(rest)
     for name in dict.fromkeys(filter(None, kept)):
         only = [wanted if wanted == name else "" for wanted in kept]
-        single = accuracy(f"{name} is right", labels, only, group="retained, by class", **about)
+        single = share_right(f"{name} is right", labels, only, group="retained, by class", **about)
         if single:
             measured.append(single)
     return measured

@@ -56,8 +56,8 @@ class MaskSummary:
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """The outcome of comparing every weight of the result with the base.
+class ReceiptSummary:
+    """The mask receipt in numbers: the outcome of comparing every weight of the result with the base.
 
     Args:
         violations: Number of weights outside the mask that differ from the base.
@@ -110,7 +110,7 @@ class EvaluationReport:
     base: str
     recipe: str
     mask: MaskSummary
-    receipt: Receipt
+    receipt: ReceiptSummary
     created: str
     measurements: tuple[Measurement, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -145,7 +145,7 @@ class EvaluationReport:
         values = {key: value for key, value in data.items() if key != "format"}
         blocks = tuple(BlockRow(**row) for row in values["mask"]["blocks"])
         values["mask"] = MaskSummary(values["mask"]["density"], values["mask"]["selected"], blocks)
-        values["receipt"] = Receipt(**values["receipt"])
+        values["receipt"] = ReceiptSummary(**values["receipt"])
         values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
         values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
         return cls(**{**values, "series": tuple(values["series"])})
