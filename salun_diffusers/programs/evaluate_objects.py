@@ -63,10 +63,10 @@ def work(config: ObjectsConfig, command: str) -> str:
     sampling = folder_sampling(folders)
     writable_folder(config.output_dir)
     classes = list(dict.fromkeys(row.label for folder in folders for row in folder.rows if row.label))
-    from salun_diffusers.evaluation.objects import ClipZeroShot, ImageClassifier, measure_objects, turned_into
+    from salun_diffusers.evaluation.objects import ClipZeroShot, ObjectClassifier, measure_objects, turned_into
 
     weights = str(embedded_detector("demo")) if config.classifier == "demo" else config.classifier
-    classifier = ImageClassifier(weights, classes) if weights else ClipZeroShot(str(config.clip), classes)
+    classifier = ObjectClassifier(weights, classes) if weights else ClipZeroShot(str(config.clip), classes)
     measured, confusions = [], []
     for folder in folders:
         shown: list[str] = []
