@@ -129,7 +129,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     from salun_diffusers.classification.methods import default_mask
     from salun_diffusers.classification.metrics import measure
     from salun_diffusers.classification.models import load_classifier, save_classifier
-    from salun_diffusers.classification.run_report import Outcome, count_moves, write_report
+    from salun_diffusers.classification.run_report import Outcome, mask_receipt, write_report
     from salun_diffusers.classification.training import Task
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
@@ -159,7 +159,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
             unlearned.mask.save(run.mask)
             save_classifier(unlearned.classifier, run.root / "model", size, {**record, "unlearned": split.name})
             written, _ = load_classifier(run.root / "model")
-            blocks, receipt = count_moves(base, written.parameters, unlearned.mask)
+            receipt = mask_receipt(base, written.parameters, unlearned.mask)
             written.model.to(accelerator.device)
             after = measure(written, split, seed=config.seed)
         if receipt.violations:
@@ -171,7 +171,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
             retrained = measure(again, split, seed=config.seed)
         device = f"{accelerator.device.type} ({platform.processor() or platform.machine()})"
     outcome = Outcome(split.name, split.whole_class, before, after, retrained, unlearned.history, clock.seconds, device)
-    return run, write_report(run, outcome, config, unlearned.mask, blocks, receipt, command)
+    return run, write_report(run, outcome, config, unlearned.mask, receipt, command)
 
 
 def recipe_of(record: dict[str, Any]) -> Training:
