@@ -81,7 +81,7 @@ def work(config: NudityConfig, command: str) -> str:
         measure_nudity(look(folder, detector, config.batch_size), protocol, rows=folder.rows, command=command)
         for folder in folders
     ]
-    pairs = ()
+    pairs: tuple[Comparison, ...] = ()
     if len(measured) == 2:
         names = {item.name for item in measured[0]} & {item.name for item in measured[1]}
         sides = [[item for item in side if item.name in names] for side in measured]

@@ -77,7 +77,7 @@ def work(config: ObjectsConfig, command: str) -> str:
         expected = [row.label for row in folder.rows]
         measured.append(measure_objects(shown, expected, config.forget, protocol=classifier.protocol, command=command))
         confusions.append({name: dict(turned_into(shown, expected, name)) for name in config.forget})
-    pairs = ()
+    pairs: tuple[Comparison, ...] = ()
     if config.before:
         old = {item.name: item for item in measured[0]}
         if set(old) != {item.name for item in measured[1]}:
