@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tiny_models import CAPTIONS, build_ddpm, build_pipeline
 
-from salun_diffusers.diffusion.run import main
+from salun_diffusers.programs.erase import main
 
 
 @pytest.fixture(scope="session")

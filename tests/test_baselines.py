@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from salun_diffusers.diffusion.baselines import FineTune, GradientAscent, NegativeGuidance, make_objective
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.diffusion.stages import trained_parameters
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 PREDICTION, TARGET = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [3.0, 1.0]])
 # A network whose answer is its condition, so that targets can be read off.

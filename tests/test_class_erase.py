@@ -17,11 +17,11 @@ from salun_diffusers import ClassConditionalDDPMPipeline, EraseConfig, erase
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_noise_loss
 from salun_diffusers.diffusion.presets.classes import CIFAR10, class_concept
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import gradient_saliency
+from salun_diffusers.programs.erase import main
 
 SMALL = {
     "num_forget_images": 6, "num_retain_images": 5, "num_inference_steps": 2, "guidance_scale": 2,

@@ -146,7 +146,7 @@ def test_explicit_grids_are_blurred(compare: Callable[..., tuple[int, str, str]]
 
 
 def test_an_erasures_report(compare: Callable[..., tuple[int, str, str]], small_run, tmp_path: Path) -> None:
-    from salun_diffusers.diffusion.run import main
+    from salun_diffusers.programs.erase import main
 
     assert main(small_run(output_dir=tmp_path / "run")) == 0
     code, out, _ = compare("run/report.json", write(tmp_path / "other.json", pair(20, 1)))
@@ -154,7 +154,7 @@ def test_an_erasures_report(compare: Callable[..., tuple[int, str, str]], small_
 
 
 def test_erasures_drawn_differently(small_run, tmp_path: Path) -> None:
-    from salun_diffusers.diffusion.run import main
+    from salun_diffusers.programs.erase import main
 
     assert main(small_run(output_dir=tmp_path / "run")) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())

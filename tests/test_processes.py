@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from salun_diffusers.diffusion import stages, trainer
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-from salun_diffusers.diffusion.run import main
+from salun_diffusers.programs.erase import main
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
 saliency_of, fine_tune, generate = stages.forget_saliency, trainer.fine_tune, StableDiffusion.generate

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 KILL_POINTS = {
     "while writing the run's record": [("disk:Path.replace", 1)],
@@ -38,7 +38,7 @@ KILL_POINTS = {
 DRIVER = """
 import importlib, json, os, signal, sys
 from pathlib import Path
-import salun_diffusers.diffusion.run as program
+import salun_diffusers.programs.erase as program
 
 def die_at(target, call):
     module, _, path = target.partition(":")

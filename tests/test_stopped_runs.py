@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from salun_diffusers.diffusion.run import main
+from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 

@@ -18,7 +18,7 @@ from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
 from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.files.pipeline_folder import model_index
-from salun_diffusers.files.whole_files import write_text
+from salun_diffusers.files.whole_files import partial_of, whole_file, write_text
 from salun_diffusers.progress import loading_quietly
 from salun_diffusers.seeds import stream_seed
 
@@ -128,7 +128,7 @@ def prepare_folder(folder: Path, manifest: Manifest) -> None:
     """
     known = read_manifest(folder)
     if known is None:
-        if folder.is_dir() and any(path.name != f".{NAME}.partial" for path in folder.iterdir()):
+        if folder.is_dir() and any(path != partial_of(folder / NAME) for path in folder.iterdir()):
             raise UserError(f"--output_dir must be empty, new, or a run of this command to go on with; {folder} holds "
                             "something else.")  # fmt: skip
         try:
@@ -218,6 +218,5 @@ def _keep(folder: Path, row: PictureRow, picture: Image.Image, detector: NudeNet
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        picture.save(partial, format="PNG")

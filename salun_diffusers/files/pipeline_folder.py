@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import check_whole
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
 _DEMO = Path(__file__).parent.parent / "demo"
@@ -136,32 +137,6 @@ def check_complete(folder: Path, variant: str | None = None) -> None:
         if (place / "config.json").is_file():  # It is a model; schedulers and tokenizers name theirs otherwise.
             for file in weight_files(place, variant, strictly=component in _DENOISERS):
                 check_whole(file)
-
-
-def check_whole(file: Path) -> None:
-    """Compare the length of a safetensors file with what its header promises.
-
-    Raises:
-        UserError: If they differ, or it is no safetensors file.
-    """
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        size = int.from_bytes(start, "little")
-        text = stream.read(size) if size < length else b""
-    if start == b"version ":
-        raise UserError(f"{file} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder.")
-    try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{file} is damaged: a safetensors header is required, found {length} bytes without one; copy it again."
-        ) from error
-    expected = 8 + size + max(ends, default=0)
-    if length != expected:
-        raise UserError(
-            f"{file} is truncated or damaged: {expected} bytes are required, found {length}; copy it again."
-        )
 
 
 def weight_files(folder: Path, variant: str | None = None, *, strictly: bool = True) -> list[Path]:
