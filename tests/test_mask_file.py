@@ -76,7 +76,7 @@ BAD_FILES = {
     ),
     "header cut": (
         lambda path: _truncate(path, 60),
-        r"is truncated or damaged: a header of \d+ bytes"),
+        r"is truncated or damaged: a header of \d+ bytes",
     ),
     "data cut": (lambda path: _truncate(path, -1), r"truncated or damaged: \d+ bytes are required, found \d+"),
     "bytes added": (
