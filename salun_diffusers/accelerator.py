@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list
+from accelerate.utils import AutocastKwargs, DistributedType, DynamoBackend, broadcast_object_list
 
 from salun_diffusers.errors import UserError
 
@@ -44,13 +44,16 @@ def engine(
     earlier = dict(shared)
     shared.clear()
     try:
+        # autocast would keep the weights that it casts until its block ends; up to torch 2.10 those cast without
+        # gradient, too. A network that is its own teacher in the block then loses its gradients (pytorch#158232).
+        autocast = AutocastKwargs(cache_enabled=False)
         try:
             with warnings.catch_warnings():
                 # A tracker that is not installed is refused below, in our own words.
                 warnings.filterwarnings("ignore", "`log_with=", UserWarning)
                 accelerator = Accelerator(
                     mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
-                    log_with=report_to, project_dir="runs",
+                    log_with=report_to, project_dir="runs", kwargs_handlers=[autocast],
                 )  # fmt: skip
         except ValueError as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error

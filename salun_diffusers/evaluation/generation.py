@@ -19,6 +19,7 @@ from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
 from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
+from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.whole_files import partial_of, whole_file, write_text
 from salun_diffusers.progress import loading_quietly
@@ -74,8 +75,8 @@ def load_pipeline(
         keywords = {"safety_checker": None, "requires_safety_checker": False}
     try:
         with loading_quietly():
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
-                folder, dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True, **keywords
+            pipe = load_folder(
+                diffusers.DiffusionPipeline, folder, dtype=dtype, variant=variant, use_safetensors=True, **keywords
             )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         line = " ".join(str(error).split())[:300]

@@ -12,6 +12,7 @@ from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, class_name, model_index
 from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
 
@@ -20,7 +21,7 @@ def load_pipeline(folder: Path, variant: str | None = None) -> Any:
     """Load a pipeline folder of any family, without running code that the folder may carry."""
     if class_name(model_index(folder)) == CLASS_CONDITIONAL:
         return ClassConditionalDDPMPipeline.from_pretrained(folder, variant=variant)
-    return DiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
+    return load_folder(DiffusionPipeline, folder, variant=variant)
 
 
 def family_of(pipeline_class: str) -> Callable[..., Family]:
