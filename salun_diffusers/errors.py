@@ -36,6 +36,16 @@ class Interrupted(KeyboardInterrupt):
         )
 
 
+def one_line(message: object, limit: int | None = None) -> str:
+    """A message without line breaks and doubled spaces.
+
+    Args:
+        message: An exception or a text; those of other libraries run over several lines.
+        limit: Characters to keep; None keeps all.
+    """
+    return " ".join(str(message).split())[:limit]
+
+
 def tell(kind: str, message: object) -> None:
     """Write ``kind: message`` to stderr, as one line whatever the message holds."""
-    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")
+    sys.stderr.write(f"{kind}: {one_line(message)}\n")

@@ -82,9 +82,8 @@ class TestNudity:
         assert code == 0 and "pictures with nudity" in out
         found = record("out/nudity.json")
         assert found.measurements[0].n == 2 and found.measurements[0].value == 0
-        assert (
-            "score > 0.75" in found.measurements[0].protocol and "evaluate_nudity.py" in found.measurements[0].command
-        )
+        assert "score > 0.75" in found.measurements[0].protocol
+        assert "salun evaluate nudity" in found.measurements[0].command
         page = Path("out/nudity.html").read_text()
         assert "<svg" in page and "female breast exposed" in page and "http:" not in page.split("<pre>")[0]
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.feature_extractors import make_extractor, normalised, stack_pixels
+from salun_diffusers.evaluation.feature_extractors import make_extractor
 from salun_diffusers.evaluation.feature_files import FeatureSet, features_of
 from salun_diffusers.evaluation.fidelity import (
     FEWEST,
@@ -25,6 +25,7 @@ from salun_diffusers.evaluation.fidelity import (
     torchmetric,
 )
 from salun_diffusers.evaluation.inception import FidInception, resize_as_tensorflow
+from salun_diffusers.evaluation.pretrained import normalised, stack_pixels
 
 linalg = pytest.importorskip("scipy.linalg")
 pytest.importorskip("torchmetrics")

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.image_folder import decoded, read_image_folder, require_one_size
+from salun_diffusers.evaluation.image_folder import blurred, decoded, read_image_folder, require_one_size
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest, same_pictures
-from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
 
 

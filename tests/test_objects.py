@@ -13,7 +13,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.objects import (
     IMAGENETTE,
     ClipZeroShot,
-    ImageClassifier,
+    ObjectClassifier,
     _find,
     measure_objects,
     turned_into,
@@ -56,15 +56,22 @@ def test_imagenettes_places() -> None:
 def test_the_demo_classifier_ranks_shapes_only() -> None:
     rng = np.random.default_rng(3)
     scenes: list[Scene] = [sample_scene(rng) for _ in range(20)]
-    classifier = ImageClassifier(DETECTOR, ["circle", "star"])
+    classifier = ObjectClassifier(DETECTOR, ["circle", "star"])
     found = classifier.classify([render(scene) for scene in scenes])
     assert sum(name == scene.shape for name, scene in zip(found, scenes, strict=True)) >= 19
     assert "11 labels of group 'shape'" in classifier.protocol
 
 
+def test_classes_of_several_groups_are_ranked_among_all_labels() -> None:
+    classifier = ObjectClassifier(DETECTOR, ["circle", "red"])
+    assert classifier.protocol.endswith("top-1 of 30 labels")
+    (found,) = classifier.classify([Image.new("RGB", (64, 64), "white")])
+    assert found
+
+
 def test_class_that_the_classifier_lacks() -> None:
     with pytest.raises(UserError, match="has no class 'tench'; it has shape:circle"):
-        ImageClassifier(DETECTOR, ["circle", "tench"])
+        ObjectClassifier(DETECTOR, ["circle", "tench"])
 
 
 def test_any_transformers_classifier(tmp_path: Path) -> None:
@@ -75,7 +82,9 @@ def test_any_transformers_classifier(tmp_path: Path) -> None:
     )
     ResNetForImageClassification(config).save_pretrained(tmp_path)
     ConvNextImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(tmp_path)
-    found = ImageClassifier(str(tmp_path), ["tench"]).classify([Image.new("RGB", (40, 30)), Image.new("RGB", (32, 32))])
+    found = ObjectClassifier(str(tmp_path), ["tench"]).classify(
+        [Image.new("RGB", (40, 30)), Image.new("RGB", (32, 32))]
+    )
     assert len(found) == 2 and set(found) <= {"tench", "church"}
 
 
@@ -86,7 +95,7 @@ def test_a_folder_without_its_last_layer_is_refused(tmp_path: Path) -> None:
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"lack classifier\.1\.bias and would be drawn at random"):
-        ImageClassifier(str(tmp_path), ["tench"])
+        ObjectClassifier(str(tmp_path), ["tench"])
 
 
 def test_clip_zero_shot(tiny_clip: Path) -> None:
@@ -100,4 +109,4 @@ def test_clip_zero_shot(tiny_clip: Path) -> None:
 
 def test_missing_classifier_offline() -> None:
     with pytest.raises(UserError, match="The classifier needs the weights microsoft/resnet-50"):
-        ImageClassifier("microsoft/resnet-50", ["tench"])
+        ObjectClassifier("microsoft/resnet-50", ["tench"])

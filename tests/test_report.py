@@ -15,13 +15,13 @@ from PIL import Image
 
 from salun_diffusers.reports.figures import embed_picture, loss_chart, running_mean
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
-from salun_diffusers.reports.page import duration
+from salun_diffusers.reports.page import duration, html_page
 from salun_diffusers.reports.report import (
     BlockRow,
     EvaluationReport,
     GridRow,
     MaskSummary,
-    Receipt,
+    ReceiptSummary,
     ReportImages,
     Verdict,
     decide_verdict,
@@ -47,7 +47,7 @@ def report() -> EvaluationReport:
         measurements=(Measurement.mean("drift", [0.1, 0.15, 0.2], direction="lower", protocol="px", group="drift"),),
         comparisons=(Comparison("star appears", rate(98), rate(0)), Comparison("others", kept(99), kept(98))),
         mask=MaskSummary(0.5, 600, (BlockRow("down_blocks.0", 200, 0.5, 0.4), BlockRow("mid", 1000, 0.5, 0.5))),
-        receipt=Receipt(0, True, 0.48),
+        receipt=ReceiptSummary(0, True, 0.48),
         timings={"saliency": 4.25, "training": 192.0},
         config={"prompts": ("a star", "stars"), "steps": 30, "rate": 1e-4, "revision": None},
         environment={"python": "3.11"},
@@ -119,7 +119,7 @@ def test_report_refuses_contradictions(report: EvaluationReport) -> None:
     with pytest.raises(ValueError, match="verdict must be one of erased, no effect"):
         dataclasses.replace(report, verdict="gone")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outside_mask_identical=True with 3 violations"):
-        Receipt(3, True, 0.5)
+        ReceiptSummary(3, True, 0.5)
     with pytest.raises(ValueError, match="'mid' must lie in"):
         BlockRow("mid", 10, 50, 0.5)
     with pytest.raises(ValueError, match="this says None"):
@@ -129,7 +129,7 @@ def test_report_refuses_contradictions(report: EvaluationReport) -> None:
 
 
 def test_html_is_self_contained(report: EvaluationReport, images: ReportImages) -> None:
-    html = report.to_html(images)
+    html = html_page(report, images)
     assert "http://" not in html
     assert "https://" not in html
     assert "<script" not in html
@@ -141,7 +141,7 @@ def test_html_is_self_contained(report: EvaluationReport, images: ReportImages) 
 
 
 def test_html_says_what_the_report_says(report: EvaluationReport, images: ReportImages) -> None:
-    html = report.to_html(images)
+    html = html_page(report, images)
     assert '<span class="badge erased">erased</span>' in html
     assert html.index("a star &amp; moon") < html.index("a cross")  # What is to be forgotten comes first.
     assert html.count('<span class="chip new">never trained on</span>') == 1
@@ -153,7 +153,7 @@ def test_html_says_what_the_report_says(report: EvaluationReport, images: Report
 
 
 def test_html_warns_of_a_broken_receipt(report: EvaluationReport) -> None:
-    html = dataclasses.replace(report, receipt=Receipt(1312, False, 0.5)).to_html(ReportImages())
+    html = html_page(dataclasses.replace(report, receipt=ReceiptSummary(1312, False, 0.5)), ReportImages())
     assert "1,312 weights outside the mask differ from the base: do not trust this model." in html
     assert "bit-identical" not in html
     assert "Same prompt, same seed" not in html
@@ -170,7 +170,7 @@ def test_html_escapes_text(report: EvaluationReport, images: ReportImages) -> No
         environment={"<b>": "<b>"},
         mask=MaskSummary(0.5, 5, (block,)),
     )
-    html = hostile.to_html(dataclasses.replace(images, rows=(dataclasses.replace(images.rows[0], prompt='"<b>'),)))
+    html = html_page(hostile, ReportImages((dataclasses.replace(images.rows[0], prompt='"<b>'),)))
     assert "<b>" not in html
     assert "<img src=x>" not in html
     assert "<script" not in html
@@ -179,7 +179,7 @@ def test_html_escapes_text(report: EvaluationReport, images: ReportImages) -> No
 
 def test_bare_report_renders(report: EvaluationReport) -> None:
     bare = EvaluationReport("star", "not measured", "No.", "demo", "paper", MaskSummary(0.5, 5), report.receipt, "2025")
-    html = bare.to_html(ReportImages())
+    html = html_page(bare, ReportImages())
     assert '<span class="badge not-measured">' in html
     assert "<svg" not in html
     assert "Measurements" not in html
@@ -209,20 +209,9 @@ def test_obscured_pictures_lose_their_details() -> None:
 
 
 def test_only_forget_pictures_are_obscured(report: EvaluationReport, images: ReportImages) -> None:
-    html = report.to_html(dataclasses.replace(images, obscure_forget=True))
+    html = html_page(report, dataclasses.replace(images, obscure_forget=True))
     assert html.count('class="pixelated"') == 2  # The retain row, before and after.
     assert "blurred in the file itself" in html
-
-
-def test_markdown_table(report: EvaluationReport) -> None:
-    text = dataclasses.replace(report, concept="<b> | star").to_markdown()
-    assert text.startswith("# Erasing &lt;b> \\| star: erased\n")
-    assert "| star appears | 98 % | 0 % | 0 to 3.7 % | 100 | ↓ lower is better |" in text
-    # 0.15 ± 4.303 · 0.05 / √3
-    assert "| drift | – | 0.15 | 0.0258 to 0.274 | 3 | ↓ lower is better |" in text
-    assert "| down_blocks.0 | 200 | 50 % | 40 % |" in text
-    assert "Every weight outside the mask is bit-identical to the base." in text
-    assert "\n    accelerate launch erase.py --concept star\n" in text
 
 
 def test_running_mean_shrinks_at_the_ends() -> None:

@@ -31,8 +31,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     spec.loader.exec_module(module)
 
     def run(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["train_ddpm.py", *words])
-        return module.main()
+        return module.main(words)
 
     return run
 

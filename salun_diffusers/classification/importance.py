@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
+from salun_diffusers.classification.hyper_parameters import MasForm
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
-
-MasForm = Literal["per_sample", "per_batch"]
 
 
 def mas_importance(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
@@ -43,12 +44,12 @@ def forget_saliency(
     """
     classifier.eval()
 
-    def loss(batch: Batch) -> object:
+    def loss(batch: Batch) -> Tensor:
         total = F.cross_entropy(classifier.logits(batch.pixels), batch.labels, reduction="sum")
         return total / len(forget)
 
     batches = in_order(forget, batch_size, classifier.device)
-    return gradient_saliency(classifier.parameters, batches, loss, accumulate=accumulate)  # type: ignore[arg-type]
+    return gradient_saliency(classifier.parameters, batches, loss, accumulate=accumulate)
 
 
 def make_mask(

@@ -7,13 +7,14 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, UnlearnConfig
+from salun_diffusers.classification.config import METHOD_FLAGS, TRAINING_FLAGS, UnlearnConfig
+from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, RetrainSettings, Training
 from salun_diffusers.errors import ReceiptError, UserError
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.classifier import Classifier
     from salun_diffusers.classification.forget_split import ForgetSplit, Pools
-    from salun_diffusers.classification.training import Method, Training
+    from salun_diffusers.classification.training import Method
     from salun_diffusers.files.run_folder import RunFolder
     from salun_diffusers.reports.report import EvaluationReport
 
@@ -24,20 +25,21 @@ def make_method(config: UnlearnConfig) -> Method:
     Raises:
         UserError: If a setting is not one of the method's.
     """
-    from salun_diffusers.classification.methods import METHODS
-
-    kind = METHODS[config.method]
-    known = {field.name for field in dataclasses.fields(kind)}
-    given = {name: getattr(config, name) for name in METHOD_SETTINGS if getattr(config, name) is not None}
-    training = {name: getattr(config, name) for name in TRAINING_SETTINGS if getattr(config, name) is not None}
+    known = {field.name for field in dataclasses.fields(HYPER_PARAMETERS[config.method])}
+    given, training = (
+        {name: getattr(config, name) for name in flags if getattr(config, name) is not None}
+        for flags in (METHOD_FLAGS, TRAINING_FLAGS)
+    )
     for name in given:
         if name not in known:
-            fitting = ", ".join(f"--{item}" for item in METHOD_SETTINGS if item in known) or "none of its own"
+            fitting = ", ".join(f"--{item}" for item in METHOD_FLAGS if item in known) or "none of its own"
             raise UserError(f"--{name} is no setting of --method {config.method}; it has {fitting}.")
     if training and "training" not in known:
         raise UserError(f"--{next(iter(training))} has no effect with --method {config.method}, which does not train.")
+    from salun_diffusers.classification.methods import METHODS
+
     switches = {"on": True, "off": False}
-    method = kind(**{name: switches.get(value, value) for name, value in given.items()})
+    method = METHODS[config.method](**{name: switches.get(value, value) for name, value in given.items()})
     if training:
         method = dataclasses.replace(method, training=dataclasses.replace(method.training, **training))
     made: Method = method
@@ -129,7 +131,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     from salun_diffusers.classification.methods import default_mask
     from salun_diffusers.classification.metrics import measure
     from salun_diffusers.classification.models import load_classifier, save_classifier
-    from salun_diffusers.classification.run_report import Outcome, count_moves, write_report
+    from salun_diffusers.classification.run_report import Outcome, mask_receipt, write_report
     from salun_diffusers.classification.training import Task
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
@@ -159,7 +161,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
             unlearned.mask.save(run.mask)
             save_classifier(unlearned.classifier, run.root / "model", size, {**record, "unlearned": split.name})
             written, _ = load_classifier(run.root / "model")
-            blocks, receipt = count_moves(base, written.parameters, unlearned.mask)
+            receipt = mask_receipt(base, written.parameters, unlearned.mask)
             written.model.to(accelerator.device)
             after = measure(written, split, seed=config.seed)
         if receipt.violations:
@@ -171,15 +173,13 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
             retrained = measure(again, split, seed=config.seed)
         device = f"{accelerator.device.type} ({platform.processor() or platform.machine()})"
     outcome = Outcome(split.name, split.whole_class, before, after, retrained, unlearned.history, clock.seconds, device)
-    return run, write_report(run, outcome, config, unlearned.mask, blocks, receipt, command)
+    return run, write_report(run, outcome, config, unlearned.mask, receipt, command)
 
 
 def recipe_of(record: dict[str, Any]) -> Training:
     """The settings of SGD that a model was trained with; a model from elsewhere gets `Retrain`'s own."""
-    from salun_diffusers.classification.methods.finetune import Retrain
-
-    known = {name: record[name] for name in TRAINING_SETTINGS if name in record}
-    return dataclasses.replace(Retrain().training, **known)
+    known = {name: record[name] for name in TRAINING_FLAGS if name in record}
+    return dataclasses.replace(RetrainSettings().training, **known)
 
 
 def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], device: Any) -> Classifier:

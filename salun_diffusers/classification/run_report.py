@@ -17,9 +17,17 @@ from salun_diffusers.classification.training import History
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.masks.receipt import block_of
+from salun_diffusers.masks.receipt import MaskReceipt, block_of, count_moves
 from salun_diffusers.reports.measurement import Comparison, Measurement, percent
-from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, Receipt, ReportImages, Verdict
+from salun_diffusers.reports.page import html_page
+from salun_diffusers.reports.report import (
+    BlockRow,
+    EvaluationReport,
+    MaskSummary,
+    ReceiptSummary,
+    ReportImages,
+    Verdict,
+)
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "scikit-learn", "torchmetrics")
 
@@ -92,9 +100,7 @@ def decide(outcome: Outcome, *, tolerance: float = 0.05) -> tuple[Verdict, str]:
     return "no effect", f"{found}; {where}; {gap}: raise the learning rate or the epochs."
 
 
-def count_moves(
-    base: Mapping[str, Tensor], now: Mapping[str, Tensor], mask: SaliencyMask
-) -> tuple[tuple[BlockRow, ...], Receipt]:
+def mask_receipt(base: Mapping[str, Tensor], now: Mapping[str, Tensor], mask: SaliencyMask) -> MaskReceipt:
     """Compare every weight with the base, bit for bit.
 
     Args:
@@ -102,34 +108,36 @@ def count_moves(
         now: The new weights; where a layer has grown, its first rows are compared.
         mask: Which weights were allowed to move.
     """
-    blocks: dict[str, list[int]] = {}
-    violations = moved_in_all = 0
-    for name, old in base.items():
-        moved = now[name].detach().cpu()[: len(old)] != old
-        allowed = mask[name][: len(old)]
-        violations += int((moved & ~allowed).sum())
-        moved_in_all += int(moved.sum())
-        # A transformers model has one attribute above its stages.
-        row = blocks.setdefault(_block(name), [0, 0, 0])
-        for position, count in enumerate((old.numel(), int(allowed.sum()), int(moved.sum()))):
-            row[position] += count
-    total = sum(weights for weights, _, _ in blocks.values())
-    rows = tuple(BlockRow(name, n, chosen / n, moves / n) for name, (n, chosen, moves) in blocks.items())
-    return rows, Receipt(violations, violations == 0, moved_in_all / total)
+    kept = {name: _first_rows(now[name].detach().cpu(), old) for name, old in base.items()}
+    return count_moves(base, kept, {name: _first_rows(mask[name], old) for name, old in base.items()}, _block)
+
+
+def _first_rows(tensor: Tensor, base: Tensor) -> Tensor:
+    """As many rows as `base` has."""
+    return tensor[: len(base)] if base.ndim else tensor
 
 
 def _block(name: str) -> str:
     """``stages.1`` of ``resnet.encoder.stages.1.layers.0…``; the layer itself where nothing is numbered."""
+    # A transformers model has attributes above its stages, which `block_of` does not look past.
     parts = name.split(".")[:-1] or [name]
     numbered = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     return ".".join(parts[numbered - 1 : numbered + 1]) if numbered else block_of(".".join(parts[-1:]))
 
 
 def write_report(
-    run: RunFolder, outcome: Outcome, config: UnlearnConfig, mask: SaliencyMask,
-    blocks: tuple[BlockRow, ...], receipt: Receipt, command: str,
-) -> EvaluationReport:  # fmt: skip
-    """Judge and write `report.json` and `report.html`."""
+    run: RunFolder, outcome: Outcome, config: UnlearnConfig, mask: SaliencyMask, receipt: MaskReceipt, command: str
+) -> EvaluationReport:
+    """Judge and write `report.json` and `report.html`.
+
+    Args:
+        run: Where it goes.
+        outcome: What was measured.
+        config: The settings, for the record.
+        mask: The run's mask.
+        receipt: What moved.
+        command: The command line.
+    """
     verdict, reason = decide(outcome)
     before, after = (
         measurements(scores, whole_class=outcome.whole_class, command=command)
@@ -154,6 +162,9 @@ def write_report(
             )
         )
         extra.append(_seconds("run time of Retrain", outcome.seconds["retraining"], outcome.device))
+    blocks = tuple(
+        BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
+    )
     report = EvaluationReport(
         concept=outcome.forgotten,
         verdict=verdict,
@@ -162,7 +173,7 @@ def write_report(
         recipe=config.method,
         kind="Unlearning",
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
-        receipt=receipt,
+        receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         measurements=tuple(extra),
         comparisons=tuple(Comparison(new.name, old, new) for old, new in zip(before, after, strict=True)),
@@ -172,7 +183,7 @@ def write_report(
         command=command,
         series=tuple({**row, "forget_loss": row["loss"]} for row in outcome.history),
     )
-    write_text(run.root / "report.html", report.to_html(ReportImages()))
+    write_text(run.root / "report.html", html_page(report, ReportImages()))
     run.write_json("report.json", report.to_json())
     return report
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salun_diffusers.classification.config import TRAINING_SETTINGS, TrainConfig
+from salun_diffusers.classification.config import TRAINING_FLAGS, TrainConfig
+from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.classifier import Classifier
     from salun_diffusers.classification.forget_split import Pools
-    from salun_diffusers.classification.training import Training
 
 
 def train_classifier(
@@ -74,7 +74,6 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     from salun_diffusers.classification.datasets import load_pools
     from salun_diffusers.classification.metrics import accuracy
     from salun_diffusers.classification.models import IMAGE_SIZES, make_classifier, save_classifier
-    from salun_diffusers.classification.training import Training
 
     pools = load_pools(
         config.dataset, seed=config.data_seed, image_size=config.image_size or IMAGE_SIZES.get(config.model),
@@ -84,7 +83,7 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     classifier = make_classifier(
         config.model, class_names=pools.train.class_names, channels=channels, image_size=size, seed=config.seed
     )
-    training = Training(**{name: getattr(config, name) for name in TRAINING_SETTINGS})
+    training = Training(**{name: getattr(config, name) for name in TRAINING_FLAGS})
     started = time.perf_counter()
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         if accelerator.num_processes > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from salun_diffusers.classification.batches import AS_THEY_ARE, Augmentation, Batch, shuffled
 from salun_diffusers.classification.classifier import Classifier, NormStats
 from salun_diffusers.classification.forget_split import ForgetSplit
+from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -21,27 +22,6 @@ from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 History: TypeAlias = "list[dict[str, float | None]]"
-
-
-@dataclass(frozen=True)
-class Training:
-    """Settings of SGD, by default those of OPTML-Group/Unlearn-Saliency@a6e89fd but for the batch size (256 there).
-
-    Args:
-        epochs: Passes over the data; what is passed over is the method's.
-        learning_rate: Step size.
-        momentum: Momentum.
-        weight_decay: L2 penalty; acts on the selected weights only.
-        batch_size: Pictures a batch.
-        schedule: Course of the learning rate over the epochs.
-    """
-
-    epochs: int = 10
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 64
-    schedule: Literal["constant", "cosine"] = "constant"
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,18 @@ from salun_diffusers.diffusion.settings import recorded
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.validation import Pictures, measure
 from salun_diffusers.evaluation.detectors import Detector
-from salun_diffusers.evaluation.previews import blurred
+from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import MaskReceipt
+from salun_diffusers.reports.page import html_page
 from salun_diffusers.reports.report import (
     BlockRow,
     EvaluationReport,
     GridRow,
     MaskSummary,
-    Receipt,
+    ReceiptSummary,
     ReportImages,
     decide_verdict,
 )
@@ -82,7 +83,7 @@ def write_report(run: Run, request: Request, detector: Detector, outcome: Outcom
         base=config.pretrained_model_name_or_path,
         recipe=f"{settings.objective}, {settings.recipe} settings" if baseline else settings.recipe,
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
-        receipt=Receipt(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
+        receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),
@@ -100,7 +101,7 @@ def write_report(run: Run, request: Request, detector: Detector, outcome: Outcom
             for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
         )
         _save_samples(run.folder, before, after, hidden)
-        html = report.to_html(ReportImages(rows, obscure_forget=hidden))
+        html = html_page(report, ReportImages(rows, obscure_forget=hidden))
         write_text(run.folder.root / "report.html", html)
         run.folder.write_json("report.json", report.to_json())
     return report

@@ -13,7 +13,7 @@ from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.sampler import Sampler
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
-from salun_diffusers.evaluation.label_rates import accuracy, presence
+from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
 from salun_diffusers.seeds import stream_seed
@@ -116,7 +116,7 @@ def measure(
         ):
             wanted = [label for label, row in zip(expected, before.retain.pictures, strict=True) for _ in row]
             old, new = (
-                accuracy(name, _flat(found), wanted, group=group, **about) for found in (retain.before, retain.after)
+                share_right(name, _flat(found), wanted, group=group, **about) for found in (retain.before, retain.after)
             )
             if old and new:
                 kept.append(Comparison(name, old, new))

@@ -39,7 +39,7 @@ def structural_similarities(before: Sequence[Image.Image], after: Sequence[Image
     Raises:
         UserError: If torchmetrics is not installed.
     """
-    from salun_diffusers.evaluation.feature_extractors import stack_pixels
+    from salun_diffusers.evaluation.pretrained import stack_pixels
 
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
@@ -85,12 +85,11 @@ class ClipScore:
         Raises:
             UserError: If it cannot be had.
         """
-        import torch
         from transformers import AutoTokenizer, CLIPModel
 
-        from salun_diffusers.evaluation.feature_extractors import load_transformers, weights_hash
+        from salun_diffusers.evaluation.pretrained import default_device, load_transformers, weights_hash
 
-        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device or default_device()
         self._model = load_transformers(CLIPModel, weights, "The CLIP score", self._device)
         self._tokenizer = load_transformers(AutoTokenizer, weights, "The CLIP score")
         self._size = int(self._model.config.vision_config.image_size)
@@ -104,7 +103,7 @@ class ClipScore:
         import torch
         import torch.nn.functional as F
 
-        from salun_diffusers.evaluation.feature_extractors import CLIP_MEAN, CLIP_STD, normalised, stack_pixels
+        from salun_diffusers.evaluation.pretrained import CLIP_MEAN, CLIP_STD, normalised, stack_pixels
 
         shown = [normalised(stack_pixels([_centre_square(picture)]), self._size, CLIP_MEAN, CLIP_STD)
                  for picture in pictures]  # fmt: skip

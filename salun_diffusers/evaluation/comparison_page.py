@@ -11,7 +11,7 @@ from PIL import Image
 
 from salun_diffusers.evaluation.comparison import ComparisonTable, Key, Run
 from salun_diffusers.evaluation.manifest import PictureRow, read_manifest
-from salun_diffusers.evaluation.record_page import BETTER, page_environment
+from salun_diffusers.evaluation.record_page import BETTER
 from salun_diffusers.evaluation.sampling import sampling_text
 from salun_diffusers.reports.figures import (
     ACCENT,
@@ -23,6 +23,7 @@ from salun_diffusers.reports.figures import (
     inline_svg,
 )
 from salun_diffusers.reports.measurement import Measurement
+from salun_diffusers.reports.page import page_environment
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.image_classifier import ImageClassifier
+from salun_diffusers.evaluation.image_folder import batches
 from salun_diffusers.evaluation.nudity import NudeNet
 from salun_diffusers.evaluation.protocols import PROTOCOLS, NudityProtocol
 from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
@@ -41,33 +42,15 @@ class GroupDetector:
         """
         if not (folder / "config.json").is_file():
             raise UserError(f"A detector folder with a config.json is required, {folder} has none.")
-        from transformers import AutoModelForImageClassification
-
+        self._classifier = ImageClassifier(str(folder), "The detector", device=torch.device("cpu"))
+        self.names = self._classifier.labels
         self.protocol = f"{folder.parent.name} {folder.name}: largest logit of each group"
-        self._model = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-        self._mode = "L" if getattr(self._model.config, "num_channels", 3) == 1 else "RGB"
-        self.names = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
-        self._groups: dict[str, list[int]] = {}
-        for index, label in enumerate(self.names):
-            self._groups.setdefault(label.split(":")[0], []).append(index)
 
-    @torch.no_grad()
     def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
         """One label per group for each picture."""
-        found: list[frozenset[str]] = []
-        for start in range(0, len(pictures), 64):
-            batch = [
-                np.atleast_3d(np.asarray(picture.convert(self._mode), dtype=np.float32))
-                for picture in pictures[start : start + 64]
-            ]
-            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2) / 127.5 - 1
-            logits = self._model(pixels).logits
-            best = {group: logits[:, index].argmax(dim=1) for group, index in self._groups.items()}
-            for row in range(len(logits)):
-                found.append(frozenset(self.names[index[best[group][row]]] for group, index in self._groups.items()))
-        return found
+        groups = self._classifier.groups.values()
+        found = [places for batch in batches(pictures, 64) for places in self._classifier.best(batch, groups)]
+        return [frozenset(self.names[place] for place in places) for places in found]
 
 
 class NudityDetector:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.feature_files import FeatureSet
 from salun_diffusers.reports.measurement import NORMAL_95, Measurement
@@ -41,7 +41,7 @@ def torchmetric(name: str) -> Any:
         from torchmetrics.image import fid, kid
     except ImportError as error:
         raise UserError(
-            f"This evaluation needs torchmetrics ({' '.join(str(error).split())[:100]}): "
+            f"This evaluation needs torchmetrics ({one_line(error, 100)}): "
             "pip install 'salun-diffusers[evaluation]'; torch-fidelity without torchvision must go."
         ) from error
     return {"fid": fid.FrechetInceptionDistance, "kid": kid.KernelInceptionDistance}[name]

@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 from salun_diffusers.accelerator import ALONE, Processes
-from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.image_folder import batches
+from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.evaluation.image_folder import batches, blurred
 from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
-from salun_diffusers.evaluation.previews import blurred
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.pipeline_folder import model_index
@@ -79,8 +78,7 @@ def load_pipeline(
                 diffusers.DiffusionPipeline, folder, dtype=dtype, variant=variant, use_safetensors=True, **keywords
             )
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {line}") from error
+        raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {one_line(error, 300)}") from error
     if scheduler:
         kind = getattr(diffusers, scheduler, None) if scheduler.endswith("Scheduler") else None
         if kind is None:
@@ -91,7 +89,7 @@ def load_pipeline(
         try:
             pipe.scheduler = kind.from_config(pipe.scheduler.config)
         except ImportError as error:  # LMSDiscreteScheduler, for one, needs scipy.
-            raise UserError(f"--scheduler {scheduler} needs a package: {' '.join(str(error).split())[:160]}") from error
+            raise UserError(f"--scheduler {scheduler} needs a package: {one_line(error, 160)}") from error
     pipe.set_progress_bar_config(disable=True)
     moved: DiffusionPipeline = pipe.to(device)
     return moved

@@ -1,4 +1,4 @@
-"""Folders of pictures: which files there are, what each should show, and batches of decoded pixels."""
+"""Folders of pictures: their files, what each should show, batches of decoded pixels, blurred previews."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
@@ -18,6 +18,7 @@ from salun_diffusers.evaluation.prompt_files import PromptRow
 T = TypeVar("T")
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _OWN_FOLDERS = {"previews", "detections"}
+_PREVIEW_CELLS = 12  # across and down
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
     if prompts:
         return ImageFolder(root, files, tuple(_rows_by_name(root, files, prompts)))
     if all(len(file.relative_to(root).parts) > 1 for file in files):
-        rows = (PictureRow(str(file.relative_to(root)), "", 0, 0.0, number, 0, file.relative_to(root).parts[0])
-                for number, file in enumerate(files))  # fmt: skip
+        names = [file.relative_to(root) for file in files]
+        rows = (PictureRow(str(name), case_number=case, label=name.parts[0]) for case, name in enumerate(names))
         return ImageFolder(root, files, tuple(rows))
     return ImageFolder(root, files)
 
@@ -115,9 +116,15 @@ def _rows_by_name(root: Path, files: Sequence[Path], prompts: Sequence[PromptRow
         if row is None or found is None:
             raise UserError(f"{file.name} belongs to no row of the prompt file: names must start with a case_number of "
                             "it, such as 12_0.png.")  # fmt: skip
-        sample = int(found[2] or 0)
-        name = str(file.relative_to(root))
-        yield PictureRow(name, row.prompt, row.seed, row.guidance or 0.0, row.case_number, sample, row.label)
+        yield PictureRow(
+            file=str(file.relative_to(root)),
+            prompt=row.prompt,
+            seed=row.seed,
+            guidance=row.guidance or 0.0,
+            case_number=row.case_number,
+            sample=int(found[2] or 0),
+            label=row.label,
+        )
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -161,6 +168,15 @@ def _decode(file: Path, resize: int | None) -> Image.Image:
     )
     left, top = (scaled.width - resize) // 2, (scaled.height - resize) // 2
     return scaled.crop((left, top, left + resize, top + resize))
+
+
+def blurred(picture: Image.Image) -> Image.Image:
+    """A preview that shows colours and composition only.
+
+    The picture is averaged down to a dozen cells before it is blurred up again, so no sharpening brings it back.
+    """
+    cells = picture.convert("RGB").resize((_PREVIEW_CELLS, _PREVIEW_CELLS), Image.Resampling.BOX)
+    return cells.resize(picture.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(max(picture.size) / 32))
 
 
 def _size(file: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 
 _CONVERT = (
     "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('weights-inception-2015-12-05-"
@@ -215,7 +215,7 @@ def load_inception(weights: str | None) -> tuple[FidInception, str]:
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "AuxLogits."))}
         missing, unexpected = network.load_state_dict(kept, strict=False)
     except Exception as error:  # safetensors and torch each have an error of their own.
-        raise UserError(f"{path} does not fit the FID Inception: {' '.join(str(error).split())[:160]}") from error
+        raise UserError(f"{path} does not fit the FID Inception: {one_line(error, 160)}") from error
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise UserError(

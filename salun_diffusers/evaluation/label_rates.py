@@ -29,11 +29,12 @@ def presence(
         command: The command that measures it again.
     """
     hits = sum(bool(found & wanted) for found in labels)
-    return Measurement.rate(name, hits, len(labels), direction=direction, group=group, protocol=protocol,
-                            command=command)  # fmt: skip
+    return Measurement.rate(
+        name, hits, len(labels), direction=direction, group=group, protocol=protocol, command=command
+    )
 
 
-def accuracy(
+def share_right(
     name: str,
     labels: Sequence[Set[str]],
     expected: Sequence[str],
@@ -57,5 +58,6 @@ def accuracy(
     hits = [label in found for found, label in zip(labels, expected, strict=True) if label]
     if not hits:
         return None
-    return Measurement.rate(name, sum(hits), len(hits), direction=direction, group=group, protocol=protocol,
-                            command=command)  # fmt: skip
+    return Measurement.rate(
+        name, sum(hits), len(hits), direction=direction, group=group, protocol=protocol, command=command
+    )

@@ -17,7 +17,7 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One generated picture.
+    """One generated picture; what is not known of it keeps its default.
 
     Args:
         file: Name in the folder.
@@ -30,10 +30,10 @@ class PictureRow:
     """
 
     file: str
-    prompt: str
-    seed: int
-    guidance: float
-    case_number: int
+    prompt: str = ""
+    seed: int = 0
+    guidance: float = 0.0
+    case_number: int = 0
     sample: int = 0
     label: str = ""
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.feature_extractors import load_transformers, weights_hash
-from salun_diffusers.evaluation.label_rates import accuracy, presence
+from salun_diffusers.evaluation.image_classifier import ImageClassifier
+from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.reports.measurement import Measurement
 
 # Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
@@ -23,17 +22,7 @@ IMAGENETTE = {
 }  # fmt: skip
 
 
-class ObjectClassifier(Protocol):
-    """Names the object in a picture."""
-
-    protocol: str
-
-    def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """The top-1 name of each picture; a class that was asked for has the name it was asked by."""
-        ...
-
-
-class ImageClassifier:
+class ObjectClassifier:
     """Any transformers image classifier; labels like ``shape:circle`` are ranked within their group only."""
 
     def __init__(self, weights: str, classes: Sequence[str], device: torch.device | None = None) -> None:
@@ -47,11 +36,9 @@ class ImageClassifier:
         Raises:
             UserError: If it cannot be had, or a class is none of its labels.
         """
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_transformers(AutoModelForImageClassification, weights, "The classifier", self._device)
-        labels = [str(self._model.config.id2label[index]) for index in range(self._model.config.num_labels)]
+        # The demo classifier has no preprocessing of its own: it takes [-1, 1] at 64 pixels.
+        self._classifier = ImageClassifier(weights, "The classifier", side=64, preprocessed=True, device=device)
+        labels = self._classifier.labels
         places = {name: _find(name, labels) for name in classes}
         unknown = [name for name, place in places.items() if place is None]
         if unknown:
@@ -60,28 +47,21 @@ class ImageClassifier:
                 f"{', …' if len(labels) > 12 else ''}. Name the classes of the prompt file so."
             )
         groups = {labels[place].split(":")[0] for place in places.values() if place is not None}
-        grouped = len(groups) == 1 and all(":" in label for label in labels)
-        self._kept = [at for at, label in enumerate(labels) if not grouped or label.split(":")[0] in groups]
-        names = {place: name for name, place in places.items()}
-        self._names = [names.get(at) or labels[at].split(":")[-1].split(",")[0] for at in self._kept]
-        # The demo classifier has no preprocessing of its own: it takes [-1, 1] at 64 pixels.
-        plain = grouped and not (Path(weights).expanduser() / "preprocessor_config.json").is_file()
-        self._process = None if plain else load_transformers(AutoImageProcessor, weights, "The classifier")
-        among = f"the {len(self._kept)} labels of group {min(groups)!r}" if grouped else f"{len(labels)} labels"
-        self.protocol = f"{type(self._model).__name__} (weights {weights_hash(self._model)}), top-1 of {among}"
-
-    @torch.no_grad()
-    def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """The top-1 name of each picture."""
-        from salun_diffusers.evaluation.feature_extractors import normalised, stack_pixels
-
-        if self._process is None:
-            half = (0.5,) * 3
-            pixels = torch.cat([normalised(stack_pixels([picture]), 64, half, half) for picture in pictures])
+        if self._classifier.grouped and len(groups) == 1:
+            [group] = groups
+            self._kept = self._classifier.groups[group]
+            among = f"the {len(self._kept)} labels of group {group!r}"
         else:
-            pixels = self._process(images=list(pictures), return_tensors="pt").pixel_values
-        logits = self._model(pixels.to(self._device)).logits[:, self._kept]
-        return [self._names[int(best)] for best in logits.argmax(dim=1)]
+            self._kept = list(range(len(labels)))
+            among = f"{len(labels)} labels"
+        self._names = {place: label.split(":")[-1].split(",")[0] for place, label in enumerate(labels)}
+        self._names |= {place: name for name, place in places.items() if place is not None}
+        described = f"{self._classifier.architecture} (weights {self._classifier.weights_hash})"
+        self.protocol = f"{described}, top-1 of {among}"
+
+    def classify(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The top-1 name of each picture; a class that was asked for has the name it was asked by."""
+        return [self._names[place] for (place,) in self._classifier.best(pictures, [self._kept])]
 
 
 class ClipZeroShot:
@@ -110,18 +90,19 @@ class ClipZeroShot:
         return [self._classes[int(index)] for index in nearest]
 
 
-def _plain(label: str) -> str:
+def _comparable(label: str) -> str:
+    """A label as it is compared: lower-case words, underscores as spaces."""
     return " ".join(label.lower().replace("_", " ").split())
 
 
 def _find(name: str, labels: Sequence[str]) -> int | None:
     """The label of a class: Imagenette's index among a thousand, else the label or one of its synonyms."""
-    plain = _plain(name)
-    if len(labels) == 1000 and plain in IMAGENETTE:
-        return IMAGENETTE[plain]
+    wanted = _comparable(name)
+    if len(labels) == 1000 and wanted in IMAGENETTE:
+        return IMAGENETTE[wanted]
     for index, label in enumerate(labels):
-        synonyms = {_plain(part) for part in label.split(",")} | {_plain(label.split(":")[-1])}
-        if plain == _plain(label) or plain in synonyms:
+        synonyms = {_comparable(part) for part in label.split(",")} | {_comparable(label.split(":")[-1])}
+        if wanted == _comparable(label) or wanted in synonyms:
             return index
     return None
 
@@ -162,12 +143,12 @@ def measure_objects(
         others = frozenset(shown) - {name}
         measured.append(presence(f"UA: {name} is not drawn", mine, others, direction="higher", **about))
     kept = ["" if wanted in forget else wanted for wanted in expected]
-    rest = accuracy("RA: other classes are right", labels, kept, **about)
+    rest = share_right("RA: other classes are right", labels, kept, **about)
     if rest:
         measured.append(rest)
     for name in dict.fromkeys(filter(None, kept)):
         only = [wanted if wanted == name else "" for wanted in kept]
-        single = accuracy(f"{name} is right", labels, only, group="retained, by class", **about)
+        single = share_right(f"{name} is right", labels, only, group="retained, by class", **about)
         if single:
             measured.append(single)
     return measured

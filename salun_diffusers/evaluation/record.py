@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.sampling import sampling_text
-from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.reports.measurement import Comparison, Measurement
 
 FORMAT = "salun_diffusers evaluation, version 1"
@@ -109,27 +108,6 @@ class EvaluationRecord:
         notes = [f"protocol: {protocol}" for protocol in dict.fromkeys(item.protocol for item in self.after)]
         notes += [f"drawn: {sampling_text(self.sampling)}"] if self.sampling else []
         return "\n".join([self.title, "", *lines, "", *notes, ""])
-
-
-def write_record(record: EvaluationRecord, output_dir: str | Path, charts: Sequence[tuple[str, str]] = ()) -> str:
-    """Write ``<kind>.json`` and ``<kind>.html``, and return the table with their paths.
-
-    Args:
-        record: The record.
-        output_dir: Where to; made if it is not there.
-        charts: Titles and inline SVG for the page.
-
-    Raises:
-        UserError: If the folder cannot be written or the disk is full.
-    """
-    from salun_diffusers.evaluation.record_page import record_page
-
-    folder = writable_folder(output_dir)
-    page = record_page(record, charts)
-    with full_disk_is_told(f"a file of {folder}"):
-        write_text(folder / f"{record.kind}.json", json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n")
-        write_text(folder / f"{record.kind}.html", page)
-    return f"{record.text()}report    {folder / record.kind}.html\nnumbers   {folder / record.kind}.json\n"
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -1,30 +1,42 @@
-"""The page of one evaluation: table, charts, protocol and command in one HTML file that loads nothing."""
+"""The files of one evaluation: its numbers, and a page of table, charts, protocol and command that loads nothing."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
 from salun_diffusers.evaluation.sampling import sampling_text
+from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.reports.figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
-from salun_diffusers.reports.measurement import Comparison, Measurement, percent
+from salun_diffusers.reports.measurement import Comparison, Measurement
+from salun_diffusers.reports.page import page_environment
 
 BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": ""}
 
 
-def page_environment() -> jinja2.Environment:
-    """The package's templates, with escaping on."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("salun_diffusers.reports", "templates"), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"percent": percent, "nowrap": lambda text: text.replace(" %", "\u00a0%")}
-    return environment
+def write_record(record: EvaluationRecord, output_dir: str | Path, charts: Sequence[tuple[str, str]] = ()) -> str:
+    """Write ``<kind>.json`` and ``<kind>.html``, and return the table with their paths.
+
+    Args:
+        record: The record.
+        output_dir: Where to; made if it is not there.
+        charts: Titles and inline SVG for the page.
+
+    Raises:
+        UserError: If the folder cannot be written or the disk is full.
+    """
+    folder = writable_folder(output_dir)
+    page = record_page(record, charts)
+    with full_disk_is_told(f"a file of {folder}"):
+        write_text(folder / f"{record.kind}.json", json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / f"{record.kind}.html", page)
+    return f"{record.text()}report    {folder / record.kind}.html\nnumbers   {folder / record.kind}.json\n"
 
 
 def record_page(record: EvaluationRecord, charts: Sequence[tuple[str, str]] = ()) -> str:

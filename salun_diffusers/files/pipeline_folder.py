@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.whole_files import check_whole
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
@@ -63,9 +62,8 @@ def locate(
             )
         )
     except Exception as error:  # The hub raises a dozen unrelated types; the user needs one sentence of any.
-        reason = textwrap.shorten(str(error), 160, placeholder=" …")
         raise UserError(
-            f"The model {name} is neither a local folder nor could it be had from the hub ({reason}). "
+            f"The model {name} is neither a local folder nor could it be had from the hub ({one_line(error, 160)}). "
             "--pretrained_model_name_or_path takes a local folder, or `demo` or `digits` for an embedded model."
         ) from error
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import (
@@ -22,7 +24,7 @@ from salun_diffusers.masks.mask import SaliencyMask
 
 @dataclass(frozen=True)
 class BlockChange:
-    """What happened in one block of the denoiser; `selected` and `moved` count weights."""
+    """What happened in one block of a network; `selected` and `moved` count weights."""
 
     block: str
     weights: int
@@ -35,12 +37,12 @@ class MaskReceipt:
     """Outcome of the comparison.
 
     Args:
-        weights: Weights of the denoiser.
+        weights: Weights of the network.
         selected: Weights that the mask lets move.
         moved: Weights that differ from the base.
         violations: Weights that differ although the mask freezes them.
         first_violation: Name of the first tensor with a violation, or empty.
-        changed_files: Files other than the denoiser's that differ from the base's.
+        changed_files: Files beside the network's that differ from the base's.
         blocks: The same counts per block.
     """
 
@@ -84,6 +86,45 @@ def block_of(name: str) -> str:
     return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
 
 
+def count_moves(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    mask: Mapping[str, Tensor],
+    block: Callable[[str], str] = block_of,
+) -> MaskReceipt:
+    """Compare weights with those they come from, bit for bit.
+
+    Args:
+        before: Weights by name, in the order of the blocks; rounded to the data type of `after` first.
+        after: Weights of the same names and shapes.
+        mask: Which weights were allowed to move; none of a tensor that it does not name.
+        block: Name of a weight → the block that it is counted in.
+    """
+    counts: dict[str, list[int]] = {}
+    violations, first = 0, ""
+    for name, old in before.items():
+        new = after[name]
+        moved = bit_patterns(old.to(new.dtype)) != bit_patterns(new)
+        allowed = mask[name] if name in mask else torch.zeros_like(moved)
+        wrong = int((moved & ~allowed).sum())
+        first = first or (name if wrong else "")
+        violations += wrong
+        row = counts.setdefault(block(name), [0, 0, 0])
+        for column, count in enumerate((moved.numel(), int(allowed.sum()), int(moved.sum()))):
+            row[column] += count
+    blocks = tuple(BlockChange(block_name, *row) for block_name, row in counts.items())
+    weights, selected, moves = (sum(column) for column in zip(*counts.values(), strict=True))
+    return MaskReceipt(
+        weights=weights,
+        selected=selected,
+        moved=moves,
+        violations=violations,
+        first_violation=first,
+        changed_files=(),
+        blocks=blocks,
+    )
+
+
 def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = None) -> MaskReceipt:
     """Compare an erased pipeline folder with its base, weight by weight and file by file.
 
@@ -108,32 +149,17 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
                     f"{name} has shape {tuple(mask.shapes[name])} in the mask and "
                     f"{tuple(tensors[name].shape)} in {where / denoiser}: they do not belong together."
                 )
-    counts: dict[str, list[int]] = {}
-    violations, first = 0, ""
     if first := next(iter(sorted(before.keys() ^ after.keys())), ""):
         lacking, having = (erased, base) if first in before else (base, erased)
         raise UserError(f"{lacking / denoiser} lacks {first}, which {having / denoiser} has: they are not one model.")
     for name, old in before.items():
-        new = after[name]
-        if old.shape != new.shape:
+        if old.shape != after[name].shape:
             raise UserError(
-                f"{name} has shape {tuple(old.shape)} in {base / denoiser} and {tuple(new.shape)} in "
+                f"{name} has shape {tuple(old.shape)} in {base / denoiser} and {tuple(after[name].shape)} in "
                 f"{erased / denoiser}: they are not one model."
             )
-        moved = bit_patterns(old.to(new.dtype)) != bit_patterns(new)
-        allowed = mask[name] if name in mask else torch.zeros_like(moved)
-        wrong = int((moved & ~allowed).sum())
-        if wrong and not first:
-            first = name
-        violations += wrong
-        row = counts.setdefault(block_of(name), [0, 0, 0])
-        row[0] += moved.numel()
-        row[1] += int(allowed.sum())
-        row[2] += int(moved.sum())
     changed = tuple(_changed_files(base, erased, denoiser))
-    blocks = tuple(BlockChange(block, *row) for block, row in counts.items())
-    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
-    return MaskReceipt(totals[0], totals[1], totals[2], violations, first, changed, blocks)
+    return dataclasses.replace(count_moves(before, after, mask), changed_files=changed)
 
 
 def _changed_files(base: Path, erased: Path, denoiser: str) -> Iterator[str]:

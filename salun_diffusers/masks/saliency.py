@@ -36,7 +36,7 @@ class Saliency(Mapping[str, Tensor]):
             raise UserError("A saliency needs the scores of at least one tensor, got none.")
         for name, tensor in scores.items():
             _check_scores(name, tensor)
-        self._scores = MappingProxyType({name: _plain(tensor) for name, tensor in scores.items()})
+        self._scores = MappingProxyType({name: _float32_on_cpu(tensor) for name, tensor in scores.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._scores[name]
@@ -59,10 +59,6 @@ class Saliency(Mapping[str, Tensor]):
     def number_of_weights(self) -> int:
         """How many scores there are in all."""
         return sum(tensor.numel() for tensor in self._scores.values())
-
-    def per_tensor_mean(self) -> dict[str, float]:
-        """Return the mean score of every tensor by name: where in the model the loss is decided."""
-        return {name: tensor.mean(dtype=torch.float64).item() for name, tensor in self._scores.items()}
 
 
 def gradient_saliency(
@@ -166,7 +162,7 @@ def _drop_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _float32_on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream_seed
 
@@ -146,9 +146,7 @@ def _from_hub(name: str) -> tuple[LabelledPictures, LabelledPictures]:
         try:
             rows: Any = datasets.load_dataset(hub_id, configuration, split=split)
         except Exception as error:  # Network, cache and server raise many kinds.
-            raise UserError(
-                f"The data set {name} ({hub_id}) could not be loaded: {' '.join(str(error).split())[:160]}"
-            ) from error
+            raise UserError(f"The data set {name} ({hub_id}) could not be loaded: {one_line(error, 160)}") from error
         pictures = next(key for key, feature in rows.features.items() if isinstance(feature, datasets.Image))
         pixels = np.stack([np.asarray(item.convert("RGB")) for item in rows[pictures]])
         labels = torch.tensor(list(rows[column]))

@@ -18,7 +18,8 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder, require_one_size
 from salun_diffusers.evaluation.manifest import same_pictures
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
-from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
+from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
+from salun_diffusers.evaluation.record_page import write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import Progress

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.image_folder import read_image_folder, require_one_size
-from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
+from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
+from salun_diffusers.evaluation.record_page import write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.programs.program import Program
 from salun_diffusers.reports.measurement import Comparison

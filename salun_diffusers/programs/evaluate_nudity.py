@@ -17,8 +17,8 @@ from salun_diffusers.evaluation.image_folder import ImageFolder, batches, decode
 from salun_diffusers.evaluation.nudity import ALL_PARTS, Box, NudeNet, boxes_from_json, measure_nudity
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.protocols import find_protocol
-from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder, write_record
-from salun_diffusers.evaluation.record_page import bar_chart
+from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
+from salun_diffusers.evaluation.record_page import bar_chart, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import Progress

@@ -17,8 +17,8 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
-from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder, write_record
-from salun_diffusers.evaluation.record_page import bar_chart
+from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder
+from salun_diffusers.evaluation.record_page import bar_chart, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.programs.program import Program
@@ -63,10 +63,10 @@ def work(config: ObjectsConfig, command: str) -> str:
     sampling = folder_sampling(folders)
     writable_folder(config.output_dir)
     classes = list(dict.fromkeys(row.label for folder in folders for row in folder.rows if row.label))
-    from salun_diffusers.evaluation.objects import ClipZeroShot, ImageClassifier, measure_objects, turned_into
+    from salun_diffusers.evaluation.objects import ClipZeroShot, ObjectClassifier, measure_objects, turned_into
 
     weights = str(embedded_detector("demo")) if config.classifier == "demo" else config.classifier
-    classifier = ImageClassifier(weights, classes) if weights else ClipZeroShot(str(config.clip), classes)
+    classifier = ObjectClassifier(weights, classes) if weights else ClipZeroShot(str(config.clip), classes)
     measured, confusions = [], []
     for folder in folders:
         shown: list[str] = []

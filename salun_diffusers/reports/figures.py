@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFilter
 
+from salun_diffusers.reports.report import BlockRow
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from salun_diffusers.reports.report import BlockRow
 
 SMALLEST_SIDE = 128  # pixels; smaller pictures are enlarged without smoothing
 LARGEST_SIDE = 384  # pixels; about twice the size on the page, so that forty pictures stay a few megabytes

@@ -1,4 +1,4 @@
-"""Two ways to read a report: a self-contained HTML page and Markdown."""
+"""A report as one HTML file that loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "ne
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class EmbeddedRow:
     """A `GridRow` ready to print: pairs of pictures at the same seed, side by side."""
 
     prompt: str
@@ -44,8 +44,8 @@ class TableRow:
         return _BETTER[self.after.direction]
 
 
-def html_page(report: EvaluationReport, images: ReportImages) -> str:
-    """Render the page; charts, pictures and styles are inside it."""
+def page_environment() -> jinja2.Environment:
+    """The package's templates, with escaping on."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("salun_diffusers.reports", "templates"),
         autoescape=True,
@@ -54,66 +54,37 @@ def html_page(report: EvaluationReport, images: ReportImages) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "duration": duration, "nowrap": _keep_units}
+    return environment
+
+
+def html_page(report: EvaluationReport, images: ReportImages) -> str:
+    """Render the page; charts, pictures and styles are inside it.
+
+    Args:
+        report: What was measured.
+        images: The same-seed pictures; `ReportImages()` leaves the section out.
+    """
     rows = sorted(images.rows, key=lambda row: row.role != "forget")
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
-        table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
-        pictures=[_picture_row(row, images.obscure_forget) for row in rows],
-        obscured=images.obscure_forget,
-        blocks=Markup(block_chart(report.mask.blocks)),
-        blocks_narrow=Markup(block_chart(report.mask.blocks, width=4.6)),
-        losses=[
-            (title, Markup(chart))
-            for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
-            if (chart := loss_chart(report.series, key))
-        ],
-        receipt_sentence=receipt_sentence(report),
-        commands=_commands(report),
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
+            table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
+            pictures=[_embedded(row, images.obscure_forget) for row in rows],
+            obscured=images.obscure_forget,
+            blocks=Markup(block_chart(report.mask.blocks)),
+            blocks_narrow=Markup(block_chart(report.mask.blocks, width=4.6)),
+            losses=[
+                (title, Markup(chart))
+                for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
+                if (chart := loss_chart(report.series, key))
+            ],
+            receipt_sentence=receipt_sentence(report),
+            commands=_commands(report),
+        )
     )
-
-
-def markdown_page(report: EvaluationReport) -> str:
-    """Render the report as Markdown."""
-    receipt = report.receipt
-    lines = [
-        f"# Erasing {_plain(report.concept)}: {report.verdict}",
-        "",
-        _plain(report.verdict_reason),
-        "",
-        f"Base {_plain(report.base)}, recipe {_plain(report.recipe)}, {_plain(report.created)}.",
-        "",
-    ]
-    table = _table(report)
-    if table:
-        lines += ["| measured | before | after | 95 % interval | n | |", "|---|--:|--:|--:|--:|---|"]
-        for row in table:
-            before = row.before.text() if row.before else "–"
-            cells = (row.name, before, row.after.text(), row.after.interval_text(), f"{row.after.n}", row.better)
-            lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
-        lines.append("")
-    lines += [
-        "## Mask and receipt",
-        "",
-        f"The mask lets {report.mask.selected:,} weights move ({percent(report.mask.density)}).",
-        f"{percent(receipt.moved_share)} of all weights differ from the base. {receipt_sentence(report)}",
-        "",
-    ]
-    if report.mask.blocks:
-        lines += ["| block | weights | in the mask | moved |", "|---|--:|--:|--:|"]
-        for block in report.mask.blocks:
-            shares = f"{percent(block.density)} | {percent(block.moved)}"
-            lines.append(f"| {_plain(block.name)} | {block.weights:,} | {shares} |")
-        lines.append("")
-    if report.timings:
-        stages = (f"{_plain(stage)} {duration(seconds)}" for stage, seconds in report.timings.items())
-        lines += ["## Time", "", ", ".join(stages) + ".", ""]
-    if report.command:
-        # Four spaces make a code block that no text inside can end.
-        lines += ["## Command", "", *("    " + line for line in report.command.splitlines()), ""]
-    if report.environment:
-        lines += [", ".join(f"{_plain(name)} {_plain(value)}" for name, value in report.environment.items()), ""]
-    return "\n".join(lines)
 
 
 def receipt_sentence(report: EvaluationReport) -> str:
@@ -163,22 +134,15 @@ def _outcome(pair: Comparison) -> str:
     return "better" if (pair.change > 0) == (pair.after.direction == "higher") else "worse"
 
 
-def _picture_row(row: GridRow, obscure_forget: bool) -> PictureRow:
+def _embedded(row: GridRow, obscure_forget: bool) -> EmbeddedRow:
     obscured = obscure_forget and row.role == "forget"
-    return PictureRow(
-        row.prompt,
-        row.role,
-        row.trained_on,
-        [embed_picture(picture, obscured) for picture in row.before],
-        [embed_picture(picture, obscured) for picture in row.after],
+    return EmbeddedRow(
+        prompt=row.prompt,
+        role=row.role,
+        trained_on=row.trained_on,
+        before=[embed_picture(picture, obscured) for picture in row.before],
+        after=[embed_picture(picture, obscured) for picture in row.after],
     )
-
-
-def _plain(text: str) -> str:
-    """Keep text from being read as Markdown or HTML."""
-    for mark, replacement in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
-        text = text.replace(mark, replacement)
-    return text
 
 
 def _keep_units(text: str) -> str:

@@ -56,8 +56,8 @@ class MaskSummary:
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """The outcome of comparing every weight of the result with the base.
+class ReceiptSummary:
+    """The mask receipt in numbers: the outcome of comparing every weight of the result with the base.
 
     Args:
         violations: Number of weights outside the mask that differ from the base.
@@ -110,7 +110,7 @@ class EvaluationReport:
     base: str
     recipe: str
     mask: MaskSummary
-    receipt: Receipt
+    receipt: ReceiptSummary
     created: str
     measurements: tuple[Measurement, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -145,7 +145,7 @@ class EvaluationReport:
         values = {key: value for key, value in data.items() if key != "format"}
         blocks = tuple(BlockRow(**row) for row in values["mask"]["blocks"])
         values["mask"] = MaskSummary(values["mask"]["density"], values["mask"]["selected"], blocks)
-        values["receipt"] = Receipt(**values["receipt"])
+        values["receipt"] = ReceiptSummary(**values["receipt"])
         values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
         values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
         return cls(**{**values, "series": tuple(values["series"])})
@@ -158,22 +158,6 @@ class EvaluationReport:
     def load_json(cls, path: str | Path) -> EvaluationReport:
         """Read a report that `save_json` wrote."""
         return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-
-    def to_markdown(self) -> str:
-        """Return the report as Markdown: verdict, measurements, mask, receipt and command, without pictures."""
-        from salun_diffusers.reports.page import markdown_page
-
-        return markdown_page(self)
-
-    def to_html(self, images: ReportImages) -> str:
-        """Return the report as one HTML file that loads nothing from anywhere.
-
-        Args:
-            images: The same-seed pictures; `ReportImages()` leaves the section out.
-        """
-        from salun_diffusers.reports.page import html_page
-
-        return html_page(self, images)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, data_file: Path) -> Path:
     """A starting model, trained by the program."""
-    from salun_diffusers.classification.train import main
+    from salun_diffusers.programs.train_classifier import main
 
     folder = tmp_path_factory.mktemp("models") / "start"
     words = ["--dataset", data_file, "--epochs", "6", "--image_size", "16", "--batch_size", "16"]

@@ -23,6 +23,7 @@ from salun_diffusers.classification.labels import random_labels
 from salun_diffusers.classification.masks import forget_saliency
 from salun_diffusers.classification.membership import loss_attack_accuracy, svc_efficacy
 from salun_diffusers.classification.metrics import accuracy, average_gap, measure
+from salun_diffusers.classification.run_report import mask_receipt
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import Saliency
@@ -256,3 +257,24 @@ def test_measure(make_task):
     assert scores.unlearning_accuracy == pytest.approx(1 - right.float().mean().item())
     assert scores.sizes == (12, 36, 18)
     assert 0 <= scores.mia <= 1 and np.isfinite(scores.loss_attack)
+
+
+def test_receipt_by_hand():
+    """One frozen weight moved, a scale moved, and the head has grown by a row that does not count."""
+    base = {"net.stages.0.w": torch.zeros(4), "scale": torch.tensor(1.0), "head.weight": torch.zeros(2, 3)}
+    now = {"net.stages.0.w": torch.tensor([1.0, 1, 0, 0]), "scale": torch.tensor(2.0), "head.weight": torch.zeros(3, 3)}
+    now["head.weight"][2] = 7
+    mask = SaliencyMask.from_bools(
+        {
+            "net.stages.0.w": torch.tensor([True, False, True, False]),
+            "scale": torch.tensor(True),
+            "head.weight": torch.ones(3, 3, dtype=torch.bool),
+        }
+    )
+    receipt = mask_receipt(base, now, mask)
+    assert [(row.block, row.weights, row.selected, row.moved) for row in receipt.blocks] == [
+        ("stages.0", 4, 2, 2),
+        ("scale", 1, 1, 1),
+        ("head", 6, 6, 0),
+    ]
+    assert (receipt.violations, receipt.first_violation, receipt.moved) == (1, "net.stages.0.w", 3)

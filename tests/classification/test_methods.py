@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 import torch
 
+from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.classification.masks import make_mask
 from salun_diffusers.classification.methods import METHODS, default_mask
 from salun_diffusers.classification.methods.boundary import BoundaryExpanding, BoundaryShrinking
 from salun_diffusers.classification.methods.finetune import FineTune, L1Sparse, Retrain
 from salun_diffusers.classification.methods.l2ul import L2UL
 from salun_diffusers.classification.methods.random_label import RandomLabel, SalUnSoft
-from salun_diffusers.classification.training import Task, Training, fit
+from salun_diffusers.classification.training import Task, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights

@@ -14,6 +14,7 @@ from torch import nn
 from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.forget_split import ForgetSplit, Pools, forget_instances
+from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.classification.influence import difference_gradient, official_product
 from salun_diffusers.classification.labels import random_labels
 from salun_diffusers.classification.masks import make_mask
@@ -22,7 +23,7 @@ from salun_diffusers.classification.methods.boundary import BoundaryExpanding, B
 from salun_diffusers.classification.methods.finetune import L1Sparse
 from salun_diffusers.classification.methods.influence_unlearning import InfluenceUnlearning
 from salun_diffusers.classification.methods.random_label import RandomLabel
-from salun_diffusers.classification.training import Task, Training
+from salun_diffusers.classification.training import Task
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream

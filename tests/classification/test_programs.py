@@ -8,16 +8,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salun_diffusers.classification import train, unlearn
-from salun_diffusers.classification.config import METHOD_SETTINGS, TRAINING_SETTINGS, MethodName, UnlearnConfig
+from salun_diffusers.arguments import parse
+from salun_diffusers.classification import run
+from salun_diffusers.classification.config import METHOD_FLAGS, TRAINING_FLAGS, MethodName, TrainConfig, UnlearnConfig
+from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, Training
 from salun_diffusers.classification.methods import METHODS
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs import train_classifier as train
+from salun_diffusers.programs import unlearn_classifier as unlearn
 from salun_diffusers.reports.report import EvaluationReport
 
 
@@ -93,16 +97,50 @@ def test_expanding_keeps_its_class_in_the_folder(trained, tmp_path):
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["id2label"]["4"] == "forgotten"
 
 
-def test_names_of_the_command_line_are_those_of_the_methods():
-    assert set(get_args(MethodName)) == set(METHODS)
-    fields = {field.name for kind in METHODS.values() for field in dataclasses.fields(kind)}
-    assert set(METHOD_SETTINGS) <= fields
-    assert {field.name for field in dataclasses.fields(UnlearnConfig)} >= {*METHOD_SETTINGS, *TRAINING_SETTINGS}
+def test_every_method_has_its_hyper_parameters():
+    assert set(get_args(MethodName)) == set(METHODS) == set(HYPER_PARAMETERS)
+    assert all(issubclass(METHODS[name], kind) for name, kind in HYPER_PARAMETERS.items())
+
+
+def other(hint: object, value: object) -> tuple[str, object]:
+    """A value that is not the default, as it is typed and as it arrives."""
+    if hint is bool:
+        return ("off", False) if value else ("on", True)
+    if get_args(hint):
+        changed = next(choice for choice in get_args(hint) if choice != value)
+    else:
+        changed = value + 1 if hint is int else value / 2
+    return str(changed), changed
+
+
+@pytest.mark.parametrize("method", HYPER_PARAMETERS)
+def test_every_flag_reaches_its_method(method):
+    kind = HYPER_PARAMETERS[method]
+    own, hints = [name for name in kind.__dataclass_fields__ if name in METHOD_FLAGS], get_type_hints(kind)
+    for name in own:
+        text, value = other(hints[name], getattr(kind(), name))
+        made = run.make_method(parse(UnlearnConfig, ["--method", method, f"--{name}", text]))
+        assert made == dataclasses.replace(METHODS[method](), **{name: value})
+    if "training" in kind.__dataclass_fields__:
+        for name, hint in get_type_hints(Training).items():
+            text, value = other(hint, getattr(kind().training, name))
+            made = run.make_method(parse(UnlearnConfig, ["--method", method, f"--{name}", text]))
+            assert made.training == dataclasses.replace(kind().training, **{name: value})
+
+
+def test_flags_keep_their_place_and_a_starting_model_its_recipe():
+    names = [field.name for field in dataclasses.fields(UnlearnConfig)]
+    assert names[names.index("method") :][:3] == ["method", "retain_weight", "order"]
+    assert names[names.index("distillation") :][:2] == ["distillation", "epochs"]
+    assert set(METHOD_FLAGS).isdisjoint(TRAINING_FLAGS)
+    config = TrainConfig()
+    assert (config.epochs, config.learning_rate, config.momentum, config.weight_decay) == (60, 0.05, 0.9, 5e-4)
+    assert (config.batch_size, config.schedule) == (64, "cosine")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_made_from_the_command_line(name):
-    assert type(unlearn.make_method(UnlearnConfig(method=name))) is METHODS[name]
+    assert type(run.make_method(UnlearnConfig(method=name))) is METHODS[name]
 
 
 class TestRefused:
@@ -128,7 +166,7 @@ class TestRefused:
         refused("--epochs has no effect with --method ssd", forget_class=1, method="ssd", epochs=3)
 
     def test_models(self, refused, tmp_path):
-        refused("is no folder; make one by scripts/train_classifier.py", forget_class=1, model=tmp_path / "none")
+        refused("is no folder; make one by `salun train-classifier`", forget_class=1, model=tmp_path / "none")
         (tmp_path / "empty").mkdir()
         refused("has no config.json", forget_class=1, model=tmp_path / "empty")
 
@@ -178,7 +216,7 @@ class TestRefused:
         def stop(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(unlearn, "check_request", stop)
+        monkeypatch.setattr(run, "check_request", stop)
         assert unlearn.main(words(model=trained, forget_class=1)) == 130
         assert capsys.readouterr().err == "interrupted: no model was written.\n"
 
@@ -192,7 +230,7 @@ def test_fewer_retained_than_test_pictures(trained, tmp_path):
 def test_help_and_plain_mistakes_wait_for_nothing_heavy():
     code = (
         "import sys\n"
-        "from salun_diffusers.classification import train, unlearn\n"
+        "from salun_diffusers.programs import train_classifier as train, unlearn_classifier as unlearn\n"
         "for program in (train, unlearn):\n"
         "    try: program.main(['--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"

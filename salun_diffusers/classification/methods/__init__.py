@@ -1,4 +1,4 @@
-"""Every method by the name of its flag; each is a final dataclass of its hyper-parameters, called with a `Task`."""
+"""Every method by the name of its flag: its hyper-parameters, of which the flags are made, called with a `Task`."""
 
 from __future__ import annotations
 

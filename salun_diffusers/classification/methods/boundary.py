@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from salun_diffusers.classification.attacks import fgsm
 from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.classification.training import Task, Training, Unlearned, cross_entropy, fit
+from salun_diffusers.classification.hyper_parameters import BoundaryExpandingSettings, BoundaryShrinkingSettings
+from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.seeds import stream
@@ -21,7 +22,7 @@ from salun_diffusers.seeds import stream
 
 @final
 @dataclass(frozen=True)
-class BoundaryShrinking:
+class BoundaryShrinking(BoundaryShrinkingSettings):
     """BS: ℓ = CE(x_f, y′), y′ the class that one signed step away from the truth leads to.
 
         y′ = argmax_{c ≠ y} f₀(x′)_c,   x′ = round₂₅₅(clip(x + 0.1 · sign ∇_x CE(f₀(x), y), 0, 1))
@@ -37,10 +38,6 @@ class BoundaryShrinking:
         fgsm_step: Step per pixel.
         exclude_true: Whether y′ ≠ y.
     """
-
-    training: Training = field(default_factory=lambda: Training(learning_rate=1e-3))
-    fgsm_step: float = 0.1
-    exclude_true: bool = True
 
     def neighbours(self, base: Classifier, batch: Batch) -> Tensor:
         """y′ of a batch, `(b,)`."""
@@ -65,7 +62,7 @@ class BoundaryShrinking:
 
 @final
 @dataclass(frozen=True)
-class BoundaryExpanding:
+class BoundaryExpanding(BoundaryExpandingSettings):
     """BE: ℓ = CE(x_f, C): the forget set becomes a class of its own, the (C+1)-th.
 
     The head gets one more row, which may move whatever the mask says: there was nothing to score. Chen et al. 2023;
@@ -78,9 +75,6 @@ class BoundaryExpanding:
         training: Settings of SGD.
         keep_output: Whether the extra class stays.
     """
-
-    training: Training = field(default_factory=lambda: Training(learning_rate=1e-3))
-    keep_output: bool = False
 
     def __call__(self, task: Task) -> Unlearned:
         """Train on the forget set.

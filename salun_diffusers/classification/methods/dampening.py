@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salun_diffusers.classification.batches import Batch, in_order
 from salun_diffusers.classification.classifier import Classifier
+from salun_diffusers.classification.hyper_parameters import DampeningSettings
 from salun_diffusers.classification.training import Task, Unlearned, apply_change
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
@@ -19,7 +20,7 @@ from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 
 @final
 @dataclass(frozen=True)
-class SelectiveDampening:
+class SelectiveDampening(DampeningSettings):
     """SSD: where I_f > α I_D:  θ ← θ · min(λ I_D / I_f, 1),   I = mean_b (∇_θ CE_b)².
 
     Foster et al., arXiv 2308.07707. Nothing is trained.
@@ -29,10 +30,6 @@ class SelectiveDampening:
         dampening: λ.
         batch_size: Pictures whose mean gradient is squared; 1 is the diagonal of the empirical Fisher matrix.
     """
-
-    selection: float = 10.0
-    dampening: float = 1.0
-    batch_size: int = 8
 
     def importance(self, classifier: Classifier, data: LabelledPictures) -> Saliency:
         """I of a data set."""

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from salun_diffusers.classification.batches import Batch
+from salun_diffusers.classification.hyper_parameters import FineTuneSettings, L1SparseSettings, RetrainSettings
 from salun_diffusers.classification.models import fresh_copy
-from salun_diffusers.classification.training import Task, Training, Unlearned, cross_entropy, fit
+from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, fit
 from salun_diffusers.seeds import stream_seed
 
 
 @final
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(FineTuneSettings):
     """FT: ℓ = CE(x_r, y_r), and hope that the rest is forgotten.
 
     Args:
         training: Settings of SGD.
     """
-
-    training: Training = field(default_factory=Training)
 
     def __call__(self, task: Task) -> Unlearned:
         """Train on the retain set."""
@@ -37,7 +36,7 @@ class FineTune:
 
 @final
 @dataclass(frozen=True)
-class L1Sparse:
+class L1Sparse(L1SparseSettings):
     """l1-sparse: ℓ = CE(x_r, y_r) + γ_t ‖θ‖₁ over all weights, batch norms and biases among them.
 
         γ_t = γ · (1 - t / (T - T₀)) in epoch t < T - T₀, then 0
@@ -51,10 +50,6 @@ class L1Sparse:
         penalty: γ.
         epochs_without: T₀, epochs at the end without the penalty.
     """
-
-    training: Training = field(default_factory=Training)
-    penalty: float = 1e-4
-    epochs_without: int = 0
 
     def weight(self, epoch: int) -> float:
         """γ_t of an epoch, counted from 0."""
@@ -80,7 +75,7 @@ class L1Sparse:
 
 @final
 @dataclass(frozen=True)
-class Retrain:
+class Retrain(RetrainSettings):
     """Retrain: new random weights, then the starting model's recipe on the retain set: the reference for every gap.
 
     Under a mask only the selected weights are drawn anew; under the full mask nothing of θ₀ is left.
@@ -88,8 +83,6 @@ class Retrain:
     Args:
         training: Settings of SGD: those that the starting model was trained with.
     """
-
-    training: Training = field(default_factory=lambda: Training(epochs=40, learning_rate=0.1, schedule="cosine"))
 
     def __call__(self, task: Task) -> Unlearned:
         """Draw weights and train."""

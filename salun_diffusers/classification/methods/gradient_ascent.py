@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
-from salun_diffusers.classification.training import Task, Training, Unlearned, cross_entropy, fit
+from salun_diffusers.classification.hyper_parameters import GradientAscentSettings
+from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, fit
 
 
 @final
 @dataclass(frozen=True)
-class GradientAscent:
+class GradientAscent(GradientAscentSettings):
     """GA: ℓ = -CE(x_f, y_f). The loss has no lower bound, so the rate must be small.
 
     OPTML-Group/Unlearn-Saliency@a6e89fd, Classification/unlearn/GA.py.
@@ -18,8 +19,6 @@ class GradientAscent:
     Args:
         training: Settings of SGD.
     """
-
-    training: Training = field(default_factory=lambda: Training(epochs=5, learning_rate=1e-3))
 
     def __call__(self, task: Task) -> Unlearned:
         """Train on the forget set."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
+from salun_diffusers.classification.hyper_parameters import InfluenceSettings
 from salun_diffusers.classification.influence import (
     conjugate_gradients,
     diagonal_product,
@@ -18,7 +19,7 @@ from salun_diffusers.classification.training import Task, Unlearned, apply_chang
 
 @final
 @dataclass(frozen=True)
-class InfluenceUnlearning:
+class InfluenceUnlearning(InfluenceSettings):
     """IU: θ ← θ₀ + α · m ⊙ k,   k ≈ (F + λ)⁻¹ v, with v of `difference_gradient`.
 
     ``official`` is the papers' recursion, for parity: no inverse, see `official_product`. ``diag`` divides by the
@@ -31,12 +32,6 @@ class InfluenceUnlearning:
         samples: M of ``official``.
         iterations: Products with F of ``cg``.
     """
-
-    step: float = 1.0
-    inverse: Literal["official", "diag", "cg"] = "cg"
-    damping: float = 0.01
-    samples: int = 1000
-    iterations: int = 20
 
     def __call__(self, task: Task) -> Unlearned:
         """Take the step."""

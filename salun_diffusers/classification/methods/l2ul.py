@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,17 @@ from torch import Tensor
 from salun_diffusers.classification.attacks import pgd_l2
 from salun_diffusers.classification.batches import Batch, in_order, join
 from salun_diffusers.classification.classifier import predict
-from salun_diffusers.classification.importance import MasForm, holding_penalty, holding_weights, mas_importance
+from salun_diffusers.classification.hyper_parameters import L2ULSettings
+from salun_diffusers.classification.importance import holding_penalty, holding_weights, mas_importance
 from salun_diffusers.classification.labels import random_labels
-from salun_diffusers.classification.training import Task, Training, Unlearned, fit
+from salun_diffusers.classification.training import Task, Unlearned, fit
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures, as_float
 from salun_diffusers.seeds import stream
 
 
 @final
 @dataclass(frozen=True)
-class L2UL:
+class L2UL(L2ULSettings):
     """L2UL: ℓ = w_f ℓ_f + (1 - w_f) CE(x_adv, ȳ) + λ Σ ½ Ω̄ ⊙ (θ - θ₀)².
 
         misclassify:  ℓ_f = -CE(x_f, y_f)          relabel:  ℓ_f = CE(x_f, y*),  y* ≠ y_f fixed per picture
@@ -45,28 +46,12 @@ class L2UL:
         weighting: How the two terms are weighted.
         radius: ε of the attack, in L2 over pixels in [0, 1].
         step_size: Step of the attack.
-        attack_steps: Steps of the attack.
         copies: Adversarial pictures per forget picture.
+        attack_steps: Steps of the attack.
         adversarial_batch_size: Adversarial pictures a step.
         holding: λ.
         form: Form of the importance.
     """
-
-    training: Training = field(
-        default_factory=lambda: Training(epochs=100, learning_rate=1e-3, weight_decay=1e-4, batch_size=32)
-    )
-    goal: Literal["misclassify", "relabel"] = "misclassify"
-    adversarial: bool = True
-    importance: bool = True
-    retain: bool = False
-    weighting: Literal["batch_size", "sum"] = "batch_size"
-    radius: float = 4.0
-    step_size: float = 0.1
-    attack_steps: int = 100
-    copies: int = 20
-    adversarial_batch_size: int = 256
-    holding: float = 1.0
-    form: MasForm = "per_sample"
 
     def adversaries(self, task: Task) -> LabelledPictures:
         """The adversarial set: per forget picture `copies` of them, labelled with the class that was aimed at."""

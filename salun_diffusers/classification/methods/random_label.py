@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from salun_diffusers.classification.batches import Batch, join
+from salun_diffusers.classification.hyper_parameters import RandomLabelSettings, SalUnSoftSettings
 from salun_diffusers.classification.labels import random_labels
-from salun_diffusers.classification.training import Loss, Task, Training, Unlearned, fit
+from salun_diffusers.classification.training import Loss, Task, Unlearned, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.soft_threshold import falling_share, soft_threshold_
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
-Order = Literal["together", "sequential", "mixed"]
-
 
 @final
 @dataclass(frozen=True)
-class RandomLabel:
+class RandomLabel(RandomLabelSettings):
     """RL: ℓ = CE(x_f, y′) + α CE(x_r, y_r), with y′ ≠ y_f drawn anew for every batch. SalUn is this under its mask.
 
     SalUn, arXiv 2310.12508, with both terms in one step (``together``): an epoch goes once through each set, the forget
@@ -44,11 +43,6 @@ class RandomLabel:
     Raises:
         UserError: If `retain_weight` is not 1 where the sets are mixed.
     """
-
-    training: Training = field(default_factory=Training)
-    retain_weight: float = 1.0
-    order: Order = "together"
-    labels: Literal["other", "any"] = "other"
 
     def __post_init__(self) -> None:
         if self.order == "mixed" and self.retain_weight != 1:
@@ -110,7 +104,7 @@ class RandomLabel:
 
 @final
 @dataclass(frozen=True)
-class SalUnSoft:
+class SalUnSoft(SalUnSoftSettings):
     """SalUn-soft: RL whose smallest changes are taken back after every step; see `soft_threshold_`.
 
         share(s) = p · (1 - s/S) in step s of S
@@ -127,13 +121,6 @@ class SalUnSoft:
         frozen_share: p, the share of changes taken back at the start.
         anchor: What changes are measured from.
     """
-
-    training: Training = field(default_factory=Training)
-    retain_weight: float = 1.0
-    order: Order = "together"
-    labels: Literal["other", "any"] = "other"
-    frozen_share: float = 0.5
-    anchor: Literal["base", "epoch"] = "base"
 
     def __call__(self, task: Task) -> Unlearned:
         """Train on both sets."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salun_diffusers.classification.batches import Batch
-from salun_diffusers.classification.training import Task, Training, Unlearned, fit
+from salun_diffusers.classification.hyper_parameters import ScrubSettings
+from salun_diffusers.classification.training import Task, Unlearned, fit
 
 
 @final
 @dataclass(frozen=True)
-class Scrub:
+class Scrub(ScrubSettings):
     """SCRUB: forget batches climb KL(f₀ ‖ f), retain batches descend γ CE + α KL(f₀ ‖ f).
 
         KL = T² · Σ_c p₀ log(p₀ / p),   p = softmax(logits / T)
@@ -33,12 +34,6 @@ class Scrub:
         retain_weight: γ.
         temperature: T.
     """
-
-    training: Training = field(default_factory=lambda: Training(epochs=6))
-    ascent_epochs: int = 3
-    distillation: float = 0.5
-    retain_weight: float = 1.0
-    temperature: float = 4.0
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The mean KL of two `(b, classes)` logits."""

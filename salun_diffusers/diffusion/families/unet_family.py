@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.progress import loading_quietly
 
 
@@ -40,8 +40,7 @@ class UNetFamily:
             with loading_quietly():
                 self.pipe = load()
         except (OSError, ValueError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise UserError(f"{folder} cannot be loaded as a {kind}: {line}") from error
+            raise UserError(f"{folder} cannot be loaded as a {kind}: {one_line(error, 300)}") from error
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.to(device)
         self.denoiser: nn.Module = self.pipe.unet
