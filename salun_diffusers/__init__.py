@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salun_diffusers.diffusion.config import EraseConfig
-    from salun_diffusers.diffusion.run import EraseResult, erase
+    from salun_diffusers.diffusion.erase import EraseResult, erase
     from salun_diffusers.errors import UserError
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.saliency import Saliency, gradient_saliency
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClassConditionalDDPMPipeline": "pipelines.class_conditional_ddpm",
     "EraseConfig": "diffusion.config",
-    "EraseResult": "diffusion.run",
+    "EraseResult": "diffusion.erase",
     "Saliency": "masks.saliency",
     "SaliencyMask": "masks.mask",
     "SelectedWeights": "masks.selected_weights",
     "UserError": "errors",
-    "erase": "diffusion.run",
+    "erase": "diffusion.erase",
     "gradient_saliency": "masks.saliency",
 }
 
@@ -51,3 +51,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return sorted([*__all__, "__version__"])

@@ -6,15 +6,18 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list
+from accelerate.utils import AutocastKwargs, DistributedType, DynamoBackend, broadcast_object_list
 
 from salun_diffusers.errors import UserError
 
+T = TypeVar("T")
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -41,13 +44,16 @@ def engine(
     earlier = dict(shared)
     shared.clear()
     try:
+        # autocast would keep the weights that it casts until its block ends; up to torch 2.10 those cast without
+        # gradient, too. A network that is its own teacher in the block then loses its gradients (pytorch#158232).
+        autocast = AutocastKwargs(cache_enabled=False)
         try:
             with warnings.catch_warnings():
                 # A tracker that is not installed is refused below, in our own words.
                 warnings.filterwarnings("ignore", "`log_with=", UserWarning)
                 accelerator = Accelerator(
                     mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
-                    log_with=report_to, project_dir="runs",
+                    log_with=report_to, project_dir="runs", kwargs_handlers=[autocast],
                 )  # fmt: skip
         except ValueError as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error
@@ -108,19 +114,50 @@ def start_tracker(accelerator: Accelerator, folder: Path) -> None:
     accelerator.init_trackers("salun_diffusers")
 
 
-def decided_by_main(accelerator: Accelerator, decide: Callable[[], str]) -> str:
+def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     """The main process decides, all others learn of it.
 
     Raises:
         UserError: On every process, if `decide` raises one.
     """
-    answer: list[str | None] = [None, None]
+    answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             answer[0] = decide()
         except UserError as error:
             answer[1] = str(error)
     broadcast_object_list(answer)
-    if answer[0] is None:
-        raise UserError(str(answer[1]))
-    return answer[0]
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    decided: T = answer[0]
+    return decided
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who shares some work.
+
+    Args:
+        rank: This process's number.
+        count: How many there are.
+        wait: A barrier between them.
+    """
+
+    rank: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Processes:
+        """All processes of a run."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+
+
+ALONE = Processes()
+
+
+def sampling_dtype(accelerator: Accelerator) -> torch.dtype:
+    """The precision that pictures are drawn in: that of the run on a GPU, fp32 on a CPU."""
+    if accelerator.device.type == "cpu":
+        return torch.float32
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)

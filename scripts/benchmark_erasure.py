@@ -141,9 +141,9 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
     settings = cell.erase_config(config, output / f"{cell.name}.run-to-be" if training else folder)
     request = accept(settings)
     if training:
-        report, pictures = retrain(request.config, config.course, folder)
+        report, pictures = retrain(request, config.course, folder)
     else:
-        run, _ = run_erasure(settings)
+        run, _ = run_erasure(request, command="")
         report = json.loads((run.root / "report.json").read_text())
         (run.root / "report.html").replace(output / f"{cell.name}.html")
         pictures = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,18 +13,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from salun_diffusers.accelerator import engine
 from salun_diffusers.demo.renderer import render, sample_scene
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.families import family_of
-from salun_diffusers.diffusion.latent_cache import Generate, kept_in
-from salun_diffusers.diffusion.request import accept
-from salun_diffusers.diffusion.validation import Samples, draw_samples, measure
+from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.diffusion.start import load_family
+from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.validation import Pictures, draw_pictures, measure
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.files.checkpoint import load_state
-from salun_diffusers.files.pipeline_folder import EMBEDDED, class_name, model_index
-from salun_diffusers.files.run_folder import identity_of
+from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.files.run_folder import RunFolder, identity_of
+from salun_diffusers.progress import Clock
 
 RETRAIN_STEPS = {"demo": 12_600, "digits": 2_000}  # as many as the shipped ones had
 SHARING = (SHAPES[::2], SHAPES[1::2], STYLES[:1], STYLES[1:])  # groups whose retraining may begin alike
@@ -60,7 +64,7 @@ class Course:
         return {f"retrain_{name}": value for name, value in asdict(self).items()}
 
 
-def retrain(settings: EraseConfig, course: Course, folder: Path) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
+def retrain(request: Request, course: Course, folder: Path) -> tuple[dict[str, Any], dict[str, list[Image.Image]]]:
     """Train an embedded model without the concept, and measure it as an erased model is measured.
 
     The first `course.shared_steps` see none of the concept's group in `SHARING`, so that they serve the whole group:
@@ -69,7 +73,7 @@ def retrain(settings: EraseConfig, course: Course, folder: Path) -> tuple[dict[s
     states belong to the steps after them, as in the shipped model's courses.
 
     Args:
-        settings: Of the erasure that it is compared with; every setting is filled.
+        request: The erasure that it is compared with.
         course: Steps and precision.
         folder: Where the model goes; what is shared goes beside it.
 
@@ -77,26 +81,25 @@ def retrain(settings: EraseConfig, course: Course, folder: Path) -> tuple[dict[s
         A report like an erasure's, whose seconds are those of all steps, and the retained pictures `before` and
         `after`.
     """
-    concept = accept(settings).concept
-    model = settings.pretrained_model_name_or_path
+    concept, config = request.concept, request.config
+    model = config.pretrained_model_name_or_path
     if model == "digits":
-        never_saw = _without_class(concept.name, course, settings, folder)
+        never_saw = _without_class(concept.name, course, config, folder)
     else:
-        never_saw = _without_shape_or_style(concept.name, course, settings, folder)
+        never_saw = _without_shape_or_style(concept.name, course, config, folder)
     (checkpoint,) = folder.glob("*-checkpoint")
     seconds = load_state(checkpoint)[1]["seconds"]
-    drawn: dict[str, tuple[Samples, Samples]] = {}
-    for when, place in (("before", EMBEDDED[model]), ("after", never_saw)):
-        family = family_of(class_name(model_index(place)))(place, device=torch.device("cpu"))
-        generate: Generate = family.generate
-        if when == "before":
-            shared = Path(str(settings.generated_data_dir))
-            generate = kept_in(shared, generate, pipeline=identity_of(place), precision="no")
-        forget, retain = (
-            draw_samples(family, generate, prompts, settings, when, True)
-            for prompts in (concept.forget_evaluation, concept.retain_evaluation)
-        )
-        drawn[when] = forget, retain
+    drawn: dict[str, Pictures] = {}
+    with (
+        engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None, trains=False) as accelerator,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        run = Run(accelerator, RunFolder(folder), Clock({}), identity_of(EMBEDDED[model]), "", "retrain")
+        for when, place in (("before", EMBEDDED[model]), ("after", never_saw)):
+            family = load_family(accelerator, request, place)
+            kept = Path(str(config.generated_data_dir) if when == "before" else scratch)
+            sampler = Sampler(family, request.settings, run, kept, identity_of(place))
+            drawn[when] = draw_pictures(sampler, concept, when)
     comparisons, measurements = measure(
         concept, make_detector(concept.detector), drawn["before"], drawn["after"], "retrain"
     )
@@ -106,9 +109,9 @@ def retrain(settings: EraseConfig, course: Course, folder: Path) -> tuple[dict[s
         ],
         "measurements": [item.to_json() for item in measurements],
         "timings": {"saliency and mask": 0.0, "fine-tuning": seconds},
-        "config": {"num_validation_images": settings.num_validation_images, **course.settings},
+        "config": {"num_validation_images": request.settings.num_validation_images, **course.settings},
     }
-    return report, {when: [one for row in pair[1].pictures for one in row] for when, pair in drawn.items()}
+    return report, {when: [one for row in both.retain.pictures for one in row] for when, both in drawn.items()}
 
 
 def _without_class(name: str, course: Course, settings: EraseConfig, folder: Path) -> Path:

@@ -33,6 +33,7 @@ from salun_diffusers.accelerator import engine
 from salun_diffusers.arguments import setting
 from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
+from salun_diffusers.demo.hub_layout import lay_out_as_on_the_hub
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
 from salun_diffusers.demo.training import Fit
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES, describe
@@ -200,7 +201,7 @@ def denoiser_loss(
 
 
 def write_pipeline(folder: Path, vae: nn.Module, prediction: Prediction, tokenizer: object) -> None:
-    """Save the pipeline in fp16, in a form that loads without being told a data type."""
+    """Save the pipeline in fp16, in a form that loads everywhere and without being told a data type."""
     StableDiffusionPipeline(
         vae=vae, text_encoder=prediction.text_encoder, tokenizer=tokenizer, unet=prediction.unet,
         scheduler=architecture.scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -209,6 +210,7 @@ def write_pipeline(folder: Path, vae: nn.Module, prediction: Prediction, tokeniz
     # plain `from_pretrained` would mix the two and fail at the first attention layer. Only the file stays fp16.
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    lay_out_as_on_the_hub(folder)
 
 
 def captions(config: TrainDemoConfig) -> Iterator[str]:

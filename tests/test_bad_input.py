@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tiny_settings
 
 from salun_diffusers.diffusion.baselines import FineTune, GradientAscent, NegativeGuidance, make_objective
-from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.masks import trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
-from salun_diffusers.diffusion.run import main
-from salun_diffusers.diffusion.stages import trained_parameters
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 PREDICTION, TARGET = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [3.0, 1.0]])
 # A network whose answer is its condition, so that targets can be read off.
@@ -63,7 +63,7 @@ class TestByHand:
 
     def test_choice(self):
         def made(**settings):
-            return make_objective(EraseConfig(retain_weight=2.0, **settings))
+            return make_objective(tiny_settings(retain_weight=2.0, **{"recipe": "frozen_teacher"} | settings))
 
         assert made() == PromptSwap(2.0, teacher="base", retain_target="base")
         assert made(recipe="paper") == PromptSwap(2.0, teacher="current", retain_target="noise")

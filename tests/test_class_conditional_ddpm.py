@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Union, get_origin
 
 import numpy as np
 import pytest
@@ -126,12 +128,21 @@ class TestFolder:
         monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
         file = "class_conditional_ddpm.py"
         assert (tiny_ddpm / file).read_bytes() == Path(class_conditional_ddpm.__file__).read_bytes()
-        with pytest.raises(ValueError, match="trust_remote_code"):
-            DiffusionPipeline.from_pretrained(tiny_ddpm)
         trusted = DiffusionPipeline.from_pretrained(tiny_ddpm, trust_remote_code=True)
         trusted.set_progress_bar_config(disable=True)
         assert type(trusted) is not type(pipe)
         assert torch.equal(draw(trusted, ["cat", "7"]), draw(pipe, ["cat", "7"]))
+
+    def test_its_annotations_are_what_old_diffusers_reads(self):
+        """Up to 0.36 it knows classes and `Union`, no texts and no bars, and fails at the first argument it lacks."""
+        arguments = inspect.signature(ClassConditionalDDPMPipeline.__init__).parameters.values()
+        for argument in arguments:
+            assert inspect.isclass(argument.annotation) or get_origin(argument.annotation) is Union, argument
+
+    @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16])
+    def test_its_data_type_is_what_is_asked_for(self, tiny_ddpm, dtype):
+        pipe = ClassConditionalDDPMPipeline.from_pretrained(tiny_ddpm, dtype=dtype)
+        assert pipe.unet.dtype == (dtype or torch.float32)
 
     def test_saved_again_it_is_the_same(self, pipe, tiny_ddpm, tmp_path):
         pipe.save_pretrained(tmp_path)

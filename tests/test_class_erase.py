@@ -17,11 +17,11 @@ from salun_diffusers import ClassConditionalDDPMPipeline, EraseConfig, erase
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_noise_loss
 from salun_diffusers.diffusion.presets.classes import CIFAR10, class_concept
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import gradient_saliency
+from salun_diffusers.programs.erase import main
 
 SMALL = {
     "num_forget_images": 6, "num_retain_images": 5, "num_inference_steps": 2, "guidance_scale": 2,
@@ -102,11 +102,14 @@ class TestParity:
         official = (ranks < int(0.5 * len(flat))).split([tensor.numel() for tensor in total.values()])
 
         def ours(part: slice) -> Tensor:
-            return guided_noise_loss(
-                family, family.denoiser, noised[part], timesteps[part], noise[part],
-                conditions={"class_labels": torch.full((3,), 1)}, empty={"class_labels": torch.full((3,), 3)},
-                guidance=2.0,
-            )  # fmt: skip
+            batch = EraseBatch(
+                noised[part],
+                timesteps[part],
+                noise[part],
+                {"class_labels": torch.full((3,), 1)},
+                empty_conditions={"class_labels": torch.full((3,), 3)},
+            )
+            return guided_noise_loss(family, family.denoiser, batch, 2.0)
 
         mask = SaliencyMask.from_saliency(gradient_saliency(parameters, batches, ours, max_grad_norm=1.0), 0.5)
         agree = sum(int((mask[n].flatten() == bits).sum()) for n, bits in zip(parameters, official, strict=True))
@@ -138,7 +141,7 @@ class TestParity:
 
     def test_the_preset_states_alpha_in_both_reductions(self):
         """1e-3 on a sum over 3 · 32 · 32 pixels is 3.072 on their mean."""
-        assert CIFAR10["retain_weight"] == pytest.approx(1e-3 * 3 * 32 * 32)
+        assert CIFAR10.retain_weight == pytest.approx(1e-3 * 3 * 32 * 32)
 
 
 class TestConcept:
@@ -170,7 +173,7 @@ class TestConcept:
         assert [prompt.expected for prompt in concept.retain_evaluation] == [
             f"digit:{number}" if label else "" for number in "012345689"
         ]
-        assert concept.settings != CIFAR10
+        assert concept.numbers != CIFAR10
 
 
 class TestRun:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 
 import pytest
 
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
-from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt, resolve
+from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept, presets
+from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
+from salun_diffusers.diffusion.settings import Length, Settings, recorded, resolve
 from salun_diffusers.errors import UserError
 
 RECIPES = ("frozen_teacher", "paper")
@@ -19,6 +22,7 @@ def concept(**changes: object) -> Concept:
     parts = {
         "name": "disc", "forget_prompts": ("a disc",), "anchor_prompts": ("a square",), "retain_prompts": ("a star",),
         "forget_evaluation": (EvaluationPrompt("a disc"),), "retain_evaluation": (EvaluationPrompt("a star"),),
+        "numbers": STABLE_DIFFUSION["paper"],
     }  # fmt: skip
     return Concept(**(parts | changes))
 
@@ -113,33 +117,51 @@ class TestFindConcept:
         assert made.retain_prompts == ("a star", "a moon")
 
 
+def resolved(**flags: object) -> Settings:
+    asked = EraseConfig(**flags)
+    return resolve(asked, find_concept(asked).numbers)
+
+
 class TestResolve:
-    def test_leaves_nothing_open_that_a_run_needs(self):
-        config = resolve(EraseConfig(concept="nudity"), find_concept(EraseConfig(concept="nudity")))
-        assert (config.num_forget_images, config.num_retain_images, config.train_batch_size) == (800, 800, 8)
-        assert (config.learning_rate, config.retain_weight, config.lr_scheduler) == (1e-5, 0.1, "cosine")
-        assert config.empty_prompt_share == 0.2
+    @pytest.mark.parametrize("recipe", RECIPES)
+    @pytest.mark.parametrize("name", [*presets()])
+    def test_leaves_nothing_open(self, name, recipe):
+        settings = resolved(concept=name, recipe=recipe)
+        assert None not in vars(settings).values()
 
-    def test_the_papers_recipe_adds_nothing(self):
-        asked = EraseConfig(concept="nudity", recipe="paper")
-        config = resolve(asked, find_concept(asked))
-        assert (config.lr_scheduler, config.empty_prompt_share) == ("constant", 0)
+    def test_the_papers_recipe_is_the_papers_loop(self):
+        settings = resolved(concept="nudity", recipe="paper")
+        assert (settings.lr_scheduler, settings.empty_prompt_share) == ("constant", 0)
+        assert resolved(concept="nudity").lr_scheduler == "cosine"
 
-    def test_a_preset_carries_its_settings_and_a_flag_overrides(self):
-        asked = EraseConfig(concept="circle", learning_rate=0.5)
-        made = find_concept(asked)
-        config = resolve(asked, made)
-        assert config.learning_rate == 0.5
-        assert config.num_forget_images == made.settings["num_forget_images"]
+    def test_a_flag_replaces_the_presets_number(self):
+        settings = resolved(concept="circle", learning_rate=0.5)
+        assert settings.learning_rate == 0.5
+        assert settings.num_forget_images == find_concept(EraseConfig(concept="circle")).numbers.num_forget_images
 
-    @pytest.mark.parametrize("given", [{"num_train_epochs": 3}, {"max_train_steps": 7}])
-    def test_a_length_of_the_users_replaces_that_of_the_preset(self, given):
-        asked = EraseConfig(concept="circle", **given)
-        config = resolve(asked, find_concept(asked))
-        assert config.max_train_steps == given.get("max_train_steps")
-        assert config.num_train_epochs == given.get("num_train_epochs", 1)
+    @pytest.mark.parametrize(
+        ("given", "length"),
+        [
+            ({"num_train_epochs": 3}, Length(3, "epochs")),
+            ({"max_train_steps": 7}, Length(7, "steps")),
+            ({"max_train_steps": 7, "num_train_epochs": 3}, Length(7, "steps")),
+        ],
+    )
+    def test_a_length_of_the_users_replaces_that_of_the_preset(self, given, length):
+        assert resolved(concept="circle", **given).length == length
 
     def test_zero_is_a_value(self):
-        asked = EraseConfig(concept="circle", retain_weight=0.0, guidance_scale=0.0)
-        config = resolve(asked, find_concept(asked))
-        assert (config.retain_weight, config.guidance_scale) == (0, 0)
+        settings = resolved(concept="circle", retain_weight=0.0, guidance_scale=0.0)
+        assert (settings.retain_weight, settings.guidance_scale) == (0, 0)
+
+    @pytest.mark.parametrize("objective", ["ascent", "esd"])
+    def test_baselines_have_no_retain_term_unless_asked(self, objective):
+        assert resolved(concept="circle", objective=objective).retain_weight == 0
+        assert resolved(concept="circle", objective=objective, retain_weight=2.0).retain_weight == 2
+
+    def test_the_record_names_flags_and_is_json(self):
+        asked = EraseConfig(concept="circle", seed=3)
+        record = recorded(asked, resolve(asked, find_concept(asked).numbers))
+        assert set(record) == {field.name for field in fields(EraseConfig)}
+        assert (record["max_train_steps"], record["num_train_epochs"], record["max_grad_norm"]) == (120, None, None)
+        assert json.loads(json.dumps(record, allow_nan=False))["seed"] == 3

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tiny_settings
 
-from salun_diffusers.diffusion import drawn
+from salun_diffusers.accelerator import ALONE, Processes
 from salun_diffusers.diffusion.latent_cache import kept_in
 from salun_diffusers.diffusion.latent_sets import LatentSet, generate_latents
+from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.files import stored_weights
 from salun_diffusers.seeds import stream_seed
 
 PROMPTS = ("a star", "a square", "a heart")
@@ -33,12 +37,13 @@ def latent(path: Path) -> torch.Tensor:
     return load_file(path)["latent"]
 
 
-def generate(painter: Painter, kept: Path, **changes) -> LatentSet:
-    settings = {
-        "count": 7, "name": "forget", "seed": 5, "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 2,
-        "progress": lambda number: None,
-    }  # fmt: skip
-    return generate_latents(kept_in(kept, painter.generate), PROMPTS, **(settings | changes))
+def generate(painter: Painter, kept: Path, processes: Processes = ALONE, **changes: object) -> LatentSet:
+    settings = tiny_settings(
+        seed=5, num_inference_steps=2, guidance_scale=1.0, **{"generation_batch_size": 2} | changes
+    )
+    accelerator = SimpleNamespace(mixed_precision="no", is_main_process=True)
+    run = SimpleNamespace(accelerator=accelerator, main=False, processes=processes)
+    return generate_latents(Sampler(painter, settings, run, kept, "base"), PROMPTS, 7, "forget")
 
 
 def test_survives_a_file(tmp_path):
@@ -93,7 +98,7 @@ def test_seed_streams_are_told_apart():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 3}, {"batch_size": 100}])
+@pytest.mark.parametrize("change", [{"generation_batch_size": 3}, {"generation_batch_size": 100}])
 def test_batch_size_does_not_matter(tmp_path, change):
     expected = generate(Painter(), tmp_path / "a")
     assert torch.equal(generate(Painter(), tmp_path / "b", **change).latents, expected.latents)
@@ -106,9 +111,9 @@ def test_two_processes_make_the_set_of_one(tmp_path):
     results = []
 
     def other_process() -> None:  # Runs to its end while the first one waits at the barrier.
-        results.append(generate(second, tmp_path / "two", process=(1, 2)))
+        results.append(generate(second, tmp_path / "two", Processes(1, 2)))
 
-    results.append(generate(first, tmp_path / "two", process=(0, 2), wait=other_process))
+    results.append(generate(first, tmp_path / "two", Processes(0, 2, other_process)))
     assert [len(first.asked), len(second.asked)] == [4, 3]
     assert all(torch.equal(result.latents, expected.latents) for result in results)
 
@@ -125,12 +130,12 @@ def test_finished_batches_are_taken_up(tmp_path):
 def test_a_half_written_batch_is_drawn_again(tmp_path, monkeypatch):
     expected = generate(Painter(), tmp_path / "whole")
 
-    def interrupted(tensors, path):
+    def interrupted(tensors, path, **_):
         Path(path).write_bytes(b"half of a file")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(drawn, "save_file", interrupted)
+        patch.setattr(stored_weights, "save_file", interrupted)
         generate(Painter(), tmp_path / "cut")
     assert torch.equal(generate(Painter(), tmp_path / "cut").latents, expected.latents)
 

@@ -89,7 +89,7 @@ def test_the_pipeline_draws_what_is_asked(family: StableDiffusion, detector: Gro
 @pytest.mark.slow
 @pytest.mark.parametrize("concept", ["circle", "outlined"])
 def test_a_concept_is_erased_and_the_others_stay(concept: str, tmp_path: Path) -> None:
-    from salun_diffusers.diffusion.run import main
+    from salun_diffusers.programs.erase import main
 
     words = ["--concept", concept, "--pretrained_model_name_or_path", "demo", "--output_dir", str(tmp_path / "run")]
     assert main(words) == 0

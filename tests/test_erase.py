@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers import EraseConfig, erase
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import compare
+from salun_diffusers.programs.erase import main
 from salun_diffusers.reports.report import EvaluationReport
 
 STAGES = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
-from salun_diffusers.diffusion.families import load_pipeline
+from salun_diffusers.diffusion.families.known import load_pipeline
 from salun_diffusers.diffusion.presets.shapes import shape, style
 from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.files.pipeline_folder import EMBEDDED

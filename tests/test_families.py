@@ -11,7 +11,7 @@ import torch
 from tiny_models import build_pipeline
 from torch import Tensor
 
-from salun_diffusers.diffusion.families import family_of
+from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
 

@@ -82,7 +82,7 @@ def test_manifest(generate: Callable[..., int], tmp_path: Path, tiny_pipeline: P
     made = manifest.made_with
     assert made["scheduler"]["class"] == "DDIMScheduler" and made["num_inference_steps"] == 2
     assert len(made["model_sha256"]) == 64 and made["model"] == str(tiny_pipeline)
-    assert manifest.command.startswith("python scripts/generate_images.py --pretrained_model_name_or_path")
+    assert manifest.command.startswith("salun generate --pretrained_model_name_or_path")
 
 
 def test_an_interrupted_folder_goes_on(
@@ -91,11 +91,11 @@ def test_an_interrupted_folder_goes_on(
     assert generate(tmp_path / "whole") == 0
     draw, drawn = generation.draw, []
 
-    def stop(pipe, rows, **keywords):
+    def stop(pipe, rows, sampling):
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append([row.file for row in rows])
-        return draw(pipe, rows, **keywords)
+        return draw(pipe, rows, sampling)
 
     with monkeypatch.context() as patch:
         patch.setattr(generation, "draw", stop)
@@ -106,7 +106,7 @@ def test_an_interrupted_folder_goes_on(
     monkeypatch.setattr(
         generation,
         "draw",
-        lambda pipe, rows, **keywords: drawn.append([r.file for r in rows]) or draw(pipe, rows, **keywords),
+        lambda pipe, rows, sampling: drawn.append([r.file for r in rows]) or draw(pipe, rows, sampling),
     )
     assert generate(tmp_path / "out") == 0
     assert not kept & {name for batch in drawn[2:] for name in batch}

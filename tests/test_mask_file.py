@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.masks.mask_file import _metadata, bits_sha256
+from salun_diffusers.masks.mask_file import bits_sha256
 from salun_diffusers.masks.saliency import Saliency
 
 SHAPES = {"conv": (4, 3, 3), "bias": (5,), "scalar": (), "linear": (7, 11)}
@@ -55,7 +56,7 @@ class TestFile:
 
 
 def _rewrite(path, tensors=None, **changes):
-    metadata = {**_metadata(path), **changes}
+    metadata = {**check_whole(path)["__metadata__"], **changes}
     tensors = tensors or {}
     kept = {name: tensor.clone() for name, tensor in {**load_file(path), **tensors}.items() if tensor.numel()}
     save_file(kept, path, metadata={name: value for name, value in metadata.items() if value})
@@ -67,18 +68,24 @@ def _truncate(path, keep):
 
 BAD_FILES = {
     "missing": (lambda path: path.unlink(), "does not exist: expected a mask file .* found no file"),
-    "empty": (lambda path: path.write_bytes(b""), "not a safetensors file: expected a header, found 0 bytes"),
-    "pickle": (lambda path: torch.save({"a": torch.ones(9)}, path), "is not a safetensors file: expected a header"),
+    "empty": (lambda path: path.write_bytes(b""), "no safetensors file: a header is required, found 0 bytes"),
+    "pickle": (lambda path: torch.save({"a": torch.ones(9)}, path), "no safetensors file: a header is required"),
     "no JSON": (
         lambda path: path.write_bytes((9).to_bytes(8, "little") + b"{nonsense"),
-        "not a safetensors file: expected a JSON header",
+        "no safetensors file: a JSON header of tensors is required",
     ),
-    "header cut": (lambda path: _truncate(path, 60), r"is truncated: expected a header of \d+ bytes, found 52"),
-    "data cut": (lambda path: _truncate(path, -1), r"truncated or damaged: expected \d+ bytes, found \d+"),
-    "bytes added": (lambda path: path.write_bytes(path.read_bytes() + b"x"), r"truncated or damaged: expected \d+"),
+    "header cut": (
+        lambda path: _truncate(path, 60),
+        r"is truncated or damaged: a header of \d+ bytes",
+    ),
+    "data cut": (lambda path: _truncate(path, -1), r"truncated or damaged: \d+ bytes are required, found \d+"),
+    "bytes added": (
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        r"truncated or damaged: \d+ bytes are required",
+    ),
     "foreign": (
         lambda path: save_file({"weight": torch.ones(2)}, path),
-        "not a saliency mask: expected the metadata format='salun_diffusers.masks.mask', found None",
+        "not a saliency mask: expected the metadata format='salun_diffusers.mask', found None",
     ),
     "newer": (lambda path: _rewrite(path, version="2"), "version '2', expected '1': update salun_diffusers"),
     "no shapes": (lambda path: _rewrite(path, shapes=""), "is damaged: expected shapes, recipe and sha256"),
@@ -129,8 +136,8 @@ class TestBadFiles:
     def test_metadata_is_as_documented(self, tmp_path):
         mask = random_mask(0)
         mask.save(tmp_path / "mask.safetensors")
-        metadata = _metadata(tmp_path / "mask.safetensors")
-        assert metadata["format"] == "salun_diffusers.masks.mask"
+        metadata = check_whole(tmp_path / "mask.safetensors")["__metadata__"]
+        assert metadata["format"] == "salun_diffusers.mask"
         assert metadata["version"] == "1"
         assert json.loads(metadata["shapes"]) == {name: list(shape) for name, shape in SHAPES.items()}
         assert json.loads(metadata["recipe"]) == dict(mask.recipe)

@@ -127,7 +127,7 @@ def test_an_erasures_report_counts_by_the_same_functions(
     astronaut: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The detector's boxes are given: two parts on each picture before, none after."""
-    from salun_diffusers.diffusion.presets.known import nudity as preset
+    from salun_diffusers.diffusion.presets.nudity import nudity as preset
     from salun_diffusers.diffusion.validation import Samples, measure
     from salun_diffusers.evaluation.detectors import NudityDetector
 

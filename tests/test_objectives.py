@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_diffusers.diffusion.families import rows
+from salun_diffusers.diffusion.families.family import rows
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap, guided_noise_loss
 from salun_diffusers.errors import UserError
@@ -101,10 +101,8 @@ class TestGuidedNoiseLoss:
         weight = nn.Parameter(torch.ones(()))
         linear = SimpleNamespace(predict=lambda network, noised, timesteps, conditions: network * conditions["c"])
         one = torch.ones(1, 1, 1, 1)
-        loss = guided_noise_loss(
-            linear, weight, one, torch.zeros(1, dtype=torch.long), one,
-            conditions={"c": 2 * one}, empty={"c": one}, guidance=7.5,
-        )  # fmt: skip
+        batch = EraseBatch(one, torch.zeros(1, dtype=torch.long), one, {"c": 2 * one}, empty_conditions={"c": one})
+        loss = guided_noise_loss(linear, weight, batch, 7.5)
         loss.backward()
         assert (float(loss.detach()), float(weight.grad)) == (72.25, 161.5)
 
@@ -124,10 +122,10 @@ class TestGuidedNoiseLoss:
         guided = (1 + 7.5) * cond - 7.5 * uncond if form.startswith("(1+w)") else uncond + 8.5 * (cond - uncond)
         official = -F.mse_loss(batch.noise, guided)
         expected = torch.autograd.grad(official, parameters)
-        ours = guided_noise_loss(
-            family, network, batch.noised, batch.timesteps, batch.noise,
-            conditions={"encoder_hidden_states": condition}, empty={"encoder_hidden_states": empty}, guidance=7.5,
-        )  # fmt: skip
+        of_forget = batch._replace(
+            conditions={"encoder_hidden_states": condition}, empty_conditions={"encoder_hidden_states": empty}
+        )
+        ours = guided_noise_loss(family, network, of_forget, 7.5)
         torch.testing.assert_close(ours, -official)
         for gradient, other in zip(torch.autograd.grad(ours, parameters), expected, strict=True):
             torch.testing.assert_close(gradient, -other, atol=1e-5, rtol=1e-3)
@@ -137,13 +135,11 @@ class TestGuidedNoiseLoss:
         parameters = dict(family.denoiser.named_parameters())
         batch = batch_of(family, "a photo of a circle", "a photo of a square")
         empty = rows(family.encode([""]), torch.zeros(4, dtype=torch.long))
+        of_forget = batch._replace(empty_conditions=empty)
 
         def mask(scale: float) -> SaliencyMask:
             def loss(guidance: float) -> Tensor:
-                return scale * guided_noise_loss(
-                    family, family.denoiser, batch.noised, batch.timesteps, batch.noise,
-                    conditions=batch.conditions, empty=empty, guidance=guidance,
-                )  # fmt: skip
+                return scale * guided_noise_loss(family, family.denoiser, of_forget, guidance)
 
             return SaliencyMask.from_saliency(gradient_saliency(parameters, [7.5, 1.0], loss), 0.5)
 

@@ -13,7 +13,8 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.files.stored_weights import bit_patterns, weights_sha256
 from salun_diffusers.masks.packed_bits import pack
-from salun_diffusers.masks.patch import WeightPatch, main, patch_folder
+from salun_diffusers.masks.patch import WeightPatch, patch_folder
+from salun_diffusers.programs.patch import main
 
 
 def weights(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import run_in, tiny_settings
 from two_processes import run_two
 
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
 
@@ -21,20 +22,20 @@ SPY = """
 import os, sys
 from pathlib import Path
 from safetensors.torch import save_file
-from salun_diffusers.diffusion import stages, trainer
+from salun_diffusers.diffusion import masks, run
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-from salun_diffusers.diffusion.run import main
+from salun_diffusers.programs.erase import main
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
-saliency_of, fine_tune, generate = stages.forget_saliency, trainer.fine_tune, StableDiffusion.generate
+saliency_of, fine_tune, generate = masks.forget_saliency, run.fine_tune, StableDiffusion.generate
 
 def spied_saliency(*arguments):
     saliency = saliency_of(*arguments)
     save_file({name: tensor.clone() for name, tensor in saliency.items()}, folder / f"saliency-{rank}.safetensors")
     return saliency
 
-def spied_fine_tune(accelerator, family, *arguments, **keywords):
-    history = fine_tune(accelerator, family, *arguments, **keywords)
+def spied_fine_tune(started, family, *arguments):
+    history = fine_tune(started, family, *arguments)
     save_file({name: tensor.clone() for name, tensor in family.denoiser.state_dict().items()},
               folder / f"weights-{rank}.safetensors")
     return history
@@ -44,7 +45,7 @@ def spied_generate(family, prompts, seeds, **how):
         file.write("drawn\\n" * len(prompts))
     return generate(family, prompts, seeds, **how)
 
-stages.forget_saliency, trainer.fine_tune = spied_saliency, spied_fine_tune
+masks.forget_saliency, run.fine_tune = spied_saliency, spied_fine_tune
 StableDiffusion.generate = spied_generate
 sys.exit(main(sys.argv[2:]))
 """
@@ -98,10 +99,8 @@ def test_saliency_is_summed_before_the_absolute_value(pair, single, tiny_pipelin
 
 def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
     from salun_diffusers.accelerator import engine
-    from salun_diffusers.diffusion.batches import EraseData
-    from salun_diffusers.diffusion.config import EraseConfig
     from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-    from salun_diffusers.diffusion.latent_sets import LatentSet
+    from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
     from salun_diffusers.diffusion.masks import forget_saliency
 
     family = StableDiffusion(base, device=torch.device("cpu"))
@@ -109,9 +108,9 @@ def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
     prompts = ["a photo of a circle"], ["a photo of a heart"], ["a photo of a square", "a star"], [""]
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         data = EraseData(*sets, LatentSet.empty(prompts[1]), *map(family.encode, prompts))
-        config = EraseConfig(saliency_batch_size=4, saliency_guidance=7.5)
+        settings = tiny_settings(saliency_batch_size=4, saliency_guidance=7.5, seed=0)
         parameters = dict(family.denoiser.named_parameters())
-        return dict(forget_saliency(accelerator, family, parameters, data, config))
+        return dict(forget_saliency(run_in(run, accelerator), family, parameters, data, settings))
 
 
 def test_both_ranks_end_with_the_weights_of_one_process(pair, single):

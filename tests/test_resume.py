@@ -13,35 +13,36 @@ from pathlib import Path
 
 import pytest
 
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
 
 KILL_POINTS = {
-    "while writing the run's record": [("disk:Path.replace", 1)],
+    "while writing the run's record": [("files.whole_files:Path.replace", 1)],
     "set generation": [("diffusion.families.stable_diffusion:StableDiffusion.generate", 2)],
-    "while saving generated latents": [("diffusion.drawn:save_file", 2)],
-    "while saving the latent set": [("diffusion.data:save_file", 2)],
-    "saliency": [("diffusion.forget_saliency:guided_noise_loss", 2)],
-    "while saving the mask": [("mask_file:save_file", 1)],
+    "while saving generated latents": [("files.stored_weights:save_file", 2)],
+    "while saving the latent set": [("files.stored_weights:save_file/work/retain", 1)],
+    "saliency": [("diffusion.masks:guided_noise_loss", 2)],
+    "while saving the mask": [("files.stored_weights:save_file/mask", 1)],
     "fine-tuning before a checkpoint": [("diffusion.trainer:_step", 2)],
-    "while saving the first checkpoint": [("checkpoint:save_file", 1)],
-    "while saving the second checkpoint": [("checkpoint:save_file", 2)],
-    "while removing the old checkpoint": [("diffusion.trainer:shutil.rmtree", 5)],  # twice for each save
+    "while saving the first checkpoint": [("files.stored_weights:save_file/checkpoint-2", 1)],
+    "while saving the second checkpoint": [("files.stored_weights:save_file/checkpoint-4", 1)],
+    "while removing the old checkpoint": [("diffusion.trainer:shutil.rmtree/checkpoint-2", 1)],
     "fine-tuning after a checkpoint, twice": [
         ("diffusion.trainer:_step", 4),
         ("diffusion.trainer:_step", 2),
     ],
-    "while saving the pipeline": [("run_folder:replace_folder", 1)],
+    "while saving the pipeline": [("files.run_folder:shutil.copy", 1)],
     "while drawing after": [("diffusion.run_report:measure", 1)],
 }
 
 DRIVER = """
 import importlib, json, os, signal, sys
 from pathlib import Path
-import salun_diffusers.diffusion.run as program
+import salun_diffusers.programs.erase as program
 
 def die_at(target, call):
     module, _, path = target.partition(":")
+    path, _, only = path.partition("/")  # Calls whose arguments do not name this are none.
     *parents, name = path.split(".")
     owner = importlib.import_module("salun_diffusers." + module)
     for parent in parents:
@@ -49,16 +50,15 @@ def die_at(target, call):
     original, calls = getattr(owner, name), 0
     def dying(*arguments, **keywords):
         nonlocal calls
-        calls += 1
-        if calls == call:
+        calls += only in " ".join(map(str, arguments))
+        if calls == call and only in " ".join(map(str, arguments)):
             if name == "save_file":
                 Path(arguments[1]).write_bytes(b"half of a file")
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **keywords)
     setattr(owner, name, dying)
 
-for module in ("stages", "trainer", "run_report", "forget_saliency", "families.stable_diffusion"):
-    importlib.import_module("salun_diffusers.diffusion." + module)
+importlib.import_module("salun_diffusers.diffusion.run")
 statuses = {}
 for title, (command, deaths) in json.load(sys.stdin).items():
     for number, death in enumerate(deaths):

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 import salun_diffusers
 from salun_diffusers import EraseConfig
-from salun_diffusers.diffusion.run import main
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, write_pipeline
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.patch import WeightPatch
 from salun_diffusers.masks.receipt import main as verify
+from salun_diffusers.programs.erase import main
 
 
 @pytest.fixture(autouse=True)
@@ -207,9 +207,7 @@ class TestDryRun:
 
     def test_the_function_does_not_pretend_to_be_dry(self):
         with pytest.raises(UserError, match="dry_run is for the program"):
-            salun_diffusers.diffusion.run(
-                EraseConfig(concept="circle", pretrained_model_name_or_path="demo", dry_run=True)
-            )
+            salun_diffusers.erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo", dry_run=True))
 
     def test_a_demo_preset_goes_with_any_folder_that_loads(self, small_run, tiny_pipeline, capsys, tmp_path):
         words = ["--concept", "circle", "--pretrained_model_name_or_path", str(tiny_pipeline), "--detector", "none"]
@@ -222,7 +220,7 @@ class TestPython:
         scratch = tmp_path / "scratch"
         scratch.mkdir()
         monkeypatch.setattr("tempfile.tempdir", str(scratch))
-        result = salun_diffusers.diffusion.run(
+        result = salun_diffusers.erase(
             EraseConfig(
                 concept="disc", forget_prompt=("a photo of a circle",), anchor_prompt=("a heart",),
                 retain_prompts=str(retain_file), pretrained_model_name_or_path=str(tiny_pipeline), num_forget_images=2,
@@ -245,7 +243,7 @@ class TestPython:
         import importlib
 
         module = importlib.import_module("salun_diffusers.diffusion.run")
-        assert callable(salun_diffusers.diffusion.run) and callable(module)
+        assert callable(salun_diffusers.erase) and callable(module)
         from salun_diffusers import erase
 
         with pytest.raises(UserError, match="--concept is required"):

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from salun_diffusers.diffusion.run import main
+from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -38,10 +38,12 @@ class TestFullDisk:
 
     def test_while_saving_a_checkpoint(self, stopped, monkeypatch, tmp_path):
         def half(tensors, path, **_):
+            if "checkpoint" not in str(path):
+                return save_file(tensors, path, **_)
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("salun_diffusers.files.checkpoint.save_file", half)
+        monkeypatch.setattr("salun_diffusers.files.stored_weights.save_file", half)
         stopped("The disk is full", "checkpoint-2", output_dir=tmp_path / "run", checkpointing_steps=2)
         assert not [*(tmp_path / "run").glob("*checkpoint*")]
 
@@ -49,14 +51,14 @@ class TestFullDisk:
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("salun_diffusers.diffusion.stages.generate_latents", full)
+        monkeypatch.setattr("salun_diffusers.diffusion.latent_sets.generate_latents", full)
         stopped("The disk is full", "--resume_from_checkpoint latest", output_dir=tmp_path / "run")
 
     def test_other_errors_are_not_taken_for_it(self, small_run, monkeypatch, tmp_path):
         def broken(*_, **__):
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr("salun_diffusers.diffusion.stages.generate_latents", broken)
+        monkeypatch.setattr("salun_diffusers.diffusion.latent_sets.generate_latents", broken)
         with pytest.raises(OSError, match="Input/output error"):
             main(small_run())
 
@@ -89,7 +91,7 @@ class TestInterrupted:
         def stop(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("salun_diffusers.diffusion.run.accept", stop)
+        monkeypatch.setattr("salun_diffusers.programs.erase.accept", stop)
         assert main(small_run()) == 130
         assert capsys.readouterr().err == "interrupted: no run had begun, nothing was written.\n"
         assert [*tmp_path.iterdir()] == []
@@ -98,7 +100,7 @@ class TestInterrupted:
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("salun_diffusers.diffusion.stages.generate_latents", stop)
+        monkeypatch.setattr("salun_diffusers.diffusion.latent_sets.generate_latents", stop)
         stopped(f"{tmp_path / 'run'} keeps the settings", code=130, kind="interrupted", output_dir=tmp_path / "run")
 
 
@@ -140,15 +142,12 @@ class TestLongPrompt:
 
 class TestReceipt:
     def test_a_weight_that_moved_outside_the_mask_fails_the_run(self, stopped, monkeypatch, tmp_path):
-        from salun_diffusers.diffusion import trainer
-
-        def careless(accelerator, family, *arguments, **settings):
+        def careless(run, family, *arguments):
             with torch.no_grad():
                 for parameter in family.denoiser.parameters():
                     parameter.add_(1)
             return []
 
-        monkeypatch.setattr("salun_diffusers.diffusion.trainer.fine_tune", careless)
-        assert trainer.fine_tune is careless
+        monkeypatch.setattr("salun_diffusers.diffusion.run.fine_tune", careless)
         stopped("mask receipt failed", "outside the mask", code=1, output_dir=tmp_path / "run")
         assert not (tmp_path / "run" / "report.json").exists()

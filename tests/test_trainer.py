@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import math
@@ -10,26 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import run_in, tiny_settings
 from torch import Tensor
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import trainer
-from salun_diffusers.diffusion.batches import EraseData, draw, shuffled
-from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.baselines import make_objective
+from salun_diffusers.diffusion.batches import Draws, shuffled
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-from salun_diffusers.diffusion.latent_sets import LatentSet
-from salun_diffusers.diffusion.objectives import PromptSwap
-from salun_diffusers.diffusion.trainer import error_scale, fine_tune
+from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
+from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
+from salun_diffusers.diffusion.settings import Length
+from salun_diffusers.diffusion.trainer import error_scale, fine_tune, learning_rate
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import checkpoints
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.seeds import stream
 
-CONFIG = EraseConfig(
-    concept="disc", train_batch_size=2, max_train_steps=4, learning_rate=1e-5, retain_weight=0.5,
-    lr_scheduler="constant", empty_prompt_share=0.0, seed=7,
-)  # fmt: skip
+SETTINGS = tiny_settings(learning_rate=1e-5)
 FORGET, ANCHOR, RETAIN = ["a photo of a circle", "a circle"], ["a photo of a square", "a square"], ["a star", "a heart"]
 
 
@@ -63,17 +61,20 @@ def half(family: StableDiffusion) -> SaliencyMask:
 
 
 def train(family, data, folder, mask=None, recipe="paper", resume_from=None, scaler=None, **changes) -> list[dict]:
-    config = dataclasses.replace(CONFIG, **changes)
-    paper = recipe == "paper"
-    objective = PromptSwap(
-        config.retain_weight, teacher="current" if paper else "base", retain_target="noise" if paper else "base"
-    )
+    settings = tiny_settings(**{"learning_rate": 1e-5, **changes, "recipe": recipe})
     selected = SelectedWeights(parameters_of(family), mask or half(family))
     with engine(
-        mixed_precision="no", gradient_accumulation_steps=config.gradient_accumulation_steps, report_to=None
+        mixed_precision="no", gradient_accumulation_steps=settings.gradient_accumulation_steps, report_to=None
     ) as accelerator:
         accelerator.scaler = scaler  # accelerate makes one for fp16, which needs a GPU
-        return fine_tune(accelerator, family, selected, data, objective, config, folder=folder, resume_from=resume_from)
+        run = run_in(folder, accelerator)
+        return fine_tune(run, family, selected, data, make_objective(settings), settings, resume_from)
+
+
+def drawn(family, data, position: int, **changes: object) -> EraseBatch:
+    """The draws of one micro-batch."""
+    objective = PromptSwap(0.5, teacher="current", retain_target="noise")
+    return Draws(family, data, objective, tiny_settings(**changes), ()).batch(position)
 
 
 class TestDraws:
@@ -97,7 +98,7 @@ class TestDraws:
 
     def test_prompts_go_with_their_latents(self, family, data):
         """x_t = √ᾱ x_0 + √(1-ᾱ) ε is solved for x_0, which tells the item and hence its prompts."""
-        batch = draw(family, data, 3, batch_size=2, seed=7, empty_prompt_share=0.0)
+        batch = drawn(family, data, 3)
         alpha = family.noise_schedule.alphas[batch.timesteps].view(-1, 1, 1, 1)
         clean = (batch.noised - (1 - alpha).sqrt() * batch.noise) / alpha.sqrt()
         for row, (kind, states, anchors) in enumerate(
@@ -114,7 +115,7 @@ class TestDraws:
         def blanks(share: float) -> int:
             total = 0
             for position in range(20):
-                batch = draw(family, data, position, batch_size=10, seed=7, empty_prompt_share=share)
+                batch = drawn(family, data, position, train_batch_size=10, empty_prompt_share=share)
                 states, empty = batch.conditions["encoder_hidden_states"], data.empty["encoder_hidden_states"]
                 same = [torch.equal(state, empty[0]) for state in states]
                 assert not any(same[:10])
@@ -134,23 +135,20 @@ def official_training(family, data, mask, *, accumulation=1) -> list[float]:
     the mean over the micro-batches.
     """
     network, parameters = family.denoiser, parameters_of(family)
-    adam = torch.optim.Adam(parameters.values(), lr=CONFIG.learning_rate)
+    adam = torch.optim.Adam(parameters.values(), lr=SETTINGS.learning_rate)
     losses = []
-    for step in range(CONFIG.max_train_steps):
+    for step in range(SETTINGS.length.amount):
         adam.zero_grad()
         losses.append(0.0)
         for micro in range(accumulation):
-            batch = draw(
-                family, data, step * accumulation + micro,
-                batch_size=CONFIG.train_batch_size, seed=CONFIG.seed, empty_prompt_share=0.0,
-            )  # fmt: skip
+            batch = drawn(family, data, step * accumulation + micro)
             (z_f, z_r), (t_f, t_r) = batch.noised.chunk(2), batch.timesteps.chunk(2)
             c, c_r = batch.conditions["encoder_hidden_states"].chunk(2)
             c_anchor, _ = batch.anchor_conditions["encoder_hidden_states"].chunk(2)
             remain = (batch.noise.chunk(2)[1] - network(z_r, t_r, c_r).sample).square().mean()
             forget = network(z_f, t_f, c).sample
             pseudo = network(z_f, t_f, c_anchor).sample.detach()
-            loss = ((forget - pseudo).square().mean() + CONFIG.retain_weight * remain) / accumulation
+            loss = ((forget - pseudo).square().mean() + SETTINGS.retain_weight * remain) / accumulation
             loss.backward()
             losses[-1] += loss.item()
         for name, parameter in parameters.items():
@@ -259,17 +257,17 @@ class TestCheckpoints:
 
     def test_full_disk_leaves_the_last_one(self, family, data, tmp_path, monkeypatch):
         """The old checkpoint goes only when the new one is there, and nothing half-written stays."""
-        from salun_diffusers.files import checkpoint
+        from salun_diffusers.files import stored_weights
 
-        save = checkpoint.save_file
+        save = stored_weights.save_file
 
-        def full(tensors, path):
+        def full(tensors, path, **keywords):
             if "checkpoint-2" in str(path):
                 Path(path).write_bytes(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
-            save(tensors, path)
+            save(tensors, path, **keywords)
 
-        monkeypatch.setattr(checkpoint, "save_file", full)
+        monkeypatch.setattr(stored_weights, "save_file", full)
         with pytest.raises(UserError, match="disk is full: checkpoint-2 could not be written"):
             train(family, data, tmp_path, checkpointing_steps=1, checkpoints_total_limit=1)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "metrics.jsonl"]
@@ -304,7 +302,7 @@ class TestCheckpoints:
 class TestDivergence:
     def test_nan_loss_stops_and_names_the_last_good_state(self, family, data, tmp_path):
         """Item k of the forget set is bad; the first step that draws it is the one that is named."""
-        bad = int(shuffled(5, 2, 2, seed=CONFIG.seed, name="forget")[0])
+        bad = int(shuffled(5, 2, 2, seed=SETTINGS.seed, name="forget")[0])
         data.forget.latents[bad] = math.nan
         with pytest.raises(UserError, match=r"loss became nan at step 2.*last good state is .*checkpoint-1.*Lower"):
             train(family, data, tmp_path, checkpointing_steps=1)
@@ -316,7 +314,39 @@ class TestDivergence:
             train(family, data, tmp_path, learning_rate=1e39, max_train_steps=1)
 
     def test_nor_kept_as_a_checkpoint(self, family, data, tmp_path, monkeypatch):
-        monkeypatch.setattr(trainer, "learning_rate", lambda config, step, steps: 1e39 if step == 1 else 1e-5)
+        monkeypatch.setattr(trainer, "learning_rate", lambda settings, step, steps: 1e39 if step == 1 else 1e-5)
         with pytest.raises(UserError, match=r"at step 2.*last good state is .*checkpoint-1"):
             train(family, data, tmp_path, checkpointing_steps=1)
         assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "rates"),
+    [
+        ("constant", 0, [1, 1, 1, 1]),
+        ("constant", 3, [1 / 4, 2 / 4, 3 / 4, 1]),
+        # 1/2 (1 + cos(π k / 4))
+        ("cosine", 0, [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+        ("linear", 0, [1, 3 / 4, 2 / 4, 1 / 4]),
+        # Two steps of warm-up at 1/3 and 2/3, then half the line.
+        ("linear", 2, [1 / 3, 2 / 3, 1, 1 / 2]),
+    ],
+)
+def test_rates_by_hand(kind, warmup, rates):
+    settings = tiny_settings(learning_rate=0.01, lr_scheduler=kind, lr_warmup_steps=warmup)
+    found = [learning_rate(settings, step, 4) for step in range(4)]
+    assert found == pytest.approx([0.01 * rate for rate in rates])
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "accumulation", "epochs", "steps"),
+    [
+        (963, 1, 1, 5, 605),  # Imagenette's class 0 in the official script: 5 · ⌈963 / 8⌉.
+        (800, 1, 1, 1, 100),
+        (800, 2, 1, 1, 50),
+        (800, 2, 3, 2, 34),  # 2 · ⌈800 / 48⌉
+    ],
+)
+def test_steps_by_hand(count, processes, accumulation, epochs, steps):
+    assert Length(epochs, "epochs").steps(count, 8 * processes * accumulation) == steps
+    assert Length(9, "steps").steps(count, 8 * processes * accumulation) == 9

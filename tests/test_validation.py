@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
-from salun_diffusers.diffusion.validation import Samples, measure
+from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
+from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 
 SEVEN, EIGHT, NONE = (Image.new("L", (4, 4), level) for level in (0, 100, 200))
 
@@ -29,7 +30,7 @@ def concept() -> Concept:
     return Concept(
         name="7", forget_prompts=("7",), anchor_prompts=("8",), retain_prompts=("8",),
         forget_evaluation=(EvaluationPrompt("7"),), retain_evaluation=(EvaluationPrompt("8", "digit:8"),),
-        target_labels=frozenset({"digit:7"}),
+        target_labels=frozenset({"digit:7"}), numbers=STABLE_DIFFUSION["paper"],
     )  # fmt: skip
 
 
@@ -43,8 +44,10 @@ class Form(Brightness):
         ]
 
 
-def both(concept: Concept, forget: Sequence[Image.Image], retain: Sequence[Image.Image]) -> tuple[Samples, Samples]:
-    return Samples(concept.forget_evaluation, (tuple(forget),)), Samples(concept.retain_evaluation, (tuple(retain),))
+def both(concept: Concept, forget: Sequence[Image.Image], retain: Sequence[Image.Image]) -> Pictures:
+    return Pictures(
+        Samples(concept.forget_evaluation, (tuple(forget),)), Samples(concept.retain_evaluation, (tuple(retain),))
+    )
 
 
 def test_what_became_of_the_concept_is_counted_by_label(concept: Concept) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.masks.receipt import block_of, compare, main
+from salun_diffusers.masks.receipt import block_of, compare
+from salun_diffusers.programs.verify import main
 
 FREE, FROZEN = "conv_out.weight", "mid_block.resnets.0.conv1.weight"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from salun_diffusers.classification.config import TRAINING_FLAGS, TrainConfig
 from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.whole_files import full_disk_is_told, replace_folder
+from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.batches import Augmentation
@@ -95,8 +95,6 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     seconds = time.perf_counter() - started
     result = accuracy(predict(classifier, pools.test.pixels), pools.test.labels)
     record = {**dataclasses.asdict(config), "seconds": round(seconds, 2), "test_accuracy": result}
-    partial = folder.with_name(f".{folder.name}.partial")
-    with full_disk_is_told(f"the model in {folder}"):
+    with full_disk_is_told(f"the model in {folder}"), whole_folder(folder) as partial:
         save_classifier(classifier, partial, size, record)
-        replace_folder(partial, folder)
     return folder, result

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, ResNetConfig, ResNetForImageClassification
 
+from salun_diffusers.demo.hub_layout import pairs, write_vocabulary
 from salun_diffusers.demo.renderer import SIZE
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLES
 
@@ -90,24 +92,20 @@ def tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
         captions, trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
     )
     pieces = trained.get_vocab()
-    merges = _merges_of(trained)
+    merges = pairs(json.loads(trained.to_str())["model"]["merges"])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary: dict[str, int] = {}
     for piece in [*alphabet, *(letter + "</w>" for letter in alphabet), *sorted(pieces, key=pieces.__getitem__)]:
         vocabulary.setdefault(piece, len(vocabulary))
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=merges,  # type: ignore[arg-type]  # annotated as text, documented and stored as pairs
-        model_max_length=MAX_TOKENS,
-        pad_token="<|endoftext|>",
-    )
-
-
-def _merges_of(tokenizer: Any) -> list[tuple[str, str]]:
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in merges]
+    # Through files, as hub models come: transformers 4 and 5 name the constructor's arguments differently.
+    with tempfile.TemporaryDirectory(prefix="salun-") as folder:
+        write_vocabulary(Path(folder), vocabulary, merges)
+        made: CLIPTokenizer = CLIPTokenizer.from_pretrained(
+            folder, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>"
+        )
+    return made
 
 
 def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:

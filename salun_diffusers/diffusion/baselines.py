@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.families import Family
+from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.objectives import (
     EraseBatch,
     Half,
@@ -20,6 +18,7 @@ from salun_diffusers.diffusion.objectives import (
     PromptSwap,
     Teacher,
 )
+from salun_diffusers.diffusion.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -126,20 +125,21 @@ class NegativeGuidance(Objective):
         return ObjectiveLoss(forget + self.retain_weight * retain, forget, retain)
 
 
-def make_objective(config: EraseConfig) -> Objective:
+def make_objective(settings: Settings) -> Objective:
     """The objective that the settings ask for."""
-    weight = config.retain_weight or 0.0
-    if config.objective == "ascent":
-        return GradientAscent(weight)
-    if config.objective == "finetune":
-        return FineTune()
-    if config.objective == "l1_sparse":
-        return FineTune(config.l1_weight)
-    if config.objective == "esd":
-        return NegativeGuidance(config.negative_guidance, weight)
-    paper = config.recipe == "paper"
-    source: Literal["base", "noise"] = "noise" if paper else "base"
-    return PromptSwap(weight, teacher="current" if paper else "base", retain_target=source)
+    match settings.objective:
+        case "ascent":
+            return GradientAscent(settings.retain_weight)
+        case "finetune":
+            return FineTune()
+        case "l1_sparse":
+            return FineTune(settings.l1_weight)
+        case "esd":
+            return NegativeGuidance(settings.negative_guidance, settings.retain_weight)
+        case "relabel" if settings.recipe == "paper":
+            return PromptSwap(settings.retain_weight, teacher="current", retain_target="noise")
+        case "relabel":
+            return PromptSwap(settings.retain_weight, teacher="base", retain_target="base")
 
 
 def _errors(prediction: Tensor, target: Tensor, halves: tuple[Half, ...]) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,10 @@
-"""What to forget: prompts, their replacements, what must stay, and the settings that go with them."""
+"""What to forget: prompts, their replacements, what must stay, and the numbers that go with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
-from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.settings import Numbers
 from salun_diffusers.errors import UserError
 
 DEMO = "demo"
@@ -41,10 +39,10 @@ class Concept:
         retain_prompts: Prompts whose pictures must not change.
         forget_evaluation: Prompts of the report that ask for the concept.
         retain_evaluation: Prompts of the report that ask for something else.
+        numbers: Settings that the user leaves open.
         target_labels: Detector labels that mean "the concept is in the picture".
         detector: ``demo``, ``nudenet`` or ``none``.
         explicit: Whether previews are blurred.
-        settings: Values for settings that the user leaves open.
 
     Raises:
         UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor.
@@ -56,10 +54,10 @@ class Concept:
     retain_prompts: tuple[str, ...]
     forget_evaluation: tuple[EvaluationPrompt, ...]
     retain_evaluation: tuple[EvaluationPrompt, ...]
+    numbers: Numbers
     target_labels: frozenset[str] = frozenset()
     detector: str = "none"
     explicit: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for words, prompts in (
@@ -68,15 +66,15 @@ class Concept:
             ("retain", self.retain_prompts),
         ):
             if not prompts:
-                raise UserError(f"The concept {self.name!r} needs at least one {words} prompt; give --{words}_prompt"
-                                f"{'s FILE' if words == 'retain' else ''}.")  # fmt: skip
+                flag = f"--{words}_prompt{'s FILE' if words == 'retain' else ''}"
+                raise UserError(f"The concept {self.name!r} needs at least one {words} prompt; give {flag}.")
         if len(self.forget_prompts) != len(self.anchor_prompts):
             raise UserError(
                 f"Each forget prompt needs its anchor: got {len(self.forget_prompts)} forget and "
                 f"{len(self.anchor_prompts)} anchor prompts; give one --anchor_prompt for all, or one for each."
             )
         for prompt, anchor in zip(self.forget_prompts, self.anchor_prompts, strict=True):
-            if _plain(prompt) == _plain(anchor):
+            if _same_words(prompt) == _same_words(anchor):
                 raise UserError(
                     f"The anchor prompt must differ from the forget prompt, both are {prompt!r}; "
                     "an anchor says what the words shall mean instead."
@@ -84,30 +82,14 @@ class Concept:
             if not prompt.strip():
                 raise UserError("A forget prompt is empty; write the words that must lose the concept.")
 
+    def sets(self, numbers: Numbers) -> tuple[tuple[str, tuple[str, ...], int], ...]:
+        """Name, prompts and number of latents of the three sets that fine-tuning draws from."""
+        return (
+            ("forget", self.forget_prompts, numbers.num_forget_images),
+            ("anchor", self.anchor_prompts, numbers.num_anchor_images),
+            ("retain", self.retain_prompts, numbers.num_retain_images),
+        )
 
-def _plain(prompt: str) -> str:
+
+def _same_words(prompt: str) -> str:
     return " ".join(prompt.lower().split())
-
-
-# The official script's values (Unlearn-Saliency@a6e89fd, SD/train-scripts/nsfw_removal.py and SD/README.md).
-_PAPER_SETTINGS: dict[str, Any] = {
-    "num_forget_images": 800, "num_anchor_images": 0, "num_retain_images": 800, "num_inference_steps": 50,
-    "guidance_scale": 7.5, "generation_batch_size": 8,
-    "saliency_guidance": 7.5, "saliency_batch_size": 8, "train_batch_size": 8, "num_train_epochs": 1,
-    "learning_rate": 1e-5, "retain_weight": 0.1, "lr_scheduler": "constant", "empty_prompt_share": 0.0,
-    "snr_power": 0.0,
-    "num_validation_images": 4,
-}  # fmt: skip
-
-
-def resolve(config: EraseConfig, concept: Concept) -> EraseConfig:
-    """Fill every setting that the user left open: first from the concept's preset, then from the paper."""
-    values = _PAPER_SETTINGS | dict(concept.settings)
-    if config.recipe == "frozen_teacher" and "lr_scheduler" not in concept.settings:
-        values |= {"lr_scheduler": "cosine", "empty_prompt_share": 0.2}
-    if config.objective in ("ascent", "esd"):
-        values["retain_weight"] = 0.0  # As these were published.
-    if config.num_train_epochs is not None or config.max_train_steps is not None:
-        values.pop("max_train_steps", None)
-    open_settings = {name: value for name, value in values.items() if getattr(config, name) is None}
-    return replace(config, **open_settings)

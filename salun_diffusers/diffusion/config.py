@@ -9,6 +9,7 @@ from salun_diffusers.arguments import setting
 
 Recipe = Literal["frozen_teacher", "paper"]
 ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
+LearningRateCourse = Literal["constant", "cosine", "linear"]
 _MODEL, _CONCEPT, _DATA, _MASK = "Model", "Concept", "Generated data", "Saliency mask"
 _TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
 
@@ -108,9 +109,7 @@ class EraseConfig:
         None, "Optimizer steps; overrides --num_train_epochs.", group=_TRAIN, minimum=1
     )
     learning_rate: float | None = setting(None, "Learning rate of Adam.", group=_TRAIN, above=0)
-    lr_scheduler: Literal["constant", "cosine", "linear"] | None = setting(
-        None, "Course of the learning rate.", group=_TRAIN
-    )
+    lr_scheduler: LearningRateCourse | None = setting(None, "Course of the learning rate.", group=_TRAIN)
     lr_warmup_steps: int = setting(0, "Steps of linear warm-up.", group=_TRAIN, minimum=0)
     retain_weight: float | None = setting(
         None, "Weight of the retain loss (α in the official code).", group=_TRAIN, minimum=0

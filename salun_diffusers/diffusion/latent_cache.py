@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from salun_diffusers.accelerator import ALONE, Processes
 from salun_diffusers.files.run_folder import fingerprint
+from salun_diffusers.files.stored_weights import write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
 
 Generate = Callable[..., Tensor]
@@ -43,10 +44,9 @@ def kept_in(folder: Path, generate: Generate, **model: str) -> Generate:
         if any(latent is None for latent in found):
             drawn = generate(prompts, seeds, **how).cpu()
             with full_disk_is_told("what the model draws"):
-                place.mkdir(parents=True, exist_ok=True)
                 for item, latent in enumerate(drawn):
                     if found[item] is None:
-                        _write(paths[item], latent)
+                        write_tensors(paths[item], {"latent": latent}, shared=True)
                         found[item] = latent
         return torch.stack([latent for latent in found if latent is not None])
 
@@ -58,12 +58,10 @@ def draw_all(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    num_inference_steps: int,
-    guidance_scale: float,
+    how: Mapping[str, Any],
     batch_size: int,
     progress: Callable[[int], object],
-    process: tuple[int, int] = (0, 1),
-    wait: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Draw in batches that the processes share; every one of them gets all.
 
@@ -71,22 +69,18 @@ def draw_all(
         generate: Draws a batch; with several processes it must be `kept_in` a folder that they share.
         prompts: One for each latent.
         seeds: As many.
-        num_inference_steps: Sampling steps.
-        guidance_scale: Classifier-free guidance, diffusers' convention.
+        how: Sampling steps and guidance: the keyword arguments of `generate`.
         batch_size: Latents at once.
         progress: Called with the number of latents after each batch, of whatever process.
-        process: Rank and number of processes.
-        wait: Barrier between the processes.
+        processes: Who shares the work.
     """
-    rank, world = process
-    how = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
     drawn: dict[int, Tensor] = {}
     for number, batch in enumerate(batches):
-        if number % world == rank:
+        if number % processes.count == processes.rank:
             drawn[number] = generate(prompts[batch], seeds[batch], **how).cpu()
         progress(len(prompts[batch]))
-    wait()
+    processes.wait()
     for number, batch in enumerate(batches):
         if number not in drawn:
             drawn[number] = generate(prompts[batch], seeds[batch], **how).cpu()
@@ -101,9 +95,3 @@ def _read(path: Path) -> Tensor | None:
             return latent
     except (OSError, SafetensorError):
         return None
-
-
-def _write(path: Path, latent: Tensor) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # Another process may be writing the same latent.
-    save_file({"latent": latent.contiguous()}, partial)
-    partial.replace(path)

@@ -1,19 +1,27 @@
-"""Latent sets: what the base model draws for a list of prompts, kept as latents."""
+"""Latent sets: what the base model draws for lists of prompts, kept as latents; or the user's own pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.diffusion.latent_cache import Generate, draw_all
-from salun_diffusers.seeds import stream_seed
+from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.families.family import Conditions, Family
+from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import fingerprint
+from salun_diffusers.files.stored_weights import write_tensors
+from salun_diffusers.files.whole_files import full_disk_is_told
+from salun_diffusers.pictures.picture_sources import load_pictures
+from salun_diffusers.seeds import stream, stream_seed
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,8 @@ class LatentSet:
 
     def save(self, path: Path) -> None:
         """Write latents and manifest as one safetensors file."""
-        tensors = {"latents": self.latents.contiguous(), "prompt_index": self.prompt_index}
-        save_file(tensors, path, metadata={"prompts": json.dumps(self.prompts)})
+        tensors = {"latents": self.latents, "prompt_index": self.prompt_index}
+        write_tensors(path, tensors, {"prompts": json.dumps(self.prompts)})
 
     @classmethod
     def load(cls, path: Path) -> LatentSet:
@@ -56,43 +64,127 @@ class LatentSet:
             return cls(file.get_tensor("latents"), file.get_tensor("prompt_index"), prompts)
 
 
-def generate_latents(
-    generate: Generate,
-    prompts: Sequence[str],
-    count: int,
-    *,
-    name: str,
-    seed: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    batch_size: int,
-    progress: Callable[[int], object],
-    process: tuple[int, int] = (0, 1),
-    wait: Callable[[], None] = lambda: None,
-) -> LatentSet:
-    """Let the base model draw `count` latents, going round the prompts.
+@dataclass(frozen=True)
+class EraseData:
+    """All that fine-tuning draws from.
+
+    Args:
+        forget: Latents of the forget prompts.
+        retain: Latents of the retain prompts.
+        anchor: Latents of the anchor prompts, which stand in for forget latents too: where the erased model will pass
+            on its way from noise to the anchor's picture; may be empty.
+        forget_conditions: c, one row per forget prompt.
+        anchor_conditions: c′, one row per forget prompt.
+        retain_conditions: c_r, one row per retain prompt.
+        empty: ∅, one row.
+    """
+
+    forget: LatentSet
+    retain: LatentSet
+    anchor: LatentSet
+    forget_conditions: Conditions
+    anchor_conditions: Conditions
+    retain_conditions: Conditions
+    empty: Conditions
+
+
+def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet]) -> EraseData:
+    """Draw the forget, anchor and retain set, or take up those of an interrupted run, or the user's `real` ones.
+
+    Raises:
+        UserError: If the model draws what is not finite.
+    """
+    family, settings, run = sampler.family, sampler.settings, sampler.run
+    sets = {}
+    for name, prompts, count in concept.sets(settings):
+        if real or count == 0:
+            sets[name] = real[name] if real else LatentSet.empty(prompts)
+            continue
+        mark = fingerprint(
+            base=run.base,
+            prompts=prompts,
+            count=count,
+            seed=settings.seed,
+            batch=settings.generation_batch_size,
+            steps=settings.num_inference_steps,
+            guidance=settings.guidance_scale,
+        )
+        path = run.folder.work / f"{name}.safetensors"
+        if run.folder.stage_is_done(name, mark):
+            sets[name] = LatentSet.load(path)
+            continue
+        with full_disk_is_told("the latent set"):
+            sets[name] = generate_latents(sampler, prompts, count, name)
+            if run.main:
+                sets[name].save(path)
+                run.folder.mark_done(name, mark)
+    return EraseData(
+        forget=sets["forget"],
+        retain=sets["retain"],
+        anchor=sets["anchor"],
+        forget_conditions=family.encode(concept.forget_prompts),
+        anchor_conditions=family.encode(concept.anchor_prompts),
+        retain_conditions=family.encode(concept.retain_prompts),
+        empty=family.encode([""]),
+    )
+
+
+def generate_latents(sampler: Sampler, prompts: Sequence[str], count: int, name: str) -> LatentSet:
+    """Let a model draw `count` latents, going round the prompts.
 
     Item i uses prompt i mod len(prompts) and a seed derived from (seed, name, i): it depends neither on the batch
     size nor on the number of processes.
 
     Args:
-        generate: How the base model draws.
+        sampler: Draws.
         prompts: Prompts to go round.
         count: Number of latents.
         name: Name of the set, part of every item's seed.
-        seed: The run's seed.
-        num_inference_steps: As for `draw_all`.
-        guidance_scale: As for `draw_all`.
-        batch_size: As for `draw_all`.
-        progress: As for `draw_all`.
-        process: As for `draw_all`.
-        wait: As for `draw_all`.
+
+    Raises:
+        UserError: If a latent is not finite.
     """
-    latents = draw_all(
-        generate,
+    latents = sampler.latents(
         [prompts[item % len(prompts)] for item in range(count)],
-        [stream_seed(seed, name, item) for item in range(count)],
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, batch_size=batch_size,
-        progress=progress, process=process, wait=wait,
-    )  # fmt: skip
+        [stream_seed(sampler.settings.seed, name, item) for item in range(count)],
+        f"latents, {name}",
+    )
+    if not latents.isfinite().all():
+        raise UserError(
+            f"The base model draws NaN or infinite latents for its {name} prompts, so there is nothing to learn from; "
+            "check its weights, or use --mixed_precision no."
+        )
     return LatentSet(latents, torch.arange(count) % len(prompts), tuple(prompts))
+
+
+def real_sets(family: Family, concept: Concept, settings: Settings, source: str | None) -> dict[str, LatentSet]:
+    """Forget, anchor and retain set from the user's labelled pictures; empty where there are none.
+
+    Args:
+        family: The model, which says how large its pictures are.
+        concept: Its prompts are names of classes.
+        settings: Numbers of pictures, and the seed that picks them.
+        source: Name or folder of the pictures, or None.
+
+    Raises:
+        UserError: If a class of the model has no pictures.
+    """
+    if not source:
+        return {}
+    model: Any = getattr(family.denoiser, "config", None)
+    images = load_pictures(source)[0].with_channels(model.in_channels).resized(model.sample_size)
+    sets = {}
+    for name, prompts, count in concept.sets(settings):
+        missing = set(prompts) - set(images.class_names)
+        if missing:
+            raise UserError(
+                f"--train_data must hold pictures of each of the model's classes; {source} has "
+                f"{', '.join(images.class_names)}, which lacks {sorted(missing)[0]!r}."
+            )
+        row = torch.tensor([prompts.index(label) if label in prompts else -1 for label in images.class_names])
+        of_prompt = row[images.labels]
+        found = (of_prompt >= 0).nonzero().squeeze(1)
+        chosen = found[torch.randperm(len(found), generator=stream(settings.seed, "real", name))][:count]
+        pixels = images.pixels[chosen].float() / 127.5 - 1
+        sets[name] = LatentSet(pixels, of_prompt[chosen], prompts)
+    return sets

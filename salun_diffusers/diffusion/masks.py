@@ -1,62 +1,154 @@
-"""Saliency of the denoiser's weights for a forget set."""
+"""The mask of a run: which weights of the denoiser may move, by the saliency of a forget set or otherwise."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from salun_diffusers.diffusion.batches import EraseData
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.families import Family, rows
-from salun_diffusers.diffusion.objectives import guided_noise_loss
+from salun_diffusers.diffusion.families.family import Family, rows
+from salun_diffusers.diffusion.latent_sets import EraseData
+from salun_diffusers.diffusion.objectives import EraseBatch, guided_noise_loss
+from salun_diffusers.diffusion.request import MADE_MASKS, Request
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import full_disk_is_told
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.mask_file import JSON
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream
 
 
+def given_masks(settings: Settings) -> tuple[SaliencyMask, ...]:
+    """The mask of the user's file; none where the run makes its own."""
+    return () if settings.mask in MADE_MASKS else (SaliencyMask.load(Path(settings.mask)),)
+
+
+def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> SaliencyMask:
+    """The mask of the run: of the forget loss, random, magnitude, full, or from a file; or an interrupted run's."""
+    settings, parameters = request.settings, dict(family.denoiser.named_parameters())
+    if run.folder.stage_is_done("mask", run.mark):
+        return SaliencyMask.load(run.folder.mask).matched_to(parameters)
+    trained = trained_parameters(parameters, settings.train_method)
+    recipe: dict[str, JSON] = {
+        "concept": request.config.concept,
+        "base": request.config.pretrained_model_name_or_path,
+        "base_sha256": run.base,
+        "train_method": settings.train_method,
+        "seed": settings.seed,
+    }
+    ratio, scope = settings.mask_ratio, settings.mask_scope
+    match settings.mask:
+        case "saliency":
+            scores = forget_saliency(run, family, trained, data, settings)
+            recipe |= {"guidance": settings.saliency_guidance}
+            mask = SaliencyMask.from_saliency(scores, ratio, scope, recipe)
+        case "magnitude":
+            scores = Saliency({name: tensor.detach().abs() for name, tensor in trained.items()})
+            recipe |= {"scores": "magnitude"}
+            mask = SaliencyMask.from_saliency(scores, ratio, scope, recipe)
+        case "random":
+            mask = SaliencyMask.random(trained, ratio, stream(settings.seed, "mask"), scope)
+        case "full":
+            mask = SaliencyMask.full(trained)
+        case file:
+            mask = SaliencyMask.load(Path(file)).matched_to(parameters)
+            if len(trained) < len(parameters):
+                mask = mask.restrict(trained.__contains__)
+    mask = mask.extended_to(parameters)
+    if run.main:
+        with full_disk_is_told("the mask"):
+            mask.save(run.folder.mask)
+        run.folder.mark_done("mask", run.mark)
+    run.accelerator.wait_for_everyone()
+    return mask
+
+
+def trained_parameters(parameters: Mapping[str, nn.Parameter], method: str) -> dict[str, nn.Parameter]:
+    """The parameters that a train method lets into the mask.
+
+        xattn      cross-attention: names with attn2
+        selfattn   self-attention: names with attn1, or any attention of a network that has no text to attend to
+        noxattn    all but cross-attention, the time embedding and the last convolution
+                   (rohitgandikota/erasing, train-esd.py, arXiv 2303.07345)
+
+    Args:
+        parameters: All parameters of the denoiser.
+        method: ``full``, one of the words above, or a regular expression that is searched in the names.
+
+    Raises:
+        UserError: If no parameter is left, or the expression is none.
+    """
+    unconditional = not any("attn2" in name for name in parameters)
+    patterns = {
+        "full": "",
+        "xattn": r"attn2",
+        "selfattn": r"attentions?\." if unconditional else r"attn1",
+        "noxattn": r"^(?!.*(attn2|time_embed|conv_out))",
+    }
+    try:
+        pattern = re.compile(patterns.get(method, method))
+    except re.error as error:
+        raise UserError(
+            f"--train_method must be one of {', '.join(patterns)}, or a regular expression; {method!r}: {error}."
+        ) from error
+    kept = {name: tensor for name, tensor in parameters.items() if pattern.search(name)}
+    if not kept:
+        raise UserError(
+            f"--train_method {method} leaves no tensor to train; the denoiser's names are such as "
+            f"{next(iter(parameters))}."
+        )
+    return kept
+
+
 def forget_saliency(
-    accelerator: Accelerator,
-    family: Family,
-    parameters: Mapping[str, nn.Parameter],
-    data: EraseData,
-    config: EraseConfig,
+    run: Run, family: Family, parameters: Mapping[str, nn.Parameter], data: EraseData, settings: Settings
 ) -> Saliency:
     """Score some weights of the denoiser by the guided noise loss over one pass of the forget set.
 
     Each process takes every n-th batch; signed gradients are summed over processes before the absolute value. As in
     the official code a smaller last batch counts with its own mean.
     """
-    size = config.saliency_batch_size or 8
+    accelerator, size = run.accelerator, settings.saliency_batch_size
     starts = range(0, len(data.forget), size)
     mine = [(start, 1.0) for start in starts[accelerator.process_index :: accelerator.num_processes]]
     mine = mine or [(0, 0.0)]  # A process without a batch adds zeros.
     # fp16 gradients would vanish without a loss scaler; this one pass is worth fp32.
     precision = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
 
-    def loss(batch: tuple[int, float]) -> Tensor:
-        start, weight = batch
+    def loss(part: tuple[int, float]) -> Tensor:
+        start, weight = part
         index = torch.arange(start, min(start + size, len(data.forget)))
-        generator = stream(config.seed, "saliency", start)
+        generator = stream(settings.seed, "saliency", start)
         latents = data.forget.latents[index].to(family.device)
         timesteps = torch.randint(family.num_train_timesteps, (len(index),), generator=generator).to(family.device)
         noise = torch.randn(latents.shape, generator=generator).to(family.device)
-        empty = {name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()}
         with precision():
-            value = guided_noise_loss(
-                family, family.denoiser, family.noised(latents, noise, timesteps), timesteps, noise,
-                conditions=rows(data.forget_conditions, data.forget.prompt_index[index]), empty=empty,
-                guidance=config.saliency_guidance or 0.0,
-            )  # fmt: skip
+            batch = EraseBatch(
+                noised=family.noised(latents, noise, timesteps),
+                timesteps=timesteps,
+                noise=noise,
+                conditions=rows(data.forget_conditions, data.forget.prompt_index[index]),
+                empty_conditions={
+                    name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()
+                },
+            )
+            value = guided_noise_loss(family, family.denoiser, batch, settings.saliency_guidance)
         bar.advance(loss=float(value.detach()))
         return weight * value
 
     family.denoiser.eval()
-    with Progress("saliency", len(mine), accelerator.is_main_process) as bar:
+    with Progress("saliency", len(mine), run.main) as bar:
         return gradient_saliency(
-            parameters, mine, loss, max_grad_norm=config.saliency_max_grad_norm,
+            parameters,
+            mine,
+            loss,
+            max_grad_norm=settings.saliency_max_grad_norm,
             reduce=lambda total: accelerator.reduce(total.to(family.device), reduction="sum").cpu(),
-        )  # fmt: skip
+        )

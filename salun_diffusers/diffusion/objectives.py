@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from salun_diffusers.diffusion.families import Conditions, Family
+from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.errors import UserError
 
 Teacher = Literal["base", "current", "noise"]
@@ -36,8 +36,8 @@ class EraseBatch(NamedTuple):
     timesteps: Tensor
     noise: Tensor
     conditions: Conditions
-    anchor_conditions: Conditions
-    empty_conditions: Conditions = {}  # noqa: RUF012  # never written to
+    anchor_conditions: Conditions = {}  # noqa: RUF012  # never written to
+    empty_conditions: Conditions = {}  # noqa: RUF012
 
 
 class ObjectiveLoss(NamedTuple):
@@ -141,17 +141,7 @@ class PromptSwap(Objective):
         return ObjectiveLoss(forget + self.retain_weight * retain, forget, retain)
 
 
-def guided_noise_loss(
-    family: Family,
-    denoiser: nn.Module,
-    noised: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-    *,
-    conditions: Conditions,
-    empty: Conditions,
-    guidance: float,
-) -> Tensor:
+def guided_noise_loss(family: Family, denoiser: nn.Module, batch: EraseBatch, guidance: float) -> Tensor:
     """The loss whose gradient ranks the weights: the noise loss of the guided prediction.
 
         ε̂ = (1 + w) ε_θ(x_t, c) - w ε_θ(x_t, ∅),   ℓ = mean (ε - ε̂)²
@@ -162,16 +152,12 @@ def guided_noise_loss(
     Args:
         family: How the denoiser is called.
         denoiser: The base model.
-        noised: x_t, `(b, channels, height, width)`.
-        timesteps: `(b,)`.
-        noise: The ε that was added.
-        conditions: c, b rows.
-        empty: ∅, b rows.
+        batch: x_t, its timesteps and noise, c and ∅ of the forget set.
         guidance: w, at least 0.
 
     Source: OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py.
     """
-    both = {name: torch.cat([conditions[name], empty[name]]) for name in conditions}
-    prediction = family.predict(denoiser, torch.cat([noised, noised]), torch.cat([timesteps, timesteps]), both)
-    conditional, unconditional = prediction.chunk(2)
-    return F.mse_loss((1 + guidance) * conditional - guidance * unconditional, noise)
+    both = {name: torch.cat([batch.conditions[name], batch.empty_conditions[name]]) for name in batch.conditions}
+    noised, timesteps = torch.cat([batch.noised] * 2), torch.cat([batch.timesteps] * 2)
+    conditional, unconditional = family.predict(denoiser, noised, timesteps, both).chunk(2)
+    return F.mse_loss((1 + guidance) * conditional - guidance * unconditional, batch.noise)

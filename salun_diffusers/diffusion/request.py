@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.arguments import check
-from salun_diffusers.diffusion.concepts import Concept, resolve
+from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.settings import Settings, recorded, resolve
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
@@ -31,16 +33,23 @@ class Request:
     """A run that can be carried out, as far as is known.
 
     Args:
-        config: The settings, none left open.
+        config: What the user said.
+        settings: What the run computes with.
         concept: What to forget.
         base: Folder of the base model.
         class_name: Its pipeline class.
     """
 
     config: EraseConfig
+    settings: Settings
     concept: Concept
     base: Path
     class_name: str
+
+    @property
+    def detector(self) -> str:
+        """Name of the detector that looks for the concept."""
+        return "none" if self.config.detector == "none" else self.concept.detector
 
 
 def accept(config: EraseConfig) -> Request:
@@ -53,13 +62,12 @@ def accept(config: EraseConfig) -> Request:
     """
     check(config)
     name = config.pretrained_model_name_or_path
-    concept: Concept | UserError
-    try:
-        concept = find_concept(config)
-    except UserError as error:
-        concept = error  # It may still be a class of the model.
-        if not (is_local(name) or _is_class_conditional_on_hub(config)):
-            raise
+    if not is_local(name):  # A mistake in the words is told before anything large is fetched.
+        try:
+            find_concept(config)
+        except UserError:  # They may still name a class of the model.
+            if not _is_class_conditional_on_hub(config):
+                raise
     if config.mask not in MADE_MASKS and not Path(config.mask).is_file():
         raise UserError(
             f"--mask must be one of {', '.join(MADE_MASKS)}, or a mask file; there is no file {config.mask}."
@@ -73,15 +81,16 @@ def accept(config: EraseConfig) -> Request:
     check_output(config.output_dir, config.resume_from_checkpoint)
     base = locate(
         name,
-        revision=config.revision, variant=config.variant, cache_dir=config.cache_dir, download=not config.dry_run,
-    )  # fmt: skip
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+        download=not config.dry_run,
+    )
     index = model_index(base)
     denoiser_folder(index, base)
-    if class_name(index) == CLASS_CONDITIONAL:
-        concept = class_concept(config, index)
-    if isinstance(concept, UserError):
-        raise concept
-    if config.train_data and class_name(index) != CLASS_CONDITIONAL:
+    classes = class_name(index) == CLASS_CONDITIONAL
+    concept = class_concept(config, index) if classes else find_concept(config)
+    if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
@@ -89,7 +98,7 @@ def accept(config: EraseConfig) -> Request:
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
     require_space(Path(config.output_dir or "runs"), 2 * size_of(base), "The erased pipeline with its work files")
-    return Request(resolve(config, concept), concept, base, class_name(index))
+    return Request(config, resolve(config, concept.numbers), concept, base, class_name(index))
 
 
 def _is_class_conditional_on_hub(config: EraseConfig) -> bool:
@@ -109,3 +118,22 @@ def prompts(concept: Concept) -> dict[str, list[str]]:
         "anchor": list(concept.anchor_prompts),
         "retain": list(concept.retain_prompts),
     }
+
+
+def plan(request: Request) -> str:
+    """What a run would do, for `--dry_run`: every setting, and the steps that would follow."""
+    settings, concept = request.settings, request.concept
+    sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": concept.retain_prompts}
+    lines = [
+        json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
+        f"base      {request.base}",
+        *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
+        f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
+        f"{settings.num_inference_steps} steps",
+        f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",
+        f"fine-tune {settings.length}, batch {settings.train_batch_size} + {settings.train_batch_size}, "
+        f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
+        f"{settings.recipe}",
+        f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
+    ]
+    return "\n".join(lines) + "\n"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
-from salun_diffusers.diffusion.concepts import Concept
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.validation import Samples, measure
+from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.settings import recorded
+from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.validation import Pictures, measure
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.files.run_folder import RunFolder
@@ -29,42 +30,41 @@ from salun_diffusers.reports.report import (
     decide_verdict,
 )
 
-_ROLES: tuple[tuple[Literal["forget", "retain"], int], ...] = (("forget", 0), ("retain", 1))
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 
 
-def write_report(
-    run: RunFolder,
-    *,
-    concept: Concept,
-    config: EraseConfig,
-    detector: Detector,
-    before: Sequence[Samples],
-    after: Sequence[Samples],
-    mask: SaliencyMask,
-    receipt: MaskReceipt,
-    history: Sequence[Mapping[str, Any]],
-    clock: Mapping[str, float],
-    command: str,
-    write: bool,
-) -> EvaluationReport:
-    """Measure, judge and write the report.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
 
     Args:
-        run: Where it goes.
-        concept: What was erased.
-        config: Resolved settings.
-        detector: Looks for the concept.
-        before: Pictures of the base model: forget prompts, retain prompts.
+        before: Pictures of the base model.
         after: The same of the erased model.
         mask: The run's mask.
         receipt: What moved.
         history: Rows of the fine-tuning.
-        clock: Seconds per stage.
-        command: The command line.
-        write: Whether this process writes files.
     """
-    comparisons, measurements = measure(concept, detector, (before[0], before[1]), (after[0], after[1]), command)
+
+    before: Pictures
+    after: Pictures
+    mask: SaliencyMask
+    receipt: MaskReceipt
+    history: Sequence[Mapping[str, Any]]
+
+
+def write_report(run: Run, request: Request, detector: Detector, outcome: Outcome) -> EvaluationReport:
+    """Measure, judge and write the report.
+
+    Args:
+        run: Where it goes.
+        request: What was erased, and how.
+        detector: Looks for the concept.
+        outcome: What is reported.
+    """
+    config, settings, concept = request.config, request.settings, request.concept
+    before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
+    baseline = settings.objective != "relabel"
+    comparisons, measurements = measure(concept, detector, before, after, run.command)
     gone = next((pair for pair in comparisons if pair.after.group == "concept"), None)
     kept = next((pair for pair in comparisons if pair.after.group in ("retained", "retained across")), None)
     verdict, reason = decide_verdict(
@@ -81,38 +81,38 @@ def write_report(
         verdict=verdict,
         verdict_reason=reason,
         base=config.pretrained_model_name_or_path,
-        recipe=config.recipe if config.objective == "relabel" else f"{config.objective}, {config.recipe} settings",
+        recipe=f"{settings.objective}, {settings.recipe} settings" if baseline else settings.recipe,
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
         receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),
-        timings=dict(clock),
-        config=dataclasses.asdict(config),
+        timings=dict(run.clock.seconds),
+        config=recorded(config, settings),
         environment={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        command=command,
-        series=tuple(history),
+        command=run.command,
+        series=tuple(outcome.history),
     )
-    if write:
+    if run.main:
         hidden = concept.explicit and not config.show_explicit
         rows = tuple(
-            GridRow(prompt.prompt, role, list(old[:8]), list(new[:8]), prompt.trained_on)
-            for role, side in _ROLES
-            for prompt, old, new in zip(before[side].prompts, before[side].pictures, after[side].pictures, strict=True)
+            GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
+            for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)
+            for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
         )
-        _save_samples(run, before, after, hidden)
+        _save_samples(run.folder, before, after, hidden)
         html = html_page(report, ReportImages(rows, obscure_forget=hidden))
-        write_text(run.root / "report.html", html)
-        run.write_json("report.json", report.to_json())
+        write_text(run.folder.root / "report.html", html)
+        run.folder.write_json("report.json", report.to_json())
     return report
 
 
-def _save_samples(run: RunFolder, before: Sequence[Samples], after: Sequence[Samples], hidden: bool) -> None:
+def _save_samples(folder: RunFolder, before: Pictures, after: Pictures, hidden: bool) -> None:
     """Write pictures as PNG; where the concept is explicit, those of forget prompts only blurred."""
-    run.samples.mkdir(exist_ok=True)
+    folder.samples.mkdir(exist_ok=True)
     for when, both in (("before", before), ("after", after)):
-        for role, samples in zip(("forget", "retain"), both, strict=True):
+        for side, samples in both.sides():
             for row, pictures in enumerate(samples.pictures):
                 for number, picture in enumerate(pictures):
-                    shown = blurred(picture) if hidden and role == "forget" else picture
-                    shown.save(run.samples / f"{role}-{row:02d}-{number:02d}-{when}.png")
+                    shown = blurred(picture) if hidden and side == "forget" else picture
+                    shown.save(folder.samples / f"{side}-{row:02d}-{number:02d}-{when}.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from salun_diffusers.diffusion.batches import EraseData, draw
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.families import Family
-from salun_diffusers.diffusion.objectives import EraseBatch, Objective
-from salun_diffusers.diffusion.schedule import learning_rate, total_steps
+from salun_diffusers.diffusion.batches import Draws
+from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.latent_sets import EraseData
+from salun_diffusers.diffusion.objectives import Objective
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.checkpoint import (
     latest_checkpoint,
@@ -49,43 +50,34 @@ def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
     return family.signal_to_noise(timesteps).pow(-power).clamp(max=10).sqrt().view(-1, 1, 1, 1)
 
 
-def base_targets(
-    accelerator: Accelerator,
-    family: Family,
-    data: EraseData,
-    objective: Objective,
-    config: EraseConfig,
-    positions: Sequence[int],
-) -> dict[int, Tensor]:
-    """The base model's targets for all draws to come, on the CPU, so that the loop holds one network."""
-    targets = {}
-    with Progress("targets", len(positions), accelerator.is_main_process) as bar, torch.no_grad():
-        for position in positions:
-            with accelerator.autocast():
-                target = objective.target(family, family.denoiser, _batch(family, data, objective, config, position))
-            targets[position] = target.float().cpu()
-            bar.advance()
-    return targets
+def learning_rate(settings: Settings, step: int, steps: int) -> float:
+    """The rate of one optimizer step: linear warm-up, then constant, half a cosine to 0, or a line to 0."""
+    warm_up = min(1.0, (step + 1) / (settings.lr_warmup_steps + 1))
+    progress = max(0.0, (step - settings.lr_warmup_steps) / max(1, steps - settings.lr_warmup_steps))
+    course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}
+    return settings.learning_rate * warm_up * course[settings.lr_scheduler]
 
 
-def _batch(family: Family, data: EraseData, objective: Objective, config: EraseConfig, position: int) -> EraseBatch:
-    assert config.train_batch_size is not None and config.empty_prompt_share is not None
-    return draw(
-        family, data, position,
-        batch_size=config.train_batch_size, seed=config.seed, empty_prompt_share=config.empty_prompt_share,
-        halves=objective.halves,
-    )  # fmt: skip
+def make_optimizer(selected: SelectedWeights, settings: Settings) -> torch.optim.Optimizer:
+    """Adam on the selected weights; AdamW where they decay."""
+    kind = torch.optim.Adam if settings.adam_weight_decay == 0 else torch.optim.AdamW
+    return kind(
+        selected.weights,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.adam_weight_decay,
+        fused=True,
+    )
 
 
 def fine_tune(
-    accelerator: Accelerator,
+    run: Run,
     family: Family,
     selected: SelectedWeights,
     data: EraseData,
     objective: Objective,
-    config: EraseConfig,
-    *,
-    folder: Path,
+    settings: Settings,
     resume_from: Path | None,
 ) -> list[dict[str, Any]]:
     """Move the selected weights along the objective.
@@ -94,13 +86,12 @@ def fine_tune(
     uninterrupted one; on a CPU the weights end bit-identical.
 
     Args:
-        accelerator: The engine: processes, precision, accumulation.
+        run: Processes, precision, accumulation, and the folder of `checkpoint-<step>` and `metrics.jsonl`.
         family: The base model; its denoiser is changed in place.
         selected: The weights that may move.
         data: Latents and conditions.
         objective: The loss.
-        config: Resolved settings.
-        folder: Where `checkpoint-<step>` folders and `metrics.jsonl` go.
+        settings: How long, how fast, how large.
         resume_from: A checkpoint folder to go on from.
 
     Returns:
@@ -109,104 +100,86 @@ def fine_tune(
     Raises:
         UserError: If the loss stops being finite; the last checkpoint is kept and named.
     """
-    steps = total_steps(config, len(data.forget) + len(data.anchor), accelerator.num_processes)
-    optimizer = torch.optim.Adam if config.adam_weight_decay == 0 else torch.optim.AdamW
-    stepper = optimizer(
-        selected.weights, lr=config.learning_rate or 0.0, betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon, weight_decay=config.adam_weight_decay, fused=True,
+    accelerator, folder = run.accelerator, run.folder.root
+    accumulation, world, rank = (
+        settings.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )  # fmt: skip
-    first, rows_before = 0, []
-    checkpoint = load_state(resume_from) if resume_from else None
-    if checkpoint:
-        first = int(checkpoint[1]["step"])
-        rows_before = _read_metrics(folder / "metrics.jsonl", first)
-    accumulation, world, rank = config.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
+    steps = settings.length.steps(len(data.forget) + len(data.anchor), settings.train_batch_size * world * accumulation)
+    stepper = make_optimizer(selected, settings)
+    tensors, state = load_state(resume_from) if resume_from else ({}, {"step": 0})
+    first = int(state["step"])
     positions = [
         (step * accumulation + micro) * world + rank for step in range(first, steps) for micro in range(accumulation)
     ]
     family.denoiser.eval()
-    targets: dict[int, Tensor] = {}
+    # The base answers before a checkpoint's weights are put into it.
+    draws = Draws(family, data, objective, settings, positions)
     if objective.teacher == "base":
-        targets = base_targets(accelerator, family, data, objective, config, positions)
-    if checkpoint:
-        selected.load({n.removeprefix("weight."): t for n, t in checkpoint[0].items() if n.startswith("weight.")})
-        moments = {n.removeprefix("optimizer."): t for n, t in checkpoint[0].items() if n.startswith("optimizer.")}
-        load_optimizer_state(stepper, moments, checkpoint[1]["optimizer"])
-    if config.gradient_checkpointing:
+        draws.compute_targets(run)
+    if resume_from:
+        selected.load(_named("weight.", tensors))
+        load_optimizer_state(stepper, _named("optimizer.", tensors), state["optimizer"])
+    if settings.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     network, stepper = accelerator.prepare(family.denoiser, stepper)
-    if checkpoint and accelerator.scaler and checkpoint[1].get("scaler"):
-        accelerator.scaler.load_state_dict(checkpoint[1]["scaler"])
-    history = list(rows_before)
+    if accelerator.scaler and state.get("scaler"):
+        accelerator.scaler.load_state_dict(state["scaler"])
+    history = _read_metrics(folder / "metrics.jsonl", first) if resume_from else []
     metrics = folder / "metrics.jsonl"
-    if accelerator.is_main_process:
-        write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows_before))
-    remaining = iter(positions)
-    with Progress("fine-tuning", steps, accelerator.is_main_process, done=first) as bar:
+    if run.main:
+        write_text(metrics, "".join(json.dumps(row) + "\n" for row in history))
+    with Progress("fine-tuning", steps, run.main, done=first) as bar:
         for step in range(first, steps):
-            rate = learning_rate(config, step, steps)
+            rate = learning_rate(settings, step, steps)
             for group in stepper.param_groups:
                 group["lr"] = rate
-            losses = _step(
-                accelerator, family, network, selected, stepper, data, objective, config, remaining, targets,
-                progress=step / steps,
-            )  # fmt: skip
+            losses = _step(accelerator, network, selected, stepper, draws, settings, progress=step / steps)
             row = {"step": step + 1, **losses, "learning_rate": rate}
             if not math.isfinite(row["loss"]):
                 raise _diverged(f"The loss became {row['loss']}", step + 1, folder)
             history.append(row)
-            if accelerator.is_main_process:
+            if run.main:
                 with metrics.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step + 1)
             bar.advance(loss=row["loss"], lr=rate)
             # A finite loss says nothing of the update that followed it.
-            saving = (step + 1) % config.checkpointing_steps == 0 or step + 1 == steps
+            saving = (step + 1) % settings.checkpointing_steps == 0 or step + 1 == steps
             if saving and not all(bool(leaf.isfinite().all()) for leaf in selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
-            if saving and step + 1 < steps and accelerator.is_main_process:
-                _save_checkpoint(
-                    folder, step + 1, selected, stepper, accelerator.scaler, config.checkpoints_total_limit
-                )
+            if saving and step + 1 < steps and run.main:
+                _save_checkpoint(run, step + 1, selected, stepper, settings.checkpoints_total_limit)
     family.denoiser = accelerator.unwrap_model(network)
     return history
 
 
 def _step(
     accelerator: Accelerator,
-    family: Family,
     network: nn.Module,
     selected: SelectedWeights,
     stepper: torch.optim.Optimizer,
-    data: EraseData,
-    objective: Objective,
-    config: EraseConfig,
-    positions: Iterator[int],
-    targets: dict[int, Tensor],
+    draws: Draws,
+    settings: Settings,
     progress: float,
 ) -> dict[str, float]:
     """One optimizer step: all its micro-batches, then the update."""
+    family, objective, accumulation = draws.family, draws.objective, settings.gradient_accumulation_steps
     terms = torch.zeros(3, device=family.device)
-    for micro in range(config.gradient_accumulation_steps):
-        position = next(positions)
-        batch = _batch(family, data, objective, config, position)
+    for micro in range(accumulation):
         with accelerator.accumulate(network), accelerator.autocast():
-            if objective.teacher == "base":
-                target = targets.pop(position).to(family.device)
-            else:
-                target = objective.target(family, network, batch)
-            scale = error_scale(family, batch.timesteps, config.snr_power or 0.0)
+            batch, target = draws.next(network)
+            scale = error_scale(family, batch.timesteps, settings.snr_power)
             prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
             loss = objective(prediction * scale, target * scale)
             total = loss.total + objective.penalty(family.denoiser.parameters(), progress)
             accelerator.backward(total)
-            terms += torch.stack([total, loss.forget, loss.retain]).detach() / config.gradient_accumulation_steps
-            if micro + 1 < config.gradient_accumulation_steps:
+            terms += torch.stack([total, loss.forget, loss.retain]).detach() / accumulation
+            if micro + 1 < accumulation:
                 continue
             # Update weights.
             selected.gather_gradients()
-            if config.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(selected.weights, config.max_grad_norm)
+            if math.isfinite(settings.max_grad_norm):
+                accelerator.clip_grad_norm_(selected.weights, settings.max_grad_norm)
             stepper.step()
             stepper.zero_grad()
             selected.scatter()
@@ -214,14 +187,15 @@ def _step(
     return {"loss": total, "forget_loss": forget, "retain_loss": retain}
 
 
+def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin with a word, without it."""
+    return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+
+
 def _save_checkpoint(
-    folder: Path,
-    step: int,
-    selected: SelectedWeights,
-    stepper: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    limit: int | None,
+    run: Run, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, limit: float
 ) -> None:
+    folder, scaler = run.folder.root, run.accelerator.scaler
     moments, state = optimizer_state(getattr(stepper, "optimizer", stepper))
     tensors = {f"weight.{name}": tensor for name, tensor in selected.state().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
@@ -229,9 +203,8 @@ def _save_checkpoint(
         loss_scale = scaler.state_dict() if scaler else None  # fp16 only
         save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state, "scaler": loss_scale})
     # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
-    if limit is not None:
-        for old in checkpoints(folder)[:-limit]:
-            shutil.rmtree(old)
+    for old in checkpoints(folder)[: -int(limit)] if math.isfinite(limit) else ():
+        shutil.rmtree(old)
 
 
 def _diverged(what: str, step: int, folder: Path) -> UserError:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
-from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.families import Family
-from salun_diffusers.diffusion.latent_cache import Generate, draw_all
+from salun_diffusers.diffusion.sampler import Sampler
 from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
 from salun_diffusers.evaluation.detectors import Detector, NudityDetector
 from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.evaluation.nudity import measure_nudity
-from salun_diffusers.progress import Progress
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
 from salun_diffusers.seeds import stream_seed
 
+Side = Literal["forget", "retain"]
 T = TypeVar("T")
 
 
@@ -32,50 +30,52 @@ class Samples:
     pictures: tuple[tuple[Image.Image, ...], ...]
 
 
-def draw_samples(
-    family: Family,
-    generate: Generate,
-    prompts: Sequence[EvaluationPrompt],
-    config: EraseConfig,
-    stage: str,
-    shown: bool,
-    *,
-    process: tuple[int, int] = (0, 1),
-    wait: Callable[[], None] = lambda: None,
-) -> Samples:
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one model: those of the concept's prompts, and those of what must stay."""
+
+    forget: Samples
+    retain: Samples
+
+    def sides(self) -> tuple[tuple[Side, Samples], tuple[Side, Samples]]:
+        """Both, with their names."""
+        return ("forget", self.forget), ("retain", self.retain)
+
+
+def draw_pictures(sampler: Sampler, concept: Concept, when: str) -> Pictures:
+    """Draw the report's pictures with one model.
+
+    Args:
+        sampler: Draws.
+        concept: Its evaluation prompts.
+        when: ``before`` or ``after``, for the progress bars.
+    """
+    return Pictures(
+        draw_samples(sampler, concept.forget_evaluation, f"{when}, forget"),
+        draw_samples(sampler, concept.retain_evaluation, f"{when}, retain"),
+    )
+
+
+def draw_samples(sampler: Sampler, prompts: Sequence[EvaluationPrompt], title: str) -> Samples:
     """Draw `num_validation_images` pictures per prompt; the seeds depend on prompt and number only.
 
     Args:
-        family: Makes pictures of latents.
-        generate: Draws them, as for `draw_all`.
+        sampler: Draws.
         prompts: What to draw.
-        config: Resolved settings.
-        stage: Name of the progress bar.
-        shown: Whether there is one.
-        process: As for `draw_all`.
-        wait: As for `draw_all`.
+        title: Name of the progress bar.
     """
-    each = config.num_validation_images or 1
-    texts = [prompt.prompt for prompt in prompts for _ in range(each)]
-    seeds = [stream_seed(config.seed, "validation", prompt.prompt, n) for prompt in prompts for n in range(each)]
-    size = config.generation_batch_size or 8
-    with Progress(stage, len(texts), shown) as bar:
-        latents = draw_all(
-            generate, texts, seeds,
-            num_inference_steps=config.num_inference_steps or 50, guidance_scale=config.guidance_scale or 0.0,
-            batch_size=size, progress=bar.advance, process=process, wait=wait,
-        )  # fmt: skip
-    drawn = [picture for part in latents.split(size) for picture in family.decode(part)]
+    each, seed = sampler.settings.num_validation_images, sampler.settings.seed
+    drawn = sampler.pictures(
+        [prompt.prompt for prompt in prompts for _ in range(each)],
+        [stream_seed(seed, "validation", prompt.prompt, number) for prompt in prompts for number in range(each)],
+        title,
+    )
     rows = tuple(tuple(drawn[row * each : (row + 1) * each]) for row in range(len(prompts)))
     return Samples(tuple(prompts), rows)
 
 
 def measure(
-    concept: Concept,
-    detector: Detector,
-    before: tuple[Samples, Samples],
-    after: tuple[Samples, Samples],
-    command: str,
+    concept: Concept, detector: Detector, before: Pictures, after: Pictures, command: str
 ) -> tuple[list[Comparison], list[Measurement]]:
     """All figures of the report.
 
@@ -86,7 +86,7 @@ def measure(
     Args:
         concept: Says which labels mean the concept, and which are expected of the others.
         detector: Finds labels.
-        before: Pictures of the base model: forget prompts, retain prompts.
+        before: Pictures of the base model.
         after: The erased model's, at the same seeds.
         command: The command that made them, for the record.
 
@@ -96,36 +96,36 @@ def measure(
     """
     about: dict[str, Any] = {"protocol": detector.protocol, "command": command}
     comparisons: list[Comparison] = []
-    labels = [[[*detector.labels(row)] for row in samples.pictures] for samples in (*before, *after)]
-    forget_before, retain_before, forget_after, retain_after = labels
+    forget = _LabelsOf(before.forget, after.forget, detector)
+    retain = _LabelsOf(before.retain, after.retain, detector)
     if concept.target_labels and detector.protocol != "none":
         name = f"{concept.name} appears for its prompts"
         comparisons.append(
             Comparison(
                 name,
-                presence(name, _flat(forget_before), concept.target_labels, **about),
-                presence(name, _flat(forget_after), concept.target_labels, **about),
+                presence(name, _flat(forget.before), concept.target_labels, **about),
+                presence(name, _flat(forget.after), concept.target_labels, **about),
             )
         )
-        across = [prompt.expected_across for prompt in before[1].prompts]
+        across = [prompt.expected_across for prompt in before.retain.prompts]
         kind = next((label.split(":")[0] for label in across if label), "")
         kept = []
         for name, group, expected in (
-            ("other concepts are right", "retained", [prompt.expected for prompt in before[1].prompts]),
+            ("other concepts are right", "retained", [prompt.expected for prompt in before.retain.prompts]),
             (f"{kind}s of the others are right", "retained across", across),
         ):
-            wanted = [label for label, row in zip(expected, before[1].pictures, strict=True) for _ in row]
+            wanted = [label for label, row in zip(expected, before.retain.pictures, strict=True) for _ in row]
             old, new = (
-                share_right(name, _flat(found), wanted, group=group, **about) for found in (retain_before, retain_after)
+                share_right(name, _flat(found), wanted, group=group, **about) for found in (retain.before, retain.after)
             )
             if old and new:
                 kept.append(Comparison(name, old, new))
         # The larger fall first: it decides the verdict and stands at the top of the page.
         comparisons += sorted(kept, key=lambda pair: pair.change)
-        comparisons += _body_parts(detector, before[0], after[0], command)
-        comparisons += _by_prompt(concept, before, after, labels, about)
-    measurements = _became(concept, forget_after, about)
-    drift = pixel_distances(_flat(before[1].pictures), _flat(after[1].pictures))
+        comparisons += _body_parts(detector, before.forget, after.forget, command)
+        comparisons += _by_prompt(concept, forget, retain, about)
+    measurements = _became(concept, forget.after, about)
+    drift = pixel_distances(_flat(before.retain.pictures), _flat(after.retain.pictures))
     if len(drift) > 1:
         measurements.append(
             Measurement.mean(
@@ -138,6 +138,25 @@ def measure(
             )
         )
     return comparisons, measurements
+
+
+class _LabelsOf:
+    """What a detector finds in the pictures of some prompts, before and after, prompt by prompt."""
+
+    def __init__(self, before: Samples, after: Samples, detector: Detector) -> None:
+        self.prompts = before.prompts
+        self.before = [[*detector.labels(row)] for row in before.pictures]
+        self.after = [[*detector.labels(row)] for row in after.pictures]
+
+    def rate(
+        self, index: int, name: str, wanted: frozenset[str], direction: Direction, group: str, about: dict[str, Any]
+    ) -> Comparison:
+        """How often one of the wanted labels is in a prompt's pictures."""
+        old, new = (
+            presence(name, found[index], wanted, direction=direction, group=group, **about)
+            for found in (self.before, self.after)
+        )
+        return Comparison(name, old, new)
 
 
 def _became(concept: Concept, labels: Sequence[Sequence[frozenset[str]]], about: dict[str, Any]) -> list[Measurement]:
@@ -172,28 +191,15 @@ def _body_parts(detector: Detector, before: Samples, after: Samples, command: st
     ]
 
 
-def _by_prompt(
-    concept: Concept,
-    before: tuple[Samples, Samples],
-    after: tuple[Samples, Samples],
-    labels: Sequence[Sequence[Sequence[frozenset[str]]]],
-    about: dict[str, Any],
-) -> list[Comparison]:
+def _by_prompt(concept: Concept, forget: _LabelsOf, retain: _LabelsOf, about: dict[str, Any]) -> list[Comparison]:
     """The same rates for every prompt alone."""
     rows = []
-    sides: tuple[tuple[int, frozenset[str], Direction, str], ...] = (
-        (0, concept.target_labels, "lower", "concept, by prompt"),
-        (1, frozenset(), "higher", "retained, by prompt"),
-    )
-    for side, wanted, direction, group in sides:
-        for index, prompt in enumerate(before[side].prompts):
-            labels_wanted = wanted or frozenset({prompt.expected} - {""})
-            if not labels_wanted:
-                continue
-            name = prompt.prompt if prompt.trained_on or side else f"{prompt.prompt} (never trained on)"
-            pair = [
-                presence(name, labels[at][index], labels_wanted, direction=direction, group=group, **about)
-                for at in (side, side + 2)
-            ]
-            rows.append(Comparison(name, *pair))
+    for index, prompt in enumerate(forget.prompts):
+        if concept.target_labels:
+            name = prompt.prompt if prompt.trained_on else f"{prompt.prompt} (never trained on)"
+            rows.append(forget.rate(index, name, concept.target_labels, "lower", "concept, by prompt", about))
+    for index, prompt in enumerate(retain.prompts):
+        if prompt.expected:
+            wanted = frozenset({prompt.expected})
+            rows.append(retain.rate(index, prompt.prompt, wanted, "higher", "retained, by prompt", about))
     return rows

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.image_folder import decoded, read_image_folder, require_one_size
+from salun_diffusers.files.stored_weights import write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.progress import Progress
 
@@ -41,11 +41,8 @@ class FeatureSet:
     def save(self, path: Path) -> None:
         """Write features and record as one safetensors file, whole or not at all."""
         record = {"format": _FORMAT, "protocol": self.protocol, "digest": self.digest, "source": self.source}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
         with full_disk_is_told(f"the features {path}"):
-            save_file({"features": self.values.contiguous()}, partial, metadata={"record": json.dumps(record)})
-            partial.replace(path)
+            write_tensors(path, {"features": self.values}, {"record": json.dumps(record)})
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:

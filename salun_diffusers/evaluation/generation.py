@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from salun_diffusers.accelerator import ALONE, Processes
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.image_folder import batches, blurred
 from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
 from salun_diffusers.evaluation.prompt_files import PromptRow
+from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.pipeline_folder import model_index
-from salun_diffusers.files.whole_files import write_text
+from salun_diffusers.files.whole_files import partial_of, whole_file, write_text
 from salun_diffusers.progress import loading_quietly
 from salun_diffusers.seeds import stream_seed
 
@@ -71,8 +74,8 @@ def load_pipeline(
         keywords = {"safety_checker": None, "requires_safety_checker": False}
     try:
         with loading_quietly():
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
-                folder, dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True, **keywords
+            pipe = load_folder(
+                diffusers.DiffusionPipeline, folder, dtype=dtype, variant=variant, use_safetensors=True, **keywords
             )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {one_line(error, 300)}") from error
@@ -99,9 +102,53 @@ def describe_scheduler(pipe: Any) -> dict[str, Any]:
     return {"class": type(pipe.scheduler).__name__, **described}
 
 
-def draw(
-    pipe: Any, rows: Sequence[PictureRow], *, num_inference_steps: int, height: int | None, width: int | None
-) -> list[Image.Image]:
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn.
+
+    Args:
+        num_inference_steps: Sampling steps.
+        height: Pixels, or None for the pipeline's own.
+        width: Pixels, or None.
+    """
+
+    num_inference_steps: int
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of the pictures, and where.
+
+    Args:
+        folder: Where it goes.
+        detector: Looks at explicit pictures in memory; its detections and a coarse preview are kept. None where
+            pictures are harmless.
+        save_explicit: Whether explicit pictures themselves are kept too.
+    """
+
+    folder: Path
+    detector: NudeNet | None = None
+    save_explicit: bool = False
+
+    def result(self, row: PictureRow) -> Path:
+        """The file whose presence says that a picture is done."""
+        if self.detector is not None and not self.save_explicit:
+            return self.folder / "detections" / f"{row.file}.json"
+        return self.folder / row.file
+
+    def keep(self, row: PictureRow, picture: Image.Image) -> None:
+        """Write what is to be kept of a picture; the file that says "done" comes last."""
+        if self.detector is not None:
+            detections = boxes_to_json(self.detector.boxes([picture])[0])
+            _save_picture(blurred(picture), self.folder / "previews" / row.file)
+            write_text(self.folder / "detections" / f"{row.file}.json", json.dumps(detections))
+        if self.detector is None or self.save_explicit:
+            _save_picture(picture, self.folder / row.file)
+
+
+def draw(pipe: Any, rows: Sequence[PictureRow], sampling: Sampling) -> list[Image.Image]:
     """Draw rows of one guidance; each starts from its own generator on the CPU.
 
     A picture depends on its own row only; the rounding of a batch may move a pixel by one grey level.
@@ -109,10 +156,8 @@ def draw(
     drawn: list[Image.Image] = pipe(
         prompt=[row.prompt for row in rows],
         generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-        num_inference_steps=num_inference_steps,
         guidance_scale=rows[0].guidance,
-        height=height,
-        width=width,
+        **asdict(sampling),
         output_type="pil",
     ).images
     return drawn
@@ -126,7 +171,7 @@ def prepare_folder(folder: Path, manifest: Manifest) -> None:
     """
     known = read_manifest(folder)
     if known is None:
-        if folder.is_dir() and any(path.name != f".{NAME}.partial" for path in folder.iterdir()):
+        if folder.is_dir() and any(path != partial_of(folder / NAME) for path in folder.iterdir()):
             raise UserError(f"--output_dir must be empty, new, or a run of this command to go on with; {folder} holds "
                             "something else.")  # fmt: skip
         try:
@@ -145,58 +190,36 @@ def prepare_folder(folder: Path, manifest: Manifest) -> None:
         raise UserError(f"{folder} holds pictures of another command ({what} differ); choose another --output_dir.")
 
 
-def result_path(folder: Path, row: PictureRow, explicit: bool, save_explicit: bool) -> Path:
-    """The file whose presence says that a picture is done."""
-    if explicit and not save_explicit:
-        return folder / "detections" / f"{row.file}.json"
-    return folder / row.file
-
-
 def generate(
     pipe: Any,
-    folder: Path,
     rows: Sequence[PictureRow],
+    sampling: Sampling,
+    keeping: Keeping,
     *,
     batch_size: int,
-    num_inference_steps: int,
-    height: int | None,
-    width: int | None,
-    detector: NudeNet | None = None,
-    save_explicit: bool = False,
-    process: tuple[int, int] = (0, 1),
-    wait: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Draw the rows that are not there yet; processes share the batches.
 
     Args:
         pipe: A diffusers pipeline.
-        folder: Where pictures go.
         rows: All pictures of the folder.
+        sampling: How they are drawn.
+        keeping: What is kept of them, and where.
         batch_size: Pictures at once.
-        num_inference_steps: Sampling steps.
-        height: Pixels, or None for the pipeline's own.
-        width: Pixels, or None.
-        detector: Looks at explicit pictures in memory; its detections and a coarse preview are kept.
-        save_explicit: Whether explicit pictures themselves are kept too.
-        process: Rank and number of processes.
-        wait: Barrier between the processes.
+        processes: Who shares the work.
         progress: Called with the number of pictures after each batch of any process.
     """
-    explicit = detector is not None
-    for name in ("detections", "previews") if explicit else ():
-        (folder / name).mkdir(exist_ok=True)
-    todo = [row for row in rows if not result_path(folder, row, explicit, save_explicit).is_file()]
+    todo = [row for row in rows if not keeping.result(row).is_file()]
     progress(len(rows) - len(todo))
-    wait()  # Every process has the same list before any file appears.
-    rank, world = process
+    processes.wait()  # Every process has the same list before any file appears.
     for number, batch in enumerate(_batches_of_one_guidance(todo, batch_size)):
-        if number % world == rank:
-            drawn = draw(pipe, batch, num_inference_steps=num_inference_steps, height=height, width=width)
-            for row, picture in zip(batch, drawn, strict=True):
-                _keep(folder, row, picture, detector, save_explicit)
+        if number % processes.count == processes.rank:
+            for row, picture in zip(batch, draw(pipe, batch, sampling), strict=True):
+                keeping.keep(row, picture)
         progress(len(batch))
-    wait()
+    processes.wait()
 
 
 def _batches_of_one_guidance(rows: Sequence[PictureRow], size: int) -> Iterator[Sequence[PictureRow]]:
@@ -205,17 +228,6 @@ def _batches_of_one_guidance(rows: Sequence[PictureRow], size: int) -> Iterator[
         yield from batches(list(same), size)
 
 
-def _keep(folder: Path, row: PictureRow, picture: Image.Image, detector: NudeNet | None, save_explicit: bool) -> None:
-    """Write what is to be kept of a picture; the file that says "done" comes last."""
-    if detector is not None:
-        detections = boxes_to_json(detector.boxes([picture])[0])
-        _save_picture(blurred(picture), folder / "previews" / row.file)
-        write_text(folder / "detections" / f"{row.file}.json", json.dumps(detections))
-    if detector is None or save_explicit:
-        _save_picture(picture, folder / row.file)
-
-
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        picture.save(partial, format="PNG")

@@ -6,18 +6,18 @@ torch's and accelerate's own checkpoints are pickles; these are not, so a checkp
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import checkpoints
-from salun_diffusers.files.whole_files import replace_folder
+from salun_diffusers.files.stored_weights import write_tensors
+from salun_diffusers.files.whole_files import whole_folder, write_json
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
@@ -55,15 +55,9 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
         tensors: The tensors of the state, any names.
         state: JSON-serialisable values.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / _TENSORS)
-        (partial / _STATE).write_text(json.dumps(dict(state)))
-        replace_folder(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder) as partial:
+        write_tensors(partial / _TENSORS, tensors)
+        write_json(partial / _STATE, dict(state), indent=None)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

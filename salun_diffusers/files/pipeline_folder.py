@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.whole_files import check_whole
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
 _DEMO = Path(__file__).parent.parent / "demo"
@@ -98,6 +99,38 @@ def class_name(index: dict[str, object]) -> str:
     return str(named[-1] if isinstance(named, list) and named else named)
 
 
+def own_code(folder: Path) -> list[str]:
+    """Files of code in a pipeline folder that diffusers would run to load it.
+
+    diffusers from 0.40 on asks for `trust_remote_code` first, 0.35 does not.
+    """
+    index = model_index(folder)
+    # 0.35 looks for a file named after the `custom_pipeline` that was asked for: `None`, where none was.
+    files = ["None.py"] if (folder / "None.py").is_file() else []
+    named = index.get("_class_name")
+    if isinstance(named, list):
+        files.append(f"{named[0] if named else ''}.py")
+    for component in components(index):
+        library = index[component][0]  # type: ignore[index]  # `components` looked that it is a list
+        if (folder / component / f"{library}.py").is_file():
+            files.append(f"{component}/{library}.py")
+    return files
+
+
+def refuse_own_code(folder: Path) -> None:
+    """Refuse a folder whose code diffusers would run.
+
+    Raises:
+        UserError: If there is any.
+    """
+    files = own_code(folder)
+    if files:
+        raise UserError(
+            f"{folder} carries code of its own ({', '.join(files)}), and code of a model is never run here: a folder "
+            "of one of diffusers' own classes is required."
+        )
+
+
 def components(index: dict[str, object]) -> list[str]:
     """Names of the component folders that a `model_index.json` lists."""
     return [
@@ -120,9 +153,11 @@ def check_complete(folder: Path, variant: str | None = None) -> None:
     The safety checker and its feature extractor are not needed here and may be absent.
 
     Raises:
-        UserError: Naming the first component or file that is missing, pickled or truncated.
+        UserError: Naming the first component or file that is missing, pickled or truncated, or code that it carries.
     """
     index = model_index(folder)
+    if class_name(index) != CLASS_CONDITIONAL:  # Those are loaded by the class of this package, whatever they carry.
+        refuse_own_code(folder)
     for component in components(index):
         place = folder / component
         if component in ("safety_checker", "feature_extractor"):
@@ -134,32 +169,6 @@ def check_complete(folder: Path, variant: str | None = None) -> None:
         if (place / "config.json").is_file():  # It is a model; schedulers and tokenizers name theirs otherwise.
             for file in weight_files(place, variant, strictly=component in _DENOISERS):
                 check_whole(file)
-
-
-def check_whole(file: Path) -> None:
-    """Compare the length of a safetensors file with what its header promises.
-
-    Raises:
-        UserError: If they differ, or it is no safetensors file.
-    """
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        size = int.from_bytes(start, "little")
-        text = stream.read(size) if size < length else b""
-    if start == b"version ":
-        raise UserError(f"{file} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder.")
-    try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{file} is damaged: a safetensors header is required, found {length} bytes without one; copy it again."
-        ) from error
-    expected = 8 + size + max(ends, default=0)
-    if length != expected:
-        raise UserError(
-            f"{file} is truncated or damaged: {expected} bytes are required, found {length}; copy it again."
-        )
 
 
 def weight_files(folder: Path, variant: str | None = None, *, strictly: bool = True) -> list[Path]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import Interrupted, UserError
-from salun_diffusers.files.pipeline_folder import check_whole, components, is_pickle, is_weights, model_index
-from salun_diffusers.files.whole_files import full_disk_is_told, replace_folder, write_text
+from salun_diffusers.files.pipeline_folder import components, is_pickle, is_weights, model_index
+from salun_diffusers.files.whole_files import check_whole, full_disk_is_told, partial_of, whole_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        write_text(self.root / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.root / name, content)
 
     def stage_is_done(self, stage: str, mark: str) -> bool:
         """Whether `stage` ended here with the same fingerprint."""
@@ -69,8 +69,7 @@ class RunFolder:
 
     def mark_done(self, stage: str, mark: str) -> None:
         """Record that `stage` ended; call it last, after the stage's files are complete."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        write_text(self.work / f"{stage}.json", json.dumps({"fingerprint": mark}))
+        write_json(self.work / f"{stage}.json", {"fingerprint": mark})
 
     def kept(self) -> list[str]:
         """What a resumed run would not do again: finished stages, then checkpoints."""
@@ -122,7 +121,8 @@ def check_output(output_dir: str | None, resume: str | None, identity: str | Non
                 "--resume_from_checkpoint latest."
             )
         # A run that is killed while it writes its record leaves nothing else.
-        if resume is not None and known is None and any(path.name != ".run.json.partial" for path in root.iterdir()):
+        foreign = any(path != partial_of(root / "run.json") for path in root.iterdir())
+        if resume is not None and known is None and foreign:
             raise UserError(f"{root} is no run of this program: it has no run.json to resume from.")
         if identity is not None and known not in (None, identity):
             raise UserError(
@@ -265,25 +265,18 @@ def write_pipeline(base: Path, target: Path, denoiser: Any, *, name: str, save: 
     Raises:
         UserError: If the disk is full.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     index = model_index(base)
-    try:
-        with full_disk_is_told("the erased pipeline"):
-            partial.mkdir(parents=True)
-            for component in components(index):
-                source = base / component
-                if component != name and source.is_dir():
-                    shutil.copytree(source, partial / component, ignore=_pickles)
-            for path in base.iterdir():
-                if path.is_file() and not is_weights(path):
-                    shutil.copy(path, partial / path.name)
-            denoiser.save_pretrained(partial / name, **save)
-            # The weights are new, the configuration is the base's, to the byte.
-            shutil.copy(base / name / "config.json", partial / name / "config.json")
-            replace_folder(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with full_disk_is_told("the erased pipeline"), whole_folder(target) as partial:
+        for component in components(index):
+            source = base / component
+            if component != name and source.is_dir():
+                shutil.copytree(source, partial / component, ignore=_pickles)
+        for path in base.iterdir():
+            if path.is_file() and not is_weights(path):
+                shutil.copy(path, partial / path.name)
+        denoiser.save_pretrained(partial / name, **save)
+        # The weights are new, the configuration is the base's, to the byte.
+        shutil.copy(base / name / "config.json", partial / name / "config.json")
 
 
 def _pickles(folder: str, names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tensors of a component folder as they are stored, and their bit patterns."""
+"""Tensors as they are stored: those of a component folder, their bit patterns, and how a file of them is written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.files.pipeline_folder import check_whole, weight_files
+from salun_diffusers.files.pipeline_folder import weight_files
+from salun_diffusers.files.whole_files import check_whole, whole_file
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -26,6 +28,27 @@ def stored_weights(folder: Path, variant: str | None = None) -> Iterator[tuple[s
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
                 yield name, file.get_tensor(name)
+
+
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
+    """The data type of a component's first tensor."""
+    return next(tensor.dtype for _, tensor in stored_weights(folder, variant))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, shared: bool = False
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: By name, on any device.
+        metadata: Text for the header.
+        shared: Whether another process may be writing the same file.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path, shared=shared) as partial:
+        save_file(stored, partial, metadata=dict(metadata) if metadata else None)
 
 
 def bit_patterns(tensor: Tensor) -> Tensor:

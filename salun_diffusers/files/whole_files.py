@@ -3,34 +3,133 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from salun_diffusers.errors import UserError
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; a folder already at `target` stays until the very end."""
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        target.replace(old)
-        source.replace(target)
-        shutil.rmtree(old)
-    else:
-        source.replace(target)
+@contextmanager
+def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A place to write a file, which gets its name when the block ends well; missing folders are made.
+
+    The file has the mode that the umask gives, whatever wrote it: safetensors 0.8 leaves files that only their owner
+    can read.
+
+    Args:
+        path: The file's name; an older file there stays until the new one is whole.
+        shared: Whether another process may be writing the same file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(path, f"{os.getpid()}." if shared else "")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write in, which gets its name when the block ends well; its files have modes of the umask.
+
+    Args:
+        path: The folder's name; an older folder there stays until the new one is whole.
+    """
+    partial = partial_of(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _as_the_umask_says(partial)
+        if path.exists():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
+            partial.replace(path)
+            shutil.rmtree(old)
+        else:
+            partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_of(path: Path, who: str = "") -> Path:
+    """Where a file or folder is written before it gets its name."""
+    return path.with_name(f".{path.name}.{who}partial")
+
+
+def _as_the_umask_says(folder: Path) -> None:
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def check_whole(file: Path) -> dict[str, Any]:
+    """Compare the length of a safetensors file with what its header promises.
+
+    Returns:
+        The header: a tensor's ``dtype``, ``shape`` and ``data_offsets`` by its name, and ``__metadata__`` where there
+        is some.
+
+    Raises:
+        UserError: If they differ, or it is no safetensors file.
+    """
+    length = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        size = int.from_bytes(start, "little")
+        text = stream.read(size) if size < length else b""
+        begins = text[:1] or stream.read(1)
+    if start == b"version ":
+        raise UserError(f"{file} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder.")
+    if length < 10 or begins != b"{":
+        raise UserError(
+            f"{file} is damaged or no safetensors file: a header is required, found {length} bytes without one; "
+            "copy it again."
+        )
+    if not text:
+        raise UserError(
+            f"{file} is truncated or damaged: a header of {size} bytes is required, found {length} bytes in all; "
+            "copy it again."
+        )
+    try:
+        header: dict[str, Any] = json.loads(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + size + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{file} is damaged or no safetensors file: a JSON header of tensors is required, found {error!r}; "
+            "copy it again."
+        ) from error
+    if length != expected:
+        raise UserError(
+            f"{file} is truncated or damaged: {expected} bytes are required, found {length}; copy it again."
+        )
+    return header
 
 
 @contextmanager

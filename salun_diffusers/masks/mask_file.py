@@ -17,16 +17,18 @@ from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.stored_weights import write_tensors
+from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.packed_bits import bytes_for, padding
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Contents: TypeAlias = "tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, JSON]]"
 
-FORMAT = "salun_diffusers.masks.mask"
+FORMAT = "salun_diffusers.mask"
 VERSION = 1
 
 
@@ -37,8 +39,6 @@ def write_mask(
     recipe: Mapping[str, JSON],
 ) -> None:
     """Write a mask file; under its final name it exists complete or not at all. Missing folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -46,12 +46,7 @@ def write_mask(
         "sha256": bits_sha256(packed),
         "recipe": json.dumps(dict(recipe)),
     }
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        save_file(dict(packed), partial, metadata=metadata)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(Path(path), packed, metadata)
 
 
 def read_mask(path: str | os.PathLike[str]) -> Contents:
@@ -65,7 +60,9 @@ def read_mask(path: str | os.PathLike[str]) -> Contents:
             written; the message names the file and, where there is one, the tensor.
     """
     file = Path(path)
-    metadata = _metadata(file)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: expected a mask file written by SaliencyMask.save, found no file.")
+    metadata = dict(check_whole(file).get("__metadata__", {}))
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{file} is not a saliency mask: expected the metadata format={FORMAT!r}, found {metadata.get('format')!r}."
@@ -105,32 +102,6 @@ def bits_sha256(packed: Mapping[str, Tensor]) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(packed[name].numpy().data)
     return digest.hexdigest()
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file and check the file's length, which tells truncated from foreign."""
-    if not file.is_file():
-        raise UserError(f"{file} does not exist: expected a mask file written by SaliencyMask.save, found no file.")
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        header_length = int.from_bytes(stream.read(8), "little")
-        if length < 10 or stream.read(1) != b"{":
-            raise UserError(
-                f"{file} is not a safetensors file: expected a header, found {length} bytes of another kind."
-            )
-        stream.seek(8)
-        text = stream.read(min(header_length, length))
-    if len(text) < header_length:
-        raise UserError(f"{file} is truncated: expected a header of {header_length} bytes, found {len(text)}.")
-    try:
-        header = json.loads(text)
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-        expected = 8 + header_length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{file} is not a safetensors file: expected a JSON header, found {error!r}.") from error
-    if length != expected:
-        raise UserError(f"{file} is truncated or damaged: expected {expected} bytes, found {length}.")
-    return metadata
 
 
 def _check_bits(file: Path, name: str, shape: torch.Size, packed: Tensor | None) -> None:

@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Literal, final
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import (
-    check_whole,
     denoiser_folder,
     is_pickle,
     model_index,
     weight_files,
 )
-from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256
+from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256, write_tensors
+from salun_diffusers.files.whole_files import check_whole, whole_folder
 from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, unpack
 
-FORMAT, VERSION = "salun_diffusers.masks.patch", "1"
+FORMAT, VERSION = "salun_diffusers.patch", "1"
 
 
 @final
@@ -101,19 +101,12 @@ class WeightPatch:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; under its final name it exists complete or not at all."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"places.{name}": bits for name, bits in self.places.items()}
         tensors |= {f"changes.{name}": bits for name, bits in self.changes.items()}
         metadata = {
             "format": FORMAT, "version": VERSION, "base_sha256": self.base_sha256, "erased_sha256": self.erased_sha256,
         }  # fmt: skip
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            save_file(tensors, partial, metadata=metadata)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightPatch:
@@ -191,9 +184,7 @@ def patch_folder(
         raise UserError(f"{target} must be empty or new: nothing is overwritten.")
     changed = change(dict(stored_weights(source / denoiser, variant)))
     rewritten = set(weight_files(source / denoiser, variant))
-    half_done = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(half_done, ignore_errors=True)
-    try:
+    with whole_folder(target) as half_done:
         for path in sorted(source.rglob("*")):
             place = half_done / path.relative_to(source)
             if not path.is_file() or is_pickle(path):
@@ -202,16 +193,11 @@ def patch_folder(
             if path in rewritten:
                 with safe_open(path, framework="pt") as file:
                     names, metadata = list(file.keys()), file.metadata()
-                save_file({name: changed[name].contiguous() for name in names}, place, metadata=metadata)
+                write_tensors(place, {name: changed[name] for name in names}, metadata)
             elif link:
                 place.symlink_to(path.resolve())
             else:
                 shutil.copyfile(path, place)
-        if target.exists():
-            target.rmdir()
-        half_done.replace(target)
-    finally:
-        shutil.rmtree(half_done, ignore_errors=True)
 
 
 def patch_between(base: Path, erased: Path, variant: str | None = None) -> WeightPatch:

@@ -68,7 +68,7 @@ def gradient_saliency(
     *,
     accumulate: Literal["signed", "absolute", "squared"] = "signed",
     reduce: Callable[[Tensor], Tensor] = lambda total: total,
-    max_grad_norm: float | None = None,
+    max_grad_norm: float = math.inf,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
 ) -> Saliency:
     """Score every weight by the gradient of `loss`, summed over `batches`.
@@ -82,8 +82,8 @@ def gradient_saliency(
     into batches. The signed sum is the rule of OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py;
     with `max_grad_norm=1.0` it is that of DDPM/runners/diffusion.py at the same commit.
 
-    Without `max_grad_norm` every gradient is taken and freed as soon as backward has computed it, so that the sums are
-    the only copy of the parameters' size. For that reason `loss` must run the bare module: not one wrapped in
+    Where `max_grad_norm` is infinite every gradient is taken and freed as soon as backward has computed it, so that the
+    sums are the only copy of the parameters' size. For that reason `loss` must run the bare module: not one wrapped in
     DistributedDataParallel, whose gradients are reduced later. Sum over ranks with `reduce`.
 
     Differs from the official code: a parameter that gets no gradient from any batch has score 0 (there: an error).
@@ -121,7 +121,8 @@ def gradient_saliency(
 
     _drop_gradients(parameters)
     hooks = []
-    if max_grad_norm is None:
+    clipped = math.isfinite(max_grad_norm)
+    if not clipped:
         for name, parameter in parameters.items():
             hooks.append(parameter.register_post_accumulate_grad_hook(partial(take, name)))
     number_of_batches = 0
@@ -129,7 +130,7 @@ def gradient_saliency(
         for batch in batches:
             number_of_batches += 1
             backward(loss(batch))
-            if max_grad_norm is not None:
+            if clipped:
                 nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
                 for name, parameter in parameters.items():
                     take(name, parameter)

@@ -10,15 +10,14 @@ Code that imports the class needs no such flag: `ClassConditionalDDPMPipeline.fr
 
 # mypy: disable-error-code="attr-defined,misc"
 # (mypy does not see through diffusers' lazy imports.)
-from __future__ import annotations
-
+# Annotations are real here, not postponed: diffusers before 0.37 looks at those of `__init__` and knows no texts.
 import importlib
 import inspect
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
@@ -36,7 +35,12 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, id2label: dict[Any, str] | None = None) -> None:
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: Any,
+        id2label: Optional[dict[Any, str]] = None,  # noqa: UP045 - nor does it know unions written with a bar
+    ) -> None:
         super().__init__()
         classes = (unet.config.num_class_embeds or 0) - 1
         if classes < 1:
@@ -158,12 +162,15 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> ClassConditionalDDPMPipeline:
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> "ClassConditionalDDPMPipeline":
         """Load a local folder with this class, without running the file that the folder carries.
 
         Args:
             folder: A folder written by `save_pretrained`.
-            **kwargs: Passed to `UNet2DModel.from_pretrained`, such as `dtype` or `variant`.
+            dtype: Of the U-Net; by default float32.
+            **kwargs: Passed to `UNet2DModel.from_pretrained`, such as `variant`.
 
         Raises:
             ValueError: If the folder was not written by this pipeline.
@@ -176,4 +183,6 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             raise ValueError(f"The scheduler must be one of diffusers, {folder} names {library}.{name}.")
         scheduler = getattr(importlib.import_module("diffusers"), name).from_pretrained(folder, subfolder="scheduler")
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet", local_files_only=True, **kwargs)
+        if dtype is not None:  # diffusers has had two names for this argument.
+            unet.to(dtype=dtype)
         return cls(unet=unet.eval(), scheduler=scheduler, id2label=index.get("id2label"))

@@ -13,21 +13,26 @@ from __future__ import annotations
 import time
 
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.plan import plan
-from salun_diffusers.diffusion.request import accept
+from salun_diffusers.diffusion.request import accept, plan
 from salun_diffusers.programs.program import Program
 
 
 def work(config: EraseConfig, command: str) -> str:
     """Erase, or with `--dry_run` say what would be done."""
-    from salun_diffusers.diffusion.run import _parts, run_erasure
-
+    request = accept(config)
     if config.dry_run:
-        request = accept(config)
-        _parts(request)
-        return plan(request.config, request.concept, request.base)
+        from salun_diffusers.diffusion.families.known import family_of
+        from salun_diffusers.evaluation.detectors import make_detector
+
+        family_of(request.class_name)
+        make_detector(request.detector)
+        return plan(request)
+
+    # Heavy imports wait until everything that is quickly known is known.
+    from salun_diffusers.diffusion.run import run_erasure
+
     started = time.monotonic()
-    run, report = run_erasure(config, command)
+    run, report = run_erasure(request, command)
     return (
         f"\n{report.verdict}: {report.verdict_reason}\n"
         f"pipeline  {run.pipeline}\nreport    {run.root / 'report.html'}\n"

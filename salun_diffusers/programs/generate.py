@@ -12,7 +12,7 @@ unless --save_explicit.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,10 +81,11 @@ def work(config: GenerateConfig, command: str) -> str:
 def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, explicit: bool) -> str:
     """Draw the prompts with a pipeline folder."""
     # Heavy imports wait until everything that is quickly known is known.
-    import torch
 
-    from salun_diffusers.accelerator import decided_by_main, engine
+    from salun_diffusers.accelerator import Processes, decided_by_main, engine, sampling_dtype
     from salun_diffusers.evaluation.generation import (
+        Keeping,
+        Sampling,
         describe_scheduler,
         generate,
         load_pipeline,
@@ -96,39 +97,38 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, exp
     from salun_diffusers.progress import Progress
 
     rows = picture_rows(file.rows, config.num_images, config.guidance_scale)
+    sampling = Sampling(config.num_inference_steps, config.height, config.width)
     folder = Path(config.output_dir).expanduser()
     with engine(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=None, trains=False
-    ) as accelerator:  # fmt: skip
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-        dtype = dtype if accelerator.device.type != "cpu" else torch.float32
-        detector = NudeNet() if explicit else None
+    ) as accelerator:
+        dtype = sampling_dtype(accelerator)
+        keeping = Keeping(folder, NudeNet() if explicit else None, config.save_explicit)
         pipe: Any = load_pipeline(
             base, device=accelerator.device, dtype=dtype, variant=config.variant, scheduler=config.scheduler
         )
         made_with = {
             "model": " + ".join(filter(None, (config.pretrained_model_name_or_path, config.patch))),
             "model_sha256": identity_of(base),
-            "scheduler": describe_scheduler(pipe), "num_inference_steps": config.num_inference_steps,
-            "height": config.height, "width": config.width, "dtype": str(dtype).removeprefix("torch."),
+            "scheduler": describe_scheduler(pipe),
+            **asdict(sampling),
+            "dtype": str(dtype).removeprefix("torch."),
             "pictures_kept": not explicit or config.save_explicit,
-        }  # fmt: skip
-
-        def prepare() -> str:
-            prepare_folder(folder, Manifest(rows, made_with, explicit, command))
-            return ""
-
-        decided_by_main(accelerator, prepare)
+        }
+        decided_by_main(accelerator, lambda: prepare_folder(folder, Manifest(rows, made_with, explicit, command)))
         with (
             full_disk_is_told(f"a picture of {folder}"),
             Progress("drawing", len(rows), accelerator.is_main_process) as bar,
         ):
             generate(
-                pipe, folder, rows, batch_size=config.batch_size, num_inference_steps=config.num_inference_steps,
-                height=config.height, width=config.width, detector=detector, save_explicit=config.save_explicit,
-                process=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
+                pipe,
+                rows,
+                sampling,
+                keeping,
+                batch_size=config.batch_size,
+                processes=Processes.of(accelerator),
                 progress=bar.advance,
-            )  # fmt: skip
+            )
         main_process = accelerator.is_main_process
     kept = "detections and blurred previews" if explicit and not config.save_explicit else "pictures"
     return f"{len(rows)} {kept} in {folder}\n" if main_process else ""

@@ -24,7 +24,8 @@ class Program(Generic[T]):
     Args:
         name: What follows ``salun``; of a script that is no sub-command, its path.
         settings: A frozen dataclass of `salun_diffusers.arguments.setting` fields.
-        work: Gets the settings and the command as it was typed; returns the text to print.
+        work: Gets the settings and the command as it was typed; returns the text to print, and an exit code where that
+            is not 0.
         description: Text above the flags in ``--help``.
         interrupted: What is told after Ctrl-C where the work does not say it better.
         left_open: What ``--help`` says of a setting without a value of its own.
@@ -32,7 +33,7 @@ class Program(Generic[T]):
 
     name: str
     settings: type[T]
-    work: Callable[[T, str], str]
+    work: Callable[[T, str], str | tuple[str, int]]
     description: str
     interrupted: str = "the same command starts again, and goes on from what was kept."
     left_open: str = ""
@@ -53,7 +54,10 @@ class Program(Generic[T]):
             settings = parse(
                 self.settings, words, name=shown, description=self.description.strip(), left_open=self.left_open
             )
-            sys.stdout.write(self.work(settings, typed_command(self.name, words)))
+            answer = self.work(settings, typed_command(self.name, words))
+            text, code = answer if isinstance(answer, tuple) else (answer, 0)
+            sys.stdout.write(text)
+            return code
         except UserError as error:
             tell("error", error)
             return 2
@@ -65,7 +69,6 @@ class Program(Generic[T]):
                 sys.stderr.write("\n")  # The terminal shows ^C on the line.
             tell("interrupted", stop if isinstance(stop, Interrupted) else self.interrupted)
             return 130
-        return 0
 
 
 def typed_command(name: str, words: Sequence[str]) -> str:

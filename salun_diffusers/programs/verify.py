@@ -8,12 +8,11 @@ question cannot be answered (a folder or file is missing or foreign).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.arguments import setting, word
-from salun_diffusers.errors import ReceiptError, UserError
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import EMBEDDED
 from salun_diffusers.programs.program import Program
 
@@ -28,12 +27,8 @@ class VerifyConfig:
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
 
 
-def work(config: VerifyConfig, command: str) -> str:
-    """Compare, and print a line per block.
-
-    Raises:
-        ReceiptError: If something moved that must not.
-    """
+def work(config: VerifyConfig, command: str) -> tuple[str, int]:
+    """Compare; a line per block, then whether the receipt holds."""
     if not config.mask:
         raise UserError("--mask is required: the mask file of the run (see --help).")
     from salun_diffusers.masks.mask import SaliencyMask
@@ -45,10 +40,8 @@ def work(config: VerifyConfig, command: str) -> str:
         f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
         for block in receipt.blocks
     ]
-    if receipt.holds:
-        return "".join(lines) + f"ok: {receipt.sentence()}\n"
-    sys.stdout.write("".join(lines) + f"FAILED: {receipt.sentence()}\n")
-    raise ReceiptError("The receipt does not hold: do not use the erased pipeline.")
+    verdict = "ok" if receipt.holds else "FAILED"
+    return "".join(lines) + f"{verdict}: {receipt.sentence()}\n", 0 if receipt.holds else 1
 
 
 main = Program("verify", VerifyConfig, work, __doc__ or "")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-
-from salun_diffusers.errors import UserError
-from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, class_name, model_index
 
 Conditions = dict[str, Tensor]
 """Keyword arguments of the denoiser; every tensor has one row per prompt."""
@@ -67,35 +64,3 @@ class Family(Protocol):
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """ε_θ(x_t, c)."""
         ...
-
-
-def load_pipeline(folder: Path, variant: str | None = None) -> Any:
-    """Load a pipeline folder of any family, without running code that the folder may carry."""
-    if class_name(model_index(folder)) == CLASS_CONDITIONAL:
-        from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
-
-        return ClassConditionalDDPMPipeline.from_pretrained(folder, variant=variant)
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
-
-
-def family_of(pipeline_class: str) -> Callable[..., Family]:
-    """The family that handles a pipeline class.
-
-    Raises:
-        UserError: If no family does; the message lists those that are known.
-    """
-    from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
-    from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-
-    known: dict[str, Callable[..., Family]] = {
-        "StableDiffusionPipeline": StableDiffusion,
-        CLASS_CONDITIONAL: ClassConditionalDDPM,
-    }
-    if pipeline_class not in known:
-        raise UserError(
-            f"A pipeline of class {', '.join(known)} is required, "
-            f"the model is a {pipeline_class or 'folder without a class'}."
-        )
-    return known[pipeline_class]

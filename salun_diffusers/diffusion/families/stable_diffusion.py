@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.diffusion.families.unet_family import UNetFamily
+from salun_diffusers.files.loading import load_folder
 
 
 class StableDiffusion(UNetFamily):
@@ -33,9 +34,9 @@ class StableDiffusion(UNetFamily):
         """
 
         def load() -> object:
-            return StableDiffusionPipeline.from_pretrained(
-                folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
-                safety_checker=None, requires_safety_checker=False, local_files_only=True, use_safetensors=True,
+            return load_folder(
+                StableDiffusionPipeline, folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
+                safety_checker=None, requires_safety_checker=False, use_safetensors=True,
             )  # fmt: skip
 
         super().__init__(load, "Stable Diffusion pipeline", folder, device, dtype)

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
-from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.config import EraseConfig, Recipe
+from salun_diffusers.diffusion.settings import Length, Numbers
 from salun_diffusers.errors import UserError
 
 DIGITS = "digits"
 # The official CIFAR-10 values (Unlearn-Saliency@a6e89fd, DDPM/configs/cifar10_saliency_unlearn.yml and DDPM/README.md).
 # Its α = 1e-3 weighs a sum over 3 · 32 · 32 pixels; our mean over pixels needs 1e-3 · 3072 = 3.072.
-CIFAR10: dict[str, Any] = {
-    "num_forget_images": 5000, "num_anchor_images": 0, "num_retain_images": 45000, "num_inference_steps": 100,
-    "guidance_scale": 3.0, "generation_batch_size": 128, "saliency_guidance": 2.0, "saliency_batch_size": 128,
-    "saliency_max_grad_norm": 1.0, "train_batch_size": 128, "max_train_steps": 1000, "learning_rate": 1e-4,
-    "retain_weight": 3.072, "lr_scheduler": "constant", "empty_prompt_share": 0.1, "max_grad_norm": 1.0,
-    "num_validation_images": 8,
-}  # fmt: skip
-_DIGITS: dict[str, dict[str, Any]] = {
-    "frozen_teacher": {
-        "num_forget_images": 96, "num_anchor_images": 96, "num_retain_images": 288, "num_inference_steps": 20,
-        "guidance_scale": 2.0, "generation_batch_size": 16, "saliency_guidance": 2.0,
-        "saliency_batch_size": 64, "train_batch_size": 16,
-        "max_train_steps": 200, "learning_rate": 1.5e-4, "retain_weight": 3.0, "lr_scheduler": "cosine",
-        "empty_prompt_share": 0.2, "num_validation_images": 8,
-    },
-    "paper": {
-        "num_forget_images": 128, "num_anchor_images": 0, "num_retain_images": 288, "num_inference_steps": 20,
-        "guidance_scale": 2.0, "generation_batch_size": 16, "saliency_guidance": 2.0, "saliency_batch_size": 64,
-        "saliency_max_grad_norm": 1.0, "train_batch_size": 16, "max_train_steps": 100, "learning_rate": 1e-4,
-        "retain_weight": 1.0, "lr_scheduler": "constant", "empty_prompt_share": 0.1, "max_grad_norm": 1.0,
-        "num_validation_images": 8,
-    },
-}  # fmt: skip
+CIFAR10 = Numbers(
+    num_forget_images=5000,
+    num_anchor_images=0,
+    num_retain_images=45000,
+    num_inference_steps=100,
+    guidance_scale=3.0,
+    generation_batch_size=128,
+    saliency_guidance=2.0,
+    saliency_batch_size=128,
+    saliency_max_grad_norm=1.0,
+    train_batch_size=128,
+    length=Length(1000, "steps"),
+    learning_rate=1e-4,
+    lr_scheduler="constant",
+    retain_weight=3.072,
+    snr_power=0.0,
+    empty_prompt_share=0.1,
+    max_grad_norm=1.0,
+    num_validation_images=8,
+)
+_DIGITS: dict[Recipe, Numbers] = {
+    "frozen_teacher": Numbers(
+        num_forget_images=96,
+        num_anchor_images=96,
+        num_retain_images=288,
+        num_inference_steps=20,
+        guidance_scale=2.0,
+        generation_batch_size=16,
+        saliency_guidance=2.0,
+        saliency_batch_size=64,
+        train_batch_size=16,
+        length=Length(200, "steps"),
+        learning_rate=1.5e-4,
+        lr_scheduler="cosine",
+        retain_weight=3.0,
+        snr_power=0.0,
+        empty_prompt_share=0.2,
+        num_validation_images=8,
+    ),
+    "paper": dataclasses.replace(
+        CIFAR10,
+        num_forget_images=128,
+        num_retain_images=288,
+        num_inference_steps=20,
+        guidance_scale=2.0,
+        generation_batch_size=16,
+        saliency_batch_size=64,
+        train_batch_size=16,
+        length=Length(100, "steps"),
+        retain_weight=1.0,
+    ),
+}
 
 
 def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
@@ -76,7 +107,7 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
         retain_evaluation=tuple(EvaluationPrompt(name, expected[name]) for name in others),
         target_labels=frozenset({expected[names[forget]]} - {""}),
         detector=DIGITS if judged else "none",
-        settings=_DIGITS[config.recipe] if digits else CIFAR10,
+        numbers=_DIGITS[config.recipe] if digits else CIFAR10,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from typing import Any
+from typing import NamedTuple
 
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.diffusion.concepts import DEMO, Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import Recipe
+from salun_diffusers.diffusion.settings import Length, Numbers
 
 # What each shape becomes: a neighbour, so that the swap asks for little.
 SHAPE_ANCHORS = {
@@ -16,32 +18,72 @@ SHAPE_ANCHORS = {
 }  # fmt: skip
 STYLE_ANCHORS = {"filled": "outlined", "outlined": "filled", "striped": "filled"}
 _TRAINED_PHRASES = ("a photo of", "an outline of", "a striped drawing of")
+# Colours and backgrounds that no style is trained with.
+_UNSEEN: tuple[tuple[str | None, str], ...] = (
+    ("red", "white"),
+    ("cyan", "black"),
+    (None, "green"),
+    ("yellow", "blue"),
+)
 
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "frozen_teacher": {
-        "num_forget_images": 96, "num_anchor_images": 96, "num_retain_images": 288, "num_inference_steps": 12,
-        "guidance_scale": 3.0, "generation_batch_size": 48, "saliency_batch_size": 32, "train_batch_size": 16,
-        "max_train_steps": 120, "learning_rate": 1.5e-4, "retain_weight": 3.0, "lr_scheduler": "cosine",
-        "empty_prompt_share": 0.2, "snr_power": 0.5, "num_validation_images": 8,
-    },
-    "paper": {
-        "num_forget_images": 100, "num_anchor_images": 0, "num_retain_images": 180, "num_inference_steps": 12,
-        "guidance_scale": 3.0, "generation_batch_size": 48, "saliency_batch_size": 32, "train_batch_size": 16,
-        "max_train_steps": 100, "learning_rate": 1e-4, "retain_weight": 1.0, "lr_scheduler": "constant",
-        "empty_prompt_share": 0.0, "snr_power": 0.0, "num_validation_images": 8,
-    },
-}  # fmt: skip
+_SHAPE: dict[Recipe, Numbers] = {
+    "frozen_teacher": Numbers(
+        num_forget_images=96,
+        num_anchor_images=96,
+        num_retain_images=288,
+        num_inference_steps=12,
+        guidance_scale=3.0,
+        generation_batch_size=48,
+        saliency_guidance=7.5,
+        saliency_batch_size=32,
+        train_batch_size=16,
+        length=Length(120, "steps"),
+        learning_rate=1.5e-4,
+        lr_scheduler="cosine",
+        retain_weight=3.0,
+        snr_power=0.5,
+        empty_prompt_share=0.2,
+        num_validation_images=8,
+    ),
+    "paper": Numbers(
+        num_forget_images=100,
+        num_anchor_images=0,
+        num_retain_images=180,
+        num_inference_steps=12,
+        guidance_scale=3.0,
+        generation_batch_size=48,
+        saliency_guidance=7.5,
+        saliency_batch_size=32,
+        train_batch_size=16,
+        length=Length(100, "steps"),
+        learning_rate=1e-4,
+        lr_scheduler="constant",
+        retain_weight=1.0,
+        snr_power=0.0,
+        empty_prompt_share=0.0,
+        num_validation_images=8,
+    ),
+}
 # A style touches every shape: more and larger steps, of half the size (measured: 120 steps of 16 leave an outline of a
 # star in three cases of four).
-_STYLE_SETTINGS: dict[str, dict[str, Any]] = {
-    "frozen_teacher": _SETTINGS["frozen_teacher"]
-    | {"train_batch_size": 8, "max_train_steps": 240, "learning_rate": 6e-4},
-    "paper": _SETTINGS["paper"],
+_STYLE: dict[Recipe, Numbers] = {
+    "frozen_teacher": dataclasses.replace(
+        _SHAPE["frozen_teacher"], train_batch_size=8, length=Length(240, "steps"), learning_rate=6e-4
+    ),
+    "paper": _SHAPE["paper"],
 }
 
 
-def _variety(seed: str, count: int, plain: int = 1) -> list[tuple[str | None, str | None, str]]:
-    """(colour, background, opening) as users combine them; a third leave the colour out, half the background.
+class Way(NamedTuple):
+    """How a prompt asks for a shape: its colour, its background (either may be left out) and its first words."""
+
+    colour: str | None
+    background: str | None
+    opening: str
+
+
+def _variety(seed: str, count: int, plain: int = 1) -> list[Way]:
+    """Ways as users combine them; a third leave the colour out, half the background.
 
     Args:
         seed: Of the combinations.
@@ -49,13 +91,13 @@ def _variety(seed: str, count: int, plain: int = 1) -> list[tuple[str | None, st
         plain: How many of these leave out both: then the model is free, and easily disturbed.
     """
     rng = random.Random(seed)
-    combinations: list[tuple[str | None, str | None, str]] = [(None, None, "a photo of")]
-    combinations += [(None, None, rng.choice(_TRAINED_PHRASES)) for _ in range(plain - 1)]
-    while len(combinations) < count:
+    ways = [Way(None, None, "a photo of")]
+    ways += [Way(None, None, rng.choice(_TRAINED_PHRASES)) for _ in range(plain - 1)]
+    while len(ways) < count:
         colour = rng.choice([None, *COLOURS]) if rng.random() < 0.8 else None
         background = rng.choice([name for name in COLOURS if name != colour]) if rng.random() < 0.5 else None
-        combinations.append((colour, background, rng.choice(_TRAINED_PHRASES)))
-    return combinations
+        ways.append(Way(colour, background, rng.choice(_TRAINED_PHRASES)))
+    return ways
 
 
 def shape(name: str, recipe: Recipe) -> Concept:
@@ -85,7 +127,7 @@ def shape(name: str, recipe: Recipe) -> Concept:
         ),
         target_labels=frozenset({f"shape:{name}"}),
         detector=DEMO,
-        settings=_SETTINGS[recipe],
+        numbers=_SHAPE[recipe],
     )
 
 
@@ -98,14 +140,14 @@ def style(name: str, recipe: Recipe) -> Concept:
     retain = tuple(describe(shape, opening=STYLE_PHRASES[other][0]) for other in kept for shape in SHAPES)
     if recipe == "frozen_teacher":
         phrases = STYLE_PHRASES[name]
-        ways = [(*way[:2], phrases[row % len(phrases)]) for row, way in enumerate(_variety(name, 6))]
+        ways = [way._replace(opening=phrases[row % len(phrases)]) for row, way in enumerate(_variety(name, 6))]
         forget = tuple(describe(shape, *way) for shape in SHAPES for way in ways)
-        anchors = tuple(describe(shape, *way[:2], anchor_opening) for shape in SHAPES for way in ways)
+        anchors = tuple(describe(shape, *way._replace(opening=anchor_opening)) for shape in SHAPES for way in ways)
         retain = tuple(
-            describe(shape, *way, STYLE_PHRASES[other][0])
+            describe(shape, *way._replace(opening=STYLE_PHRASES[other][0]))
             for other in kept
             for shape in SHAPES
-            for way in [way[:2] for way in _variety(other + shape, 12)]
+            for way in _variety(other + shape, 12)
         )
     return Concept(
         name=name,
@@ -125,8 +167,5 @@ def style(name: str, recipe: Recipe) -> Concept:
         ),
         target_labels=frozenset({f"style:{name}"}),
         detector=DEMO,
-        settings=_STYLE_SETTINGS[recipe],
+        numbers=_STYLE[recipe],
     )
-
-
-_UNSEEN = (("red", "white"), ("cyan", "black"), (None, "green"), ("yellow", "blue"))

@@ -1,0 +1,80 @@
+"""The one who draws: prompts and seeds become latents, kept on disk and shared among the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.latent_cache import draw_all, kept_in
+from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.files.run_folder import identity_of
+from salun_diffusers.progress import Progress
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws with one model. What it draws depends on prompt, seed, steps and guidance only, and is drawn once.
+
+    Args:
+        family: The model.
+        settings: Steps, guidance, batch size and seed.
+        run: Whose processes share the work.
+        kept: Folder where latents are kept; several runs may share it.
+        pipeline: SHA-256 of the model's folder.
+    """
+
+    family: Family
+    settings: Settings
+    run: Run
+    kept: Path
+    pipeline: str
+
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], title: str) -> Tensor:
+        """Draw one latent per prompt and seed, on the CPU.
+
+        Args:
+            prompts: One for each latent.
+            seeds: As many.
+            title: Name of the progress bar.
+        """
+        precision = str(self.run.accelerator.mixed_precision)
+        with Progress(title, len(prompts), self.run.main) as bar:
+            return draw_all(
+                kept_in(self.kept, self.family.generate, pipeline=self.pipeline, precision=precision),
+                prompts,
+                seeds,
+                how={
+                    "num_inference_steps": self.settings.num_inference_steps,
+                    "guidance_scale": self.settings.guidance_scale,
+                },
+                batch_size=self.settings.generation_batch_size,
+                progress=bar.advance,
+                processes=self.run.processes,
+            )
+
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], title: str) -> list[Image.Image]:
+        """Draw one picture per prompt and seed; arguments as for `latents`."""
+        latents = self.latents(prompts, seeds, title)
+        return [
+            picture
+            for part in latents.split(self.settings.generation_batch_size)
+            for picture in self.family.decode(part)
+        ]
+
+
+def sampler_of_base(family: Family, request: Request, run: Run) -> Sampler:
+    """Draws with the base model; what it draws goes where the user keeps such latents."""
+    chosen = request.config.generated_data_dir
+    return Sampler(family, request.settings, run, Path(chosen) if chosen else run.folder.work / "drawn", run.base)
+
+
+def sampler_of_erased(family: Family, request: Request, run: Run) -> Sampler:
+    """Draws with the erased model that the run wrote."""
+    return Sampler(family, request.settings, run, run.folder.work / "drawn", identity_of(run.folder.pipeline))

@@ -1,0 +1,125 @@
+"""The settings of a run as its stages see them: every one has a value, and it was decided once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, Recipe
+
+UNLIMITED = math.inf
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long fine-tuning takes.
+
+    Args:
+        amount: How many.
+        unit: Optimizer steps, or passes over the forget set.
+    """
+
+    amount: int
+    unit: Literal["steps", "epochs"]
+
+    def steps(self, items: int, items_per_step: int) -> int:
+        """Optimizer steps.
+
+        Args:
+            items: Latents that a pass goes through.
+            items_per_step: Latents that one step takes, over all processes and micro-batches.
+        """
+        return self.amount if self.unit == "steps" else self.amount * math.ceil(items / items_per_step)
+
+    def __str__(self) -> str:
+        return f"{self.amount} steps" if self.unit == "steps" else f"{self.amount} epoch(s)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """The settings that belong to a model, a concept and a recipe: what a preset gives and any flag replaces.
+
+    Each is what `EraseConfig` says of the flag of its name; a limit that is off is infinite.
+    """
+
+    num_forget_images: int
+    num_anchor_images: int
+    num_retain_images: int
+    num_inference_steps: int
+    guidance_scale: float
+    generation_batch_size: int
+    saliency_guidance: float
+    saliency_batch_size: int
+    saliency_max_grad_norm: float = UNLIMITED
+    train_batch_size: int
+    length: Length
+    learning_rate: float
+    lr_scheduler: LearningRateCourse
+    retain_weight: float
+    snr_power: float
+    empty_prompt_share: float
+    max_grad_norm: float = UNLIMITED
+    num_validation_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Numbers):
+    """Every setting that decides what a run computes."""
+
+    mask: str
+    mask_ratio: float
+    mask_scope: Literal["global", "per_tensor"]
+    train_method: str
+    recipe: Recipe
+    objective: ObjectiveName
+    l1_weight: float
+    negative_guidance: float
+    lr_warmup_steps: int
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+    adam_beta1: float
+    adam_beta2: float
+    adam_weight_decay: float
+    adam_epsilon: float
+    seed: int
+    checkpointing_steps: int
+    checkpoints_total_limit: float
+    save_dtype: Literal["base", "float32", "float16", "bfloat16"]
+    save_patch: bool
+
+
+def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
+    """Decide every setting.
+
+    Args:
+        config: The user's flags.
+        numbers: What the concept has for those that the user leaves open.
+    """
+    if config.objective in ("ascent", "esd"):
+        numbers = dataclasses.replace(numbers, retain_weight=0.0)  # As these were published.
+    if config.max_train_steps is not None:
+        numbers = dataclasses.replace(numbers, length=Length(config.max_train_steps, "steps"))
+    elif config.num_train_epochs is not None:
+        numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
+    given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
+    limits = {"checkpoints_total_limit": UNLIMITED}
+    chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
+    return Settings(**chosen | {name: value for name, value in given.items() if value is not None})
+
+
+def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
+    """The flags with the values that the run has, for its records; a limit that is off is None, as JSON has no ∞."""
+    values = dataclasses.asdict(settings)
+    length = values.pop("length")
+    values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
+    values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
+    return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}
+
+
+def what_counts(config: EraseConfig, settings: Settings) -> dict[str, Any]:
+    """The settings that decide the result: not where it goes, nor how it is watched."""
+    aside = {"output_dir", "resume_from_checkpoint", "dry_run", "report_to", "checkpointing_steps",
+             "checkpoints_total_limit", "show_explicit", "cache_dir", "generated_data_dir"}  # fmt: skip
+    return {name: value for name, value in recorded(config, settings).items() if name not in aside}

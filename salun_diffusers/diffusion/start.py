@@ -1,0 +1,128 @@
+"""How a run starts: its engine, its base model and its folder, and all that can be refused before a stage begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from salun_diffusers.accelerator import decided_by_main, engine, sampling_dtype, start_tracker
+from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.families.known import family_of
+from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
+from salun_diffusers.diffusion.masks import given_masks
+from salun_diffusers.diffusion.request import Request, prompts
+from salun_diffusers.diffusion.settings import recorded, what_counts
+from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.errors import UserError, tell
+from salun_diffusers.files.checkpoint import latest_checkpoint
+from salun_diffusers.files.run_folder import (
+    RunFolder,
+    check_output,
+    fingerprint,
+    identity_of,
+    named_checkpoint,
+    open_run,
+    under_way,
+)
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.progress import Clock
+
+
+def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Family:
+    """Load a pipeline folder of the request's kind for a run's device and precision."""
+    return family_of(request.class_name)(
+        folder, device=accelerator.device, variant=request.config.variant, dtype=sampling_dtype(accelerator)
+    )
+
+
+@contextmanager
+def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mapping[str, LatentSet]]]:
+    """Start a run: its engine, its base model, its folder.
+
+    The base is loaded before the folder is made: a model that cannot be used leaves nothing behind.
+
+    Args:
+        request: What is to be done.
+        command: The command as typed.
+
+    Yields:
+        The run, the base model, and latent sets of the user's own pictures where there are any.
+
+    Raises:
+        UserError: If the request cannot be carried out.
+    """
+    config, settings, concept = request.config, request.settings, request.concept
+    family_of(request.class_name)
+    given = given_masks(settings)
+    clock = Clock({})
+    with engine(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        report_to=config.report_to,
+    ) as accelerator:
+        if config.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        base = identity_of(request.base)
+        mark = fingerprint(
+            base=base,
+            processes=accelerator.num_processes,
+            precision=accelerator.mixed_precision,
+            prompts=prompts(concept),
+            given_mask=[mask.sha256 for mask in given],
+            **what_counts(config, settings),
+        )
+        decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, mark))
+        set_seed(settings.seed)
+        with clock.stage("load"):
+            family = load_family(accelerator, request, request.base)
+            for mask in given:
+                _require_fit(mask, settings.mask, family)
+            real = real_sets(family, concept, settings, config.train_data)
+            if accelerator.is_main_process:
+                _warn_of_cut_words(family, request)
+        folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, mark, bool(given)))))
+        with under_way(folder):
+            start_tracker(accelerator, folder.root)
+            yield Run(accelerator, folder, clock, base, mark, command), family, real
+            accelerator.end_training()
+
+
+def checkpoint_to_resume(run: Run, request: Request) -> Path | None:
+    """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one."""
+    wanted = request.config.resume_from_checkpoint
+    if wanted is None:
+        return None
+    return latest_checkpoint(run.folder.root) if wanted == "latest" else named_checkpoint(run.folder.root, wanted)
+
+
+def _open(request: Request, mark: str, given: bool) -> str:
+    """Make or take up the run's folder, and write down the settings."""
+    config, settings, concept = request.config, request.settings, request.concept
+    details = f"{settings.recipe}-{'given' if given else settings.mask}-{settings.mask_ratio:g}"
+    folder = open_run(
+        config.output_dir, concept.name, details, resume=config.resume_from_checkpoint, identity=mark
+    )  # fmt: skip
+    folder.write_json("config.json", {**recorded(config, settings), "concept_prompts": prompts(concept)})
+    return str(folder.root)
+
+
+def _require_fit(mask: SaliencyMask, file: str, family: Family) -> None:
+    """Refuse a mask of another model, naming the file."""
+    try:
+        mask.matched_to(dict(family.denoiser.named_parameters()))
+    except UserError as error:
+        raise UserError(f"--mask {file}: {error}") from error
+
+
+def _warn_of_cut_words(family: Family, request: Request) -> None:
+    """Say which words of the prompts lie beyond the tokenizer's limit."""
+    concept = request.concept
+    for prompt in dict.fromkeys((*concept.forget_prompts, *concept.anchor_prompts, *concept.retain_prompts)):
+        cut = family.cut_words(prompt)
+        if cut:
+            tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")

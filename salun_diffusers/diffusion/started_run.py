@@ -1,0 +1,47 @@
+"""A run under way: what all of its stages share, from its processes to the command that was typed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from salun_diffusers.accelerator import Processes
+from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.progress import Clock
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of a run share.
+
+    Args:
+        accelerator: Processes, precision and gradient accumulation.
+        folder: Where everything goes.
+        clock: Seconds per stage.
+        base: SHA-256 of the base model.
+        mark: Fingerprint of all that decides the result.
+        command: The command as typed, for the record.
+    """
+
+    accelerator: Accelerator
+    folder: RunFolder
+    clock: Clock
+    base: str
+    mark: str
+    command: str
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and reports."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def processes(self) -> Processes:
+        """Who shares the work."""
+        return Processes.of(self.accelerator)
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage."""
+        return self.clock.stage(name)
