@@ -19,9 +19,22 @@ from salun_diffusers.pictures.picture_sources import load_pictures
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    "--resolution", "8", "--block_out_channels", "8", "16", "--norm_num_groups", "4", "--train_batch_size", "4",
-    "--max_train_steps", "6", "--checkpointing_steps", "3", "--save_dtype", "float32",
-]  # fmt: skip
+    "--resolution",
+    "8",
+    "--block_out_channels",
+    "8",
+    "16",
+    "--norm_num_groups",
+    "4",
+    "--train_batch_size",
+    "4",
+    "--max_train_steps",
+    "6",
+    "--checkpointing_steps",
+    "3",
+    "--save_dtype",
+    "float32",
+]
 
 
 @pytest.fixture
