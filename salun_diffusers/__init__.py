@@ -43,6 +43,9 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+# `python -m salun_diffusers.erase`, `.verify` and `.patch` were commands before there was `salun`: they lie apart.
+__path__.append(f"{__path__[0]}/programs/former")
+
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `python erase.py --help` must not wait for torch."""

@@ -95,7 +95,10 @@ def parse(
         if field.metadata["alias"]:
             names.append("--" + field.metadata["alias"])
         if "positional" in field.metadata:
-            groups[title].add_argument(field.name, **_argument(hints[field.name], field, left_open))
+            bare = _argument(hints[field.name], field, left_open)
+            if "choices" not in bare:
+                bare["metavar"] = field.name.upper()
+            groups[title].add_argument(field.name, **bare)
             continue
         groups[title].add_argument(
             *names, dest=field.name, default=field.default, **_argument(hints[field.name], field, left_open)

@@ -1,6 +1,6 @@
 """Make one picture of a run's samples: for each prompt a row before and a row after, at the same seeds.
 
-python scripts/before_after.py runs/0000-circle-frozen-teacher-saliency-0-5 docs/before_after.png
+python scripts/before_after.py runs/0000-circle-frozen-teacher-saliency-0-5 docs/results/before_after.png
 """
 
 from __future__ import annotations

@@ -1,22 +1,40 @@
-"""Tables and plots of `benchmark_erasure.py`: what many reports say together."""
+"""Tables and plots of `benchmark_erasure.py`: what many reports say together.
+
+    python scripts/erasure_tables.py docs/results/retrain.jsonl
+    python scripts/erasure_tables.py runs/benchmark --jsonl runs/benchmark.jsonl
+
+prints the tables of reports that are there already: folders of the benchmark, or files with a report a line.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from salun_diffusers.arguments import setting, word
+from salun_diffusers.demo.vocabulary import SHAPES, STYLES
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.whole_files import write_text
+from salun_diffusers.programs.program import Program
 from salun_diffusers.reports.measurement import mean_interval, wilson_interval
 
 Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
 """The reports of every (concept, method), by seed."""
 
 
+KINDS = {"shapes": SHAPES, "styles": STYLES, "digits": tuple(map(str, range(10)))}
+"""Concepts that are summed up together, by what they are called."""
+
 _METHOD = re.compile(r"(\w+)-([a-z]+)(?:-(0?\.\d+|1(?:\.0+)?))?")
+_CELL = re.compile(r"([^-]+)-(.+)-(\d+)")
 
 
 def method_parts(method: str) -> tuple[str, str, float] | None:
@@ -27,6 +45,64 @@ def method_parts(method: str) -> tuple[str, str, float] | None:
     """
     match = _METHOD.fullmatch(method)
     return (match[1], match[2], float(match[3] or 0.5)) if match else None
+
+
+def read_reports(places: Sequence[Path]) -> Rows:
+    """The reports that lie in folders of `benchmark_erasure.py`, or in files with one a line.
+
+    A file of a folder is named CONCEPT-METHOD-SEED.json; a line says these three itself, before what such a file holds.
+
+    Raises:
+        UserError: If there is no such place, it holds no report, or two of them hold the same one.
+    """
+    rows: Rows = defaultdict(dict)
+    for place in places:
+        found = list(_of_folder(place) if place.is_dir() else _of_lines(place))
+        if not found:
+            raise UserError(f"{place} holds no report: a folder of CONCEPT-METHOD-SEED.json is required, or a .jsonl.")
+        for concept, method, seed, report in found:
+            if seed in rows[concept, method]:
+                raise UserError(f"{place} holds {concept}-{method}-{seed} once more: name every report once.")
+            rows[concept, method][seed] = report
+    order = [concept for concepts in KINDS.values() for concept in concepts]
+    return dict(sorted(rows.items(), key=lambda row: order.index(row[0][0]) if row[0][0] in order else len(order)))
+
+
+def _of_folder(folder: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    for path in sorted(folder.glob("*.json")):
+        if match := _CELL.fullmatch(path.stem):
+            yield match[1], match[2], int(match[3]), json.loads(path.read_text(encoding="utf-8"))
+
+
+def _of_lines(file: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file} must hold one JSON object a line; it cannot be read ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or not {"concept", "method", "seed"} <= line.keys():
+            raise UserError(f"Line {number} of {file} must be an object with concept, method and seed.")
+        report = {name: value for name, value in line.items() if name not in ("concept", "method", "seed")}
+        yield line["concept"], line["method"], line["seed"], report
+
+
+def in_lines(rows: Rows) -> str:
+    """The same reports, one a line and compact."""
+    lines = [
+        {"concept": concept, "method": method, "seed": seed, **report}
+        for (concept, method), reports in rows.items()
+        for seed, report in sorted(reports.items())
+    ]
+    return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
+
+
+def by_seed(rows: Rows) -> Rows:
+    """Every report as a row of its own."""
+    return {
+        (concept, f"{method}, seed {seed}"): {seed: report}
+        for (concept, method), reports in rows.items()
+        for seed, report in sorted(reports.items())
+    }
 
 
 def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
@@ -164,6 +240,15 @@ def against_saliency(rows: Rows) -> str:
     return "\n".join(lines) + "\n" if pairs else ""
 
 
+def tables(rows: Rows) -> str:
+    """Every table that some reports can fill."""
+    texts = [by_concept(rows)]
+    for name, concepts in KINDS.items():
+        if len({concept for concept, _ in rows if concept in concepts}) > 1:
+            texts.append(by_method(rows, name, concepts))
+    return "\n".join(filter(None, [*texts, against_saliency(rows)]))
+
+
 def interval(values: Sequence[Sequence[float]]) -> str:
     """``mean [low, high]``: what another concept would give, with 95 % confidence; of one value, the value.
 
@@ -222,3 +307,28 @@ def _across(row: dict[str, Any]) -> str:
 
 def _distances(row: dict[str, Any]) -> str:
     return "" if row["fd_after"] is None else f"{row['fd_before']:.2f} → {row['fd_after']:.2f}"
+
+
+@dataclass(frozen=True)
+class TablesConfig:
+    """Settings of the tables."""
+
+    reports: tuple[str, ...] = word("Folders of scripts/benchmark_erasure.py, or .jsonl files with a report a line.")
+    each_seed: bool = setting(False, "A row for every seed, in place of one for all seeds of a concept and method.")
+    jsonl: str | None = setting(None, "Also write all reports to this file, one a line.")
+
+
+def work(config: TablesConfig, command: str) -> str:
+    """Read, and print the tables."""
+    rows = read_reports([Path(place) for place in config.reports])
+    if config.jsonl:
+        Path(config.jsonl).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(config.jsonl), in_lines(rows))
+    return by_concept(by_seed(rows)) if config.each_seed else tables(rows)
+
+
+main = Program("scripts/erasure_tables.py", TablesConfig, work, __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

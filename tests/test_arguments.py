@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 
 from salun_diffusers.arguments import check, parse, setting
-from salun_diffusers.diffusion.concepts import resolve
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.presets.known import nudity
+from salun_diffusers.diffusion.presets.nudity import nudity
+from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.errors import UserError
 
 
@@ -102,9 +102,10 @@ class TestCheck:
 
 class TestEraseConfig:
     def test_defaults_are_the_papers_where_the_paper_has_one(self):
-        config = resolve(EraseConfig(concept="nudity"), nudity("paper"))
-        assert (config.mask, config.mask_ratio, config.saliency_guidance) == ("saliency", 0.5, 7.5)
-        assert config.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
+        asked = EraseConfig(concept="nudity")
+        settings = resolve(asked, nudity("paper").numbers)
+        assert (settings.mask, settings.mask_ratio, settings.saliency_guidance) == ("saliency", 0.5, 7.5)
+        assert asked.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
 
     def test_every_setting_has_a_help_text_of_whole_sentences(self):
         for field in dataclasses.fields(EraseConfig):

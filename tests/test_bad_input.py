@@ -132,7 +132,7 @@ class TestModel:
     def test_header_cut_off(self, refused, copied):
         file = next((copied / "unet").glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:20])
-        refused(str(file), "is damaged", "20 bytes", pretrained_model_name_or_path=copied)
+        refused(str(file), "is truncated or damaged", "20 bytes", pretrained_model_name_or_path=copied)
 
     def test_git_lfs_pointer(self, refused, copied):
         file = next((copied / "unet").glob("*.safetensors"))
@@ -268,7 +268,7 @@ class TestMaskFile:
 
     def test_damaged(self, refused, tmp_path):
         (tmp_path / "mask.safetensors").write_bytes(b"no mask")
-        refused("mask.safetensors", "not a safetensors file", mask=tmp_path / "mask.safetensors")
+        refused("mask.safetensors", "no safetensors file", mask=tmp_path / "mask.safetensors")
 
     def test_of_another_model(self, stopped, tmp_path):
         SaliencyMask.full({"somewhere.weight": (3, 3)}).save(tmp_path / "mask.safetensors")

@@ -154,6 +154,20 @@ class TestResolve:
         settings = resolved(concept="circle", retain_weight=0.0, guidance_scale=0.0)
         assert (settings.retain_weight, settings.guidance_scale) == (0, 0)
 
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            ({"lr_scheduler": "constant", "lr_warmup_steps": 5}, "has no warm-up, got --lr_warmup_steps 5"),
+            ({"lr_scheduler": "piecewise_constant"}, "'no rules' and piecewise_constant"),
+            ({"lr_step_rules": "1:2,3"}, "'1:2,3' and cosine"),
+            ({"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:2,x"}, r"must be such as .*got '1:2,x'"),
+            ({"lr_scheduler": "piecewise_constant", "lr_step_rules": "1"}, "got '1'"),
+        ],
+    )
+    def test_what_the_learning_rate_would_not_heed_is_refused(self, flags, words):
+        with pytest.raises(UserError, match=words):
+            resolved(concept="circle", **flags)
+
     @pytest.mark.parametrize("objective", ["ascent", "esd"])
     def test_baselines_have_no_retain_term_unless_asked(self, objective):
         assert resolved(concept="circle", objective=objective).retain_weight == 0

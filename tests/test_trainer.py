@@ -6,6 +6,7 @@ import errno
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import trainer
 from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.batches import Draws, shuffled
+from salun_diffusers.diffusion.config import LearningRateCourse
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
 from salun_diffusers.diffusion.settings import Length
-from salun_diffusers.diffusion.trainer import error_scale, fine_tune, learning_rate
+from salun_diffusers.diffusion.trainer import error_scale, fine_tune, learning_rates
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import checkpoints
 from salun_diffusers.masks.mask import SaliencyMask
@@ -314,28 +316,38 @@ class TestDivergence:
             train(family, data, tmp_path, learning_rate=1e39, max_train_steps=1)
 
     def test_nor_kept_as_a_checkpoint(self, family, data, tmp_path, monkeypatch):
-        monkeypatch.setattr(trainer, "learning_rate", lambda settings, step, steps: 1e39 if step == 1 else 1e-5)
+        monkeypatch.setattr(trainer, "learning_rates", lambda settings, steps: lambda step: 1e39 if step == 1 else 1e-5)
         with pytest.raises(UserError, match=r"at step 2.*last good state is .*checkpoint-1"):
             train(family, data, tmp_path, checkpointing_steps=1)
         assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "warmup", "rates"),
+    ("kind", "numbers", "factors"),
     [
-        ("constant", 0, [1, 1, 1, 1]),
-        ("constant", 3, [1 / 4, 2 / 4, 3 / 4, 1]),
+        ("constant", {}, [1, 1, 1, 1]),
+        ("constant_with_warmup", {"lr_warmup_steps": 2}, [0, 1 / 2, 1, 1]),
         # 1/2 (1 + cos(π k / 4))
-        ("cosine", 0, [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
-        ("linear", 0, [1, 3 / 4, 2 / 4, 1 / 4]),
-        # Two steps of warm-up at 1/3 and 2/3, then half the line.
-        ("linear", 2, [1 / 3, 2 / 3, 1, 1 / 2]),
+        ("cosine", {}, [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+        # Two cycles of two steps: each begins at 1 and is at 1/2 after half of it.
+        ("cosine_with_restarts", {"lr_num_cycles": 2}, [1, 0.5, 1, 0.5]),
+        ("linear", {}, [1, 3 / 4, 2 / 4, 1 / 4]),
+        # Two steps of warm-up at 0 and 1/2, then the line from 1 to 0.
+        ("linear", {"lr_warmup_steps": 2}, [0, 1 / 2, 1, 1 / 2]),
+        # (1 - k / 4)², down to diffusers' last rate of 1e-7, which is 1e-5 of this one.
+        ("polynomial", {"lr_power": 2.0}, [1, 9 / 16 + 7e-5 / 16, 1 / 4 + 3e-5 / 4, 1 / 16 + 15e-5 / 16]),
+        ("piecewise_constant", {"lr_step_rules": "1:1,0.5:3,0.1"}, [1, 0.5, 0.5, 0.1]),
     ],
 )
-def test_rates_by_hand(kind, warmup, rates):
-    settings = tiny_settings(learning_rate=0.01, lr_scheduler=kind, lr_warmup_steps=warmup)
-    found = [learning_rate(settings, step, 4) for step in range(4)]
-    assert found == pytest.approx([0.01 * rate for rate in rates])
+def test_rates_by_hand(kind, numbers, factors):
+    rates = learning_rates(tiny_settings(learning_rate=0.01, lr_scheduler=kind, **numbers), 4)
+    assert [rates(step) for step in range(4)] == pytest.approx([0.01 * factor for factor in factors], abs=1e-9)
+
+
+def test_every_name_of_diffusers_is_a_course():
+    from diffusers.optimization import SchedulerType
+
+    assert set(get_args(LearningRateCourse)) == {kind.value for kind in SchedulerType}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from salun_diffusers.arguments import setting
 
 Recipe = Literal["frozen_teacher", "paper"]
 ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
-LearningRateCourse = Literal["constant", "cosine", "linear"]
+# diffusers' own names (diffusers.optimization.SchedulerType).
+LearningRateCourse = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
+]
 _MODEL, _CONCEPT, _DATA, _MASK = "Model", "Concept", "Generated data", "Saliency mask"
 _TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
 
@@ -110,7 +113,14 @@ class EraseConfig:
     )
     learning_rate: float | None = setting(None, "Learning rate of Adam.", group=_TRAIN, above=0)
     lr_scheduler: LearningRateCourse | None = setting(None, "Course of the learning rate.", group=_TRAIN)
-    lr_warmup_steps: int = setting(0, "Steps of linear warm-up.", group=_TRAIN, minimum=0)
+    lr_warmup_steps: int = setting(
+        0, "Steps of linear warm-up; not for constant and piecewise_constant.", group=_TRAIN, minimum=0
+    )
+    lr_num_cycles: int = setting(1, "Cycles of cosine_with_restarts.", group=_TRAIN, minimum=1)
+    lr_power: float = setting(1.0, "Exponent of polynomial.", group=_TRAIN, above=0)
+    lr_step_rules: str = setting(
+        "", "piecewise_constant: factors and the steps they end at, 1:100,0.1:200,0.01.", group=_TRAIN
+    )
     retain_weight: float | None = setting(
         None, "Weight of the retain loss (α in the official code).", group=_TRAIN, minimum=0
     )

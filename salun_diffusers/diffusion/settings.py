@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, Recipe
+from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
 
@@ -77,6 +79,9 @@ class Settings(Numbers):
     l1_weight: float
     negative_guidance: float
     lr_warmup_steps: int
+    lr_num_cycles: int
+    lr_power: float
+    lr_step_rules: str
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     adam_beta1: float
@@ -96,6 +101,9 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     Args:
         config: The user's flags.
         numbers: What the concept has for those that the user leaves open.
+
+    Raises:
+        UserError: If some have no effect together.
     """
     if config.objective in ("ascent", "esd"):
         numbers = dataclasses.replace(numbers, retain_weight=0.0)  # As these were published.
@@ -106,7 +114,27 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
     limits = {"checkpoints_total_limit": UNLIMITED}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
-    return Settings(**chosen | {name: value for name, value in given.items() if value is not None})
+    settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
+    _check_course(settings)
+    return settings
+
+
+def _check_course(settings: Settings) -> None:
+    """Refuse what the course of the learning rate would not heed."""
+    course, rules = settings.lr_scheduler, settings.lr_step_rules
+    if settings.lr_warmup_steps and course in ("constant", "piecewise_constant"):
+        raise UserError(
+            f"--lr_scheduler {course} has no warm-up, got --lr_warmup_steps {settings.lr_warmup_steps}; "
+            "constant_with_warmup has one."
+        )
+    if (course == "piecewise_constant") != bool(rules):
+        raise UserError(
+            f"--lr_step_rules go with --lr_scheduler piecewise_constant, each needs the other; got "
+            f"{rules or 'no rules'!r} and {course}."
+        )
+    factor = r"\d*\.?\d+"
+    if rules and not re.fullmatch(rf"({factor}:\d+,)+{factor}", rules):
+        raise UserError(f"--lr_step_rules must be such as 1:100,0.1:200,0.01 (factor:last step, …), got {rules!r}.")
 
 
 def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:

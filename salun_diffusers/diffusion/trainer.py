@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from salun_diffusers.diffusion.batches import Draws
@@ -50,12 +51,24 @@ def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
     return family.signal_to_noise(timesteps).pow(-power).clamp(max=10).sqrt().view(-1, 1, 1, 1)
 
 
-def learning_rate(settings: Settings, step: int, steps: int) -> float:
-    """The rate of one optimizer step: linear warm-up, then constant, half a cosine to 0, or a line to 0."""
-    warm_up = min(1.0, (step + 1) / (settings.lr_warmup_steps + 1))
-    progress = max(0.0, (step - settings.lr_warmup_steps) / max(1, steps - settings.lr_warmup_steps))
-    course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}
-    return settings.learning_rate * warm_up * course[settings.lr_scheduler]
+def learning_rates(settings: Settings, steps: int) -> Callable[[int], float]:
+    """The rate of every optimizer step, by one of diffusers' schedules; a function of the step alone, for resuming.
+
+    Args:
+        settings: The largest rate, the schedule's name and its numbers.
+        steps: How many there are in all.
+    """
+    bare = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # A schedule wants an optimizer to act on.
+    (factor,) = get_scheduler(
+        settings.lr_scheduler,
+        bare,
+        step_rules=settings.lr_step_rules,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=steps,
+        num_cycles=settings.lr_num_cycles,
+        power=settings.lr_power,
+    ).lr_lambdas
+    return lambda step: settings.learning_rate * factor(step)
 
 
 def make_optimizer(selected: SelectedWeights, settings: Settings) -> torch.optim.Optimizer:
@@ -105,7 +118,7 @@ def fine_tune(
         settings.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )  # fmt: skip
     steps = settings.length.steps(len(data.forget) + len(data.anchor), settings.train_batch_size * world * accumulation)
-    stepper = make_optimizer(selected, settings)
+    stepper, rates = make_optimizer(selected, settings), learning_rates(settings, steps)
     tensors, state = load_state(resume_from) if resume_from else ({}, {"step": 0})
     first = int(state["step"])
     positions = [
@@ -130,7 +143,7 @@ def fine_tune(
         write_text(metrics, "".join(json.dumps(row) + "\n" for row in history))
     with Progress("fine-tuning", steps, run.main, done=first) as bar:
         for step in range(first, steps):
-            rate = learning_rate(settings, step, steps)
+            rate = rates(step)
             for group in stepper.param_groups:
                 group["lr"] = rate
             losses = _step(accelerator, network, selected, stepper, draws, settings, progress=step / steps)
