@@ -6,14 +6,24 @@ python scripts/before_after.py runs/0000-circle-frozen-teacher-saliency-0-5 docs
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from salun_diffusers.arguments import OneLineParser
+from salun_diffusers.arguments import word
 from salun_diffusers.errors import UserError
+from salun_diffusers.programs.program import Program
 
 _GAP, _LABEL, _TITLE = 4, 120, 18
+
+
+@dataclass(frozen=True)
+class SheetConfig:
+    """What becomes which picture."""
+
+    run: str = word("Run folder.")
+    picture: str = word("PNG to write.")
 
 
 def compose(folder: Path, columns: int = 8, retain_rows: int = 4) -> Image.Image:
@@ -46,18 +56,13 @@ def compose(folder: Path, columns: int = 8, retain_rows: int = 4) -> Image.Image
     return sheet
 
 
-def main() -> int:
-    """Read the command line and write the picture."""
-    try:
-        parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
-        parser.add_argument("run", help="run folder")
-        parser.add_argument("picture", help="PNG to write")
-        options = parser.parse_args()
-        compose(Path(options.run)).save(options.picture)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+def work(config: SheetConfig, command: str) -> str:
+    """Write the picture."""
+    compose(Path(config.run)).save(config.picture)
+    return ""
+
+
+main = Program("scripts/before_after.py", SheetConfig, work, __doc__ or "")
 
 
 if __name__ == "__main__":

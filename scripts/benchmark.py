@@ -1,4 +1,7 @@
-"""Measure what the masks cost: `python scripts/benchmark.py threshold` or `python scripts/benchmark.py step`.
+"""Measure what the masks cost: time and memory of making one, or time and state of an optimizer step.
+
+    python scripts/benchmark.py threshold
+    python scripts/benchmark.py step
 
 `threshold` builds the mask of a Stable Diffusion 1.x U-Net from its 859,520,964 scores, and a double argsort of fewer.
 `step` compares an optimizer step on the selected weights with a dense one. Figures go to stdout and, with --json, to a
@@ -7,32 +10,48 @@ file together with a description of the machine. Each measurement has a process 
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from salun_diffusers.arguments import setting, word
+from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import Saliency
 from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.programs.program import Program
 
 RATIO = 0.5
+UNET_WEIGHTS = 859_520_964
 ARGSORT_WEIGHTS = 40_000_000
 STEP_TENSORS, STEP_SIDE = 50, 1000
 REPEATS = 5
 
 Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of the benchmark."""
+
+    benchmark: Literal["threshold", "step"] = word("What is measured.")
+    weights: int | None = setting(
+        None, f"How many scores `threshold` ranks; by default the U-Net's {UNET_WEIGHTS:,}.", minimum=1
+    )
+    json: str | None = setting(None, "Also write the figures to this file.")
 
 
 def unet_shapes(weights: int) -> dict[str, torch.Size]:
@@ -149,51 +168,46 @@ def alone(function: Callable[..., Figures], *arguments: object) -> Figures:
         return pool.apply(function, arguments)
 
 
-def threshold(options: argparse.Namespace) -> Figures:
-    """Run and print the sub-command `threshold`."""
-    radix = alone(radix_threshold, options.weights)
-    argsort = alone(double_argsort, min(options.weights, ARGSORT_WEIGHTS))
+def threshold(weights: int) -> tuple[Figures, list[str]]:
+    """Compare the mask's radix select with a double argsort; the figures, and lines that tell them."""
+    radix = alone(radix_threshold, weights)
+    argsort = alone(double_argsort, min(weights, ARGSORT_WEIGHTS))
     ratios = {
         "time_per_weight": argsort["nanoseconds_per_weight"] / radix["nanoseconds_per_weight"],
         "memory_per_weight": argsort["extra_bytes_per_weight"] / max(radix["extra_bytes_per_weight"], 1e-9),
     }
-    for name, entry in (("radix select", radix), ("double argsort", argsort)):
-        print(
-            f"{name:15}{entry['weights']:>12,} weights {entry['seconds']:8.2f} s "
-            f"{entry['nanoseconds_per_weight']:8.1f} ns/weight "
-            f"{entry['extra_bytes'] / 1e9:7.3f} GB extra {entry['extra_bytes_per_weight']:7.2f} B/weight"
-        )
-    print(
-        f"per weight, argsort / radix: time {ratios['time_per_weight']:.1f}, memory {ratios['memory_per_weight']:.1f}"
-    )
-    return {"radix": radix, "double_argsort": argsort, "argsort_over_radix": ratios}
+    lines = [
+        f"{name:15}{entry['weights']:>12,} weights {entry['seconds']:8.2f} s "
+        f"{entry['nanoseconds_per_weight']:8.1f} ns/weight "
+        f"{entry['extra_bytes'] / 1e9:7.3f} GB extra {entry['extra_bytes_per_weight']:7.2f} B/weight"
+        for name, entry in (("radix select", radix), ("double argsort", argsort))
+    ]
+    time_ratio, memory_ratio = ratios["time_per_weight"], ratios["memory_per_weight"]
+    lines.append(f"per weight, argsort / radix: time {time_ratio:.1f}, memory {memory_ratio:.1f}")
+    return {"radix": radix, "double_argsort": argsort, "argsort_over_radix": ratios}, lines
 
 
-def step(options: argparse.Namespace) -> Figures:
-    """Run and print the sub-command `step`."""
+def step() -> tuple[Figures, list[str]]:
+    """Compare steps on all weights and on selected ones; the figures, and lines that tell them."""
     figures = {"default": alone(optimizer_steps, False), "fused": alone(optimizer_steps, True)}
-    for implementation, entries in figures.items():
-        for name, entry in entries.items():
-            print(
-                f"AdamW {implementation:8}{name:13}{entry['seconds'] * 1e3:8.1f} ms (x{entry['time_ratio']:.2f}) "
-                f"state {entry['state_bytes'] / 1e6:7.1f} MB (x{entry['state_ratio']:.2f})"
-            )
-    return figures
+    lines = [
+        f"AdamW {implementation:8}{name:13}{entry['seconds'] * 1e3:8.1f} ms (x{entry['time_ratio']:.2f}) "
+        f"state {entry['state_bytes'] / 1e6:7.1f} MB (x{entry['state_ratio']:.2f})"
+        for implementation, entries in figures.items()
+        for name, entry in entries.items()
+    ]
+    return figures, lines
 
 
-def main() -> None:
-    """Parse the command line, run one benchmark and write its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("threshold", help="time and memory of making a mask")
-    command.add_argument("--weights", type=int, default=859_520_964, help="how many scores (default: %(default)s)")
-    command.set_defaults(run=threshold)
-    commands.add_parser("step", help="time and state of an optimizer step").set_defaults(run=step)
-    for command in commands.choices.values():
-        command.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
+def work(config: BenchmarkConfig, command: str) -> str:
+    """Run one benchmark, write its figures and tell them.
 
-    figures = options.run(options)
+    Raises:
+        UserError: If `step` is told a number of scores.
+    """
+    if config.benchmark == "step" and config.weights is not None:
+        raise UserError(f"--weights is a setting of threshold, step has none; got {config.weights}.")
+    figures, lines = step() if config.benchmark == "step" else threshold(config.weights or UNET_WEIGHTS)
     machine = {
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
@@ -201,10 +215,16 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "command": sys.argv[1:], **figures}, indent=2) + "\n")
-    print(f"on {machine['cpus']} CPUs, torch {machine['torch']}, {machine['threads']} threads")
+    if config.json:
+        words = shlex.split(command)[2:]  # Without the interpreter and this file.
+        content = {"machine": machine, "command": words, **figures}
+        Path(config.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    lines.append(f"on {machine['cpus']} CPUs, torch {machine['torch']}, {machine['threads']} threads")
+    return "\n".join(lines) + "\n"
+
+
+main = Program("scripts/benchmark.py", BenchmarkConfig, work, __doc__ or "", interrupted="nothing was written.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
