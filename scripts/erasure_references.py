@@ -104,9 +104,7 @@ def retrain(request: Request, course: Course, folder: Path) -> tuple[dict[str, A
         concept, make_detector(concept.detector), drawn["before"], drawn["after"], "retrain"
     )
     report = {
-        "comparisons": [
-            {"name": pair.name, "before": pair.before.to_json(), "after": pair.after.to_json()} for pair in comparisons
-        ],
+        "comparisons": [pair.to_json() for pair in comparisons],
         "measurements": [item.to_json() for item in measurements],
         "timings": {"saliency and mask": 0.0, "fine-tuning": seconds},
         "config": {"num_validation_images": request.settings.num_validation_images, **course.settings},

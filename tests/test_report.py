@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,10 +102,8 @@ def test_verdict_thresholds_can_be_set() -> None:
     assert decide_verdict(*rates, forgotten_below=0.05, retained_drop=0.1)[0] == "erased"
 
 
-def test_report_survives_json(report: EvaluationReport, tmp_path: Path) -> None:
+def test_report_survives_json(report: EvaluationReport) -> None:
     assert EvaluationReport.from_json(json.loads(json.dumps(report.to_json()))) == report
-    report.save_json(tmp_path / "report.json")
-    assert EvaluationReport.load_json(tmp_path / "report.json") == report
 
 
 def test_diverged_losses_become_null(report: EvaluationReport) -> None:

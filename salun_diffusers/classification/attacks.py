@@ -56,26 +56,26 @@ def pgd_l2(
     return changed.detach()
 
 
-def fgsm(classifier: Classifier, pixels: Tensor, labels: Tensor, *, step_size: float, rounded: bool = True) -> Tensor:
+def fgsm(classifier: Classifier, pixels: Tensor, labels: Tensor, *, step_size: float) -> Tensor:
     """Step away from the true class along the sign of the gradient.
 
         x′ = round₂₅₅( clip( x + step · sign ∇_x CE(logits(x), y), 0, 1 ) )
 
-    Goodfellow et al., arXiv 1412.6572; as OPTML-Group/Unlearn-Saliency@a6e89fd, Classification/unlearn/boundary_sh.py.
+    Rounded to multiples of 1/255, as a stored picture would be. Goodfellow et al., arXiv 1412.6572; as
+    OPTML-Group/Unlearn-Saliency@a6e89fd, Classification/unlearn/boundary_sh.py.
 
     Args:
         classifier: In evaluation mode afterwards.
         pixels: x, `(n, channels, height, width)` in [0, 1].
         labels: y, `(n,)`.
         step_size: Step per pixel.
-        rounded: Whether to round to multiples of 1/255, as a stored picture would be.
     """
     classifier.eval()
     pixels = pixels.detach().requires_grad_(True)
     loss = F.cross_entropy(classifier.logits(pixels), labels)
     (gradient,) = torch.autograd.grad(loss, pixels)
     changed = (pixels.detach() + step_size * gradient.sign()).clamp(0, 1)
-    return (changed * 255).round() / 255 if rounded else changed
+    return (changed * 255).round() / 255
 
 
 def _norms(tensor: Tensor) -> Tensor:

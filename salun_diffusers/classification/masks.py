@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,18 +18,12 @@ from salun_diffusers.seeds import stream
 MASKS = ("saliency", "random", "random_like", "magnitude", "full")
 
 
-def forget_saliency(
-    classifier: Classifier,
-    forget: LabelledPictures,
-    *,
-    batch_size: int = 256,
-    accumulate: Literal["signed", "absolute"] = "signed",
-) -> Saliency:
+def forget_saliency(classifier: Classifier, forget: LabelledPictures, *, batch_size: int = 256) -> Saliency:
     """Score every weight by the cross-entropy of the forget set.
 
         s = | Σ_b (n_b / N_f) ∇_θ CE_b(θ₀) |
 
-    with n_b pictures in batch b, so that signed scores do not depend on the batch size. Evaluation mode; pictures as
+    with n_b pictures in batch b, so that scores do not depend on the batch size. Evaluation mode; pictures as
     they are. SalUn, arXiv 2310.12508; OPTML-Group/Unlearn-Saliency@a6e89fd, Classification/generate_mask.py.
 
     Differs from the official code: batches are weighted by their size (there a short last batch counts like a full
@@ -40,7 +33,6 @@ def forget_saliency(
         classifier: θ₀; left in evaluation mode.
         forget: D_f.
         batch_size: Pictures a batch.
-        accumulate: Absolute value of the sum, or sum of absolute values, which depends on the batch size.
     """
     classifier.eval()
 
@@ -49,7 +41,7 @@ def forget_saliency(
         return total / len(forget)
 
     batches = in_order(forget, batch_size, classifier.device)
-    return gradient_saliency(classifier.parameters, batches, loss, accumulate=accumulate)
+    return gradient_saliency(classifier.parameters, batches, loss)
 
 
 def make_mask(
@@ -60,7 +52,6 @@ def make_mask(
     ratio: float = 0.5,
     scope: Scope = "global",
     seed: int = 0,
-    accumulate: Literal["signed", "absolute"] = "signed",
 ) -> SaliencyMask:
     """Make a mask by name.
 
@@ -72,7 +63,6 @@ def make_mask(
         ratio: Share of weights that may move; ``full`` and files ignore it.
         scope: Whether tensors compete with each other.
         seed: Seed of random masks.
-        accumulate: As for `forget_saliency`.
 
     Raises:
         UserError: If `kind` is neither word nor file, or a mask file does not fit the model.
@@ -87,7 +77,7 @@ def make_mask(
             sizes = Saliency({name: weight.detach().abs() for name, weight in parameters.items()})
             return SaliencyMask.from_saliency(sizes, ratio, scope, {"kind": "magnitude"})
         case "saliency" | "random_like":
-            scores = forget_saliency(classifier, forget, accumulate=accumulate)
+            scores = forget_saliency(classifier, forget)
             mask = SaliencyMask.from_saliency(scores, ratio, scope, {"loss": "cross-entropy, forget set"})
             return mask if kind == "saliency" else SaliencyMask.random_like(mask, stream(seed, "mask"))
         case _ if Path(kind).is_file():

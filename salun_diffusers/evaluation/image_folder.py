@@ -29,14 +29,12 @@ class ImageFolder:
         root: The folder.
         files: Its pictures, in a fixed order; empty where only detections were kept.
         rows: What is known of each picture, in the same order; empty where nothing is.
-        explicit: Whether only detections were kept.
         manifest: What the folder says of itself, or None.
     """
 
     root: Path
     files: tuple[Path, ...]
     rows: tuple[PictureRow, ...] = ()
-    explicit: bool = False
     manifest: Manifest | None = None
 
     def __len__(self) -> int:
@@ -58,7 +56,7 @@ class ImageFolder:
         if not kept:
             raise UserError(f"{self.root} has no pictures of other classes than {', '.join(classes)}.")
         files = tuple(self.files[at] for at in kept) if self.files else ()
-        return ImageFolder(self.root, files, tuple(self.rows[at] for at in kept), self.explicit, self.manifest)
+        return ImageFolder(self.root, files, tuple(self.rows[at] for at in kept), self.manifest)
 
 
 def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> ImageFolder:
@@ -88,7 +86,7 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
                 f"{len(present)}; the command in the manifest goes on where it stopped."
             )
         _require_readable(present)
-        return ImageFolder(root, present, manifest.pictures, manifest.explicit, manifest)
+        return ImageFolder(root, present, manifest.pictures, manifest)
     files = tuple(
         file
         for file in sorted(root.rglob("*"), key=lambda file: _natural(str(file.relative_to(root))))

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from PIL import Image
@@ -149,15 +148,6 @@ class EvaluationReport:
         values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
         values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
         return cls(**{**values, "series": tuple(values["series"])})
-
-    def save_json(self, path: str | Path) -> None:
-        """Write `to_json` to a file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load_json(cls, path: str | Path) -> EvaluationReport:
-        """Read a report that `save_json` wrote."""
-        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

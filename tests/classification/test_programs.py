@@ -61,7 +61,7 @@ def test_unlearn_a_class(trained, tmp_path, capsys):
     assert str(folder / "model") in capsys.readouterr().out
     left = {path.name for path in folder.iterdir()}
     assert left == {"model", "mask.safetensors", "report.json", "report.html", "run.json"}
-    report = EvaluationReport.load_json(folder / "report.json")
+    report = EvaluationReport.from_json(json.loads((folder / "report.json").read_text()))
     assert report.concept == "class 2" and report.receipt.violations == 0
     assert report.mask.density == pytest.approx(0.5, abs=1e-4)
     names = [pair.name for pair in report.comparisons]
