@@ -79,6 +79,8 @@ class TestTypedCommand:
             ("a/erase.py --concept x", "python a/erase.py --concept x", {}, "python a/erase.py --concept x"),
             # Called from Python, with words of its own: the command that does the same.
             ("pytest tests -q", "python -m pytest tests -q", {}, "salun erase --concept x"),
+            # As before, where the caller has put the words into sys.argv.
+            ("erase.py --concept x", "python -m pytest tests -q", {}, "salun erase --concept x"),
         ],
     )  # fmt: skip
     def test_of_a_program(self, monkeypatch, argv, orig, launched, expected):

@@ -81,7 +81,9 @@ def typed_command(name: str, words: Sequence[str]) -> str:
         words: Its flags and their values.
     """
     own = [] if name.endswith(".py") else name.split()
-    if sys.argv[1:] not in ([*words], [*own, *words]):
+    given = sys.argv[1:]
+    options = sys.orig_argv[: len(sys.orig_argv) - len(given)]  # Of the interpreter, and what it was to run.
+    if given not in ([*words], [*own, *words]) or [*options, *given] != sys.orig_argv:
         own = ["python", name] if name.endswith(".py") else ["salun", *own]
         return shlex.join([*own, *words])
     program = Path(sys.argv[0])
@@ -91,11 +93,11 @@ def typed_command(name: str, words: Sequence[str]) -> str:
         launcher = ["accelerate", "launch", *(["--num_processes", processes] if processes != "1" else [])]
     if program.suffix != ".py":  # An installed command, such as `salun`; accelerate launches files and modules only.
         launcher, typed = [], [program.name]
-    elif "-m" in sys.orig_argv[: sys.orig_argv.index(sys.argv[1]) if sys.argv[1:] else None]:
-        typed = ["-m", sys.orig_argv[sys.orig_argv.index("-m") + 1]]
+    elif "-m" in options:
+        typed = ["-m", options[options.index("-m") + 1]]
     else:
         typed = [sys.argv[0]]
-    return shlex.join([*launcher, *typed, *sys.argv[1:]])
+    return shlex.join([*launcher, *typed, *given])
 
 
 def quieten_libraries() -> None:
