@@ -91,8 +91,8 @@ def typed_command(name: str, words: Sequence[str]) -> str:
         launcher = ["accelerate", "launch", *(["--num_processes", processes] if processes != "1" else [])]
     if program.suffix != ".py":  # An installed command, such as `salun`; accelerate launches files and modules only.
         launcher, typed = [], [program.name]
-    elif "-m" in sys.orig_argv[: sys.orig_argv.index(sys.argv[1]) if sys.argv[1:] else None]:
-        typed = ["-m", sys.orig_argv[sys.orig_argv.index("-m") + 1]]
+    elif "-m" in (python := sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]):
+        typed = python[python.index("-m") :]
     else:
         typed = [sys.argv[0]]
     return shlex.join([*launcher, *typed, *sys.argv[1:]])
