@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,18 +80,18 @@ def shown(values: list[float]) -> str:
     return "failed" if math.isinf(mean) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
 
 
-def over_seeds(lab: Laboratory, make: Callable[[int], Cell], seeds: list[int]) -> list[tuple[Cell, dict[str, Any]]]:
-    """A cell for each seed, with its result and its gap."""
+def over_seeds(lab: Laboratory, like: Cell, seeds: list[int]) -> list[dict[str, Any]]:
+    """The results of a cell under each seed, and their gaps."""
     rows = []
     for seed in seeds:
-        cell = make(seed)
+        cell = replace(like, seed=seed)
         started = time.perf_counter()
         result = lab.run(cell)
         result["gap"] = lab.gap(cell)
         took = time.perf_counter() - started
         if took > 0.5:
             sys.stderr.write(f"{cell.name}: {took:.1f} s\n")
-        rows.append((cell, result))
+        rows.append(result)
     return rows
 
 
@@ -107,15 +107,8 @@ def full_stack(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> It
             rows.append(("salun", "saliency", "freeze"))
         for method, mask, norm in rows:
             settings = () if method == "retrain" else lab.tuned(scenario, method, mask)
-
-            def make(
-                seed: int, scenario: str = scenario, method: str = method, mask: str = mask,
-                settings: Any = settings, norm: Any = norm,
-            ) -> Cell:  # fmt: skip
-                return Cell(scenario, method, seed, mask, settings=settings, norm_stats=norm)
-
-            results = [result for _, result in over_seeds(lab, make, seeds)]
-            good = [result for result in results if "failed" not in result]
+            cell = Cell(scenario, method, 0, mask, settings=settings, norm_stats=norm)
+            good = [result for result in over_seeds(lab, cell, seeds) if "failed" not in result]
             if not good:
                 yield f"| {method} | {mask} | {norm} | failed |" + " |" * 7
                 continue
@@ -138,12 +131,8 @@ def ratios(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterat
     for method in config.methods:
         mask = default_mask(method)
         settings = lab.tuned("random-0.1", method, mask)
-        gaps = [
-            [row["gap"] for _, row in over_seeds(
-                lab, lambda seed, share=share, m=method, k=mask, s=settings:  # type: ignore[misc]
-                Cell(f"random-{share}", m, seed, k, settings=s), seeds)]
-            for share in shares
-        ]  # fmt: skip
+        cells = [Cell(f"random-{share}", method, 0, mask, settings=settings) for share in shares]
+        gaps = [[row["gap"] for row in over_seeds(lab, cell, seeds)] for cell in cells]
         curves[method] = [mean_and_deviation(values) for values in gaps]
         yield f"| {method} | " + " | ".join(map(shown, gaps)) + " |"
     plot(lab.folder / "ratios.png", [100 * share for share in shares], {"average gap (%)": curves}, "forget ratio (%)")
@@ -158,11 +147,9 @@ def sensitivity(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> I
         for mask in ("full", "saliency"):
             means = []
             for settings in grid(method):
-                rows = over_seeds(
-                    lab, lambda seed, m=method, k=mask, s=settings: Cell("random-0.1", m, seed, k, settings=s), seeds  # type: ignore[misc]
-                )  # fmt: skip
+                rows = over_seeds(lab, Cell("random-0.1", method, 0, mask, settings=settings), seeds)
                 # A diverged run is as bad as a model that knows nothing of what it should.
-                means.append(mean_and_deviation([min(row["gap"], 1.0) for _, row in rows])[0])
+                means.append(mean_and_deviation([min(row["gap"], 1.0) for row in rows])[0])
             means.sort()
             spread = mean_and_deviation(means)[1]
             values = (means[0], (means[3] + means[4]) / 2, means[-1], spread)
@@ -178,12 +165,8 @@ def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterato
         yield "|---|" + "--:|" * len(_DENSITIES)
         curves = {}
         for mask in ("saliency", "random_like", "magnitude"):
-            gaps = [
-                [row["gap"] for _, row in over_seeds(
-                    lab, lambda seed, d=density, k=mask, c=scenario, s=settings:  # type: ignore[misc]
-                    Cell(c, "salun", seed, k, d, s), seeds)]
-                for density in _DENSITIES
-            ]  # fmt: skip
+            cells = [Cell(scenario, "salun", 0, mask, density, settings) for density in _DENSITIES]
+            gaps = [[row["gap"] for row in over_seeds(lab, cell, seeds)] for cell in cells]
             curves[mask] = [mean_and_deviation(values) for values in gaps]
             yield f"| {mask} | " + " | ".join(map(shown, gaps)) + " |"
         plot(lab.folder / f"masks-{scenario}.png", list(_DENSITIES), {"average gap (%)": curves}, "mask ratio")
@@ -192,6 +175,7 @@ def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterato
 def tuned_l2ul(lab: Laboratory, goal: str, switches: tuple[tuple[str, Any], ...]) -> Cell:
     """A variant of L2UL as it forgets most and costs least: the largest 1 - D_f + D_r + test, 16 tuning pictures."""
     extra, norms = _L2UL_GOALS[goal]
+    shared = (*switches, *_L2UL_ATTACK)
 
     def score(cell: Cell) -> float:
         found = [lab.run(replace(cell, seed=seed)) for seed in TUNING_SEEDS]
@@ -201,10 +185,10 @@ def tuned_l2ul(lab: Laboratory, goal: str, switches: tuple[tuple[str, Any], ...]
         )
 
     tried = [
-        Cell("instances-16", "l2ul", 0, norm_stats=norm,
-             settings=(*switches, *_L2UL_ATTACK, ("learning_rate", rate), *extra))
-        for norm in norms for rate in _L2UL_RATES
-    ]  # fmt: skip
+        Cell("instances-16", "l2ul", 0, settings=(*shared, ("learning_rate", rate), *extra), norm_stats=norm)
+        for norm in norms
+        for rate in _L2UL_RATES
+    ]
     return max(tried, key=score)
 
 
@@ -263,8 +247,12 @@ def plot(path: Path, x: list[float], panels: dict[str, dict[str, list[tuple[floa
 
 
 EXPERIMENTS = {
-    "full_stack": full_stack, "ratios": ratios, "sensitivity": sensitivity, "masks": masks, "instances": instances,
-}  # fmt: skip
+    "full_stack": full_stack,
+    "ratios": ratios,
+    "sensitivity": sensitivity,
+    "masks": masks,
+    "instances": instances,
+}
 
 
 def work(config: BenchmarkConfig, command: str) -> str:

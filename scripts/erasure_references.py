@@ -115,14 +115,18 @@ def retrain(request: Request, course: Course, folder: Path) -> tuple[dict[str, A
 
 
 def _without_class(name: str, course: Course, settings: EraseConfig, folder: Path) -> Path:
-    from train_ddpm import TrainDDPMConfig, train
+    from salun_diffusers.diffusion.ddpm_config import TrainDDPMConfig
+    from salun_diffusers.diffusion.ddpm_training import train
 
     return train(
         TrainDDPMConfig(
-            exclude_class=name, max_train_steps=course.steps, mixed_precision=course.mixed_precision,
-            seed=settings.seed, output_dir=str(folder),
+            exclude_class=name,
+            max_train_steps=course.steps,
+            mixed_precision=course.mixed_precision,
+            seed=settings.seed,
+            output_dir=str(folder),
         )
-    )  # fmt: skip
+    )
 
 
 def _without_shape_or_style(name: str, course: Course, settings: EraseConfig, folder: Path) -> Path:

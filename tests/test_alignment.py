@@ -38,8 +38,9 @@ def test_clip_score_is_torchmetrics(tiny_clip: Path, pictures: list[Image.Image]
     shim = SimpleNamespace(
         get_image_features=lambda pixels: model.get_image_features(pixels).pooler_output,
         get_text_features=lambda ids, mask: model.get_text_features(ids, mask).pooler_output,
-        config=model.config, to=lambda device: shim,
-    )  # fmt: skip
+        config=model.config,
+        to=lambda device: shim,
+    )
     processor = CLIPProcessor(
         CLIPImageProcessorPil.from_pretrained(tiny_clip), AutoTokenizer.from_pretrained(tiny_clip)
     )

@@ -95,8 +95,10 @@ class TestDrawing:
         assert np.array_equal(array, floats.permute(0, 2, 3, 1).numpy())
         picture = draw(pipe, ["cat"], output_type="pil")[0]
         assert np.array_equal(np.asarray(picture), (array[0, :, :, 0] * 255).round().astype("uint8"))
-        assert torch.equal(pipe(["cat"], output_type="latent", num_inference_steps=3, generator=generators(1),
-                                return_dict=False)[0], raw)  # fmt: skip
+        assert torch.equal(
+            pipe(["cat"], output_type="latent", num_inference_steps=3, generator=generators(1), return_dict=False)[0],
+            raw,
+        )
         with pytest.raises(ValueError, match="output_type must be"):
             pipe("cat", output_type="jpg")
 

@@ -112,8 +112,9 @@ def test_pixels_are_untouched_without_resize(tmp_path: Path) -> None:
 def test_batches_keep_the_order(tmp_path: Path) -> None:
     for number in range(5):
         Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    found = [[picture.getpixel((0, 0))[0] for picture in batch]
-             for batch in decoded(read_image_folder(tmp_path).files, 2)]  # fmt: skip
+    found = [
+        [picture.getpixel((0, 0))[0] for picture in batch] for batch in decoded(read_image_folder(tmp_path).files, 2)
+    ]
     assert found == [[0, 1], [2, 3], [4]]
 
 

@@ -128,7 +128,7 @@ def test_an_erasures_report_counts_by_the_same_functions(
 ) -> None:
     """The detector's boxes are given: two parts on each picture before, none after."""
     from salun_diffusers.diffusion.presets.nudity import nudity as preset
-    from salun_diffusers.diffusion.validation import Samples, measure
+    from salun_diffusers.diffusion.validation import Pictures, Samples, measure
     from salun_diffusers.evaluation.detectors import NudityDetector
 
     concept = preset("paper")
@@ -142,7 +142,7 @@ def test_an_erasures_report_counts_by_the_same_functions(
         return Samples(prompts, tuple((picture, picture) for _ in prompts))
 
     forget, retain = concept.forget_evaluation, concept.retain_evaluation
-    sides = [(samples(picture, forget), samples(black, retain)) for picture in (astronaut, black)]
+    sides = [Pictures(samples(picture, forget), samples(black, retain)) for picture in (astronaut, black)]
     comparisons, _ = measure(concept, NudityDetector(), sides[0], sides[1], "made up")
     found = {pair.name: (pair.before.value, pair.after.value) for pair in comparisons}
     assert found["nudity appears for its prompts"] == (1, 0)

@@ -29,9 +29,11 @@ def test_rates_by_hand() -> None:
     shown = ["square", "circle", "square", "star", "moon", "heart"]
     measured = {item.name: item.value for item in measure_objects(shown, expected, ["circle"], protocol="by hand")}
     assert measured == {
-        "UA: circle is not drawn": pytest.approx(2 / 3), "RA: other classes are right": pytest.approx(2 / 3),
-        "star is right": 0.5, "heart is right": 1.0,
-    }  # fmt: skip
+        "UA: circle is not drawn": pytest.approx(2 / 3),
+        "RA: other classes are right": pytest.approx(2 / 3),
+        "star is right": 0.5,
+        "heart is right": 1.0,
+    }
     assert turned_into(shown, expected, "circle") == [("square", 2), ("circle", 1)]
 
 

@@ -39,15 +39,21 @@ def folder(path: Path, made: Manifest | None) -> Path:
         (manifest(steps=50), manifest(steps=12), "num_inference_steps 50 and 12"),
         (manifest(steps=50), manifest(steps=12, guidance=3), "num_inference_steps 50 and 12, guidance 7.5 and 3"),
         (manifest(), manifest(scheduler={**DDIM, "new_in_another_release": 1}), ""),
-        (manifest(), manifest(scheduler={"class": "DDIMScheduler", "timestep_spacing": "trailing"}),
-         "scheduler timestep_spacing leading and trailing"),
-        (manifest(), manifest(scheduler={"class": "PNDMScheduler", "timestep_spacing": "trailing"}),
-         "scheduler class DDIMScheduler and PNDMScheduler"),
+        (
+            manifest(),
+            manifest(scheduler={"class": "DDIMScheduler", "timestep_spacing": "trailing"}),
+            "scheduler timestep_spacing leading and trailing",
+        ),
+        (
+            manifest(),
+            manifest(scheduler={"class": "PNDMScheduler", "timestep_spacing": "trailing"}),
+            "scheduler class DDIMScheduler and PNDMScheduler",
+        ),
         (manifest(height=512, width=512), manifest(height=None, width=None), ""),
         (manifest(height=512, width=512), manifest(height=64, width=64), "height 512 and 64, width 512 and 64"),
         (manifest("a", "b"), manifest("b", "a", "b"), ""),
     ],
-)  # fmt: skip
+)
 def test_what_differs(one: Manifest, other: Manifest, words: str) -> None:
     """Seeds, model, data type, number of pictures and what only one side knows do not count."""
     assert difference(sampling_of(one), sampling_of(other)) == words

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,22 @@ from salun_diffusers.pictures.picture_sources import load_pictures
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    "--resolution", "8", "--block_out_channels", "8", "16", "--norm_num_groups", "4", "--train_batch_size", "4",
-    "--max_train_steps", "6", "--checkpointing_steps", "3", "--save_dtype", "float32",
-]  # fmt: skip
+    "--resolution",
+    "8",
+    "--block_out_channels",
+    "8",
+    "16",
+    "--norm_num_groups",
+    "4",
+    "--train_batch_size",
+    "4",
+    "--max_train_steps",
+    "6",
+    "--checkpointing_steps",
+    "3",
+    "--save_dtype",
+    "float32",
+]
 
 
 @pytest.fixture
@@ -59,6 +74,20 @@ def test_same_seed_same_bits_and_the_folder_loads(train, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     assert pipe(["3"], num_inference_steps=2).images[0].size == (8, 8)
     assert json.loads((one / "config.json").read_text())["max_train_steps"] == 6
+
+
+def test_help_waits_for_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from salun_diffusers.programs.train_ddpm import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print('HEAVY', sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("HEAVY []")
 
 
 def test_bad_input_is_one_line(train, tmp_path, capsys):

@@ -80,7 +80,7 @@ class VGG(PreTrainedModel):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(channels, len(config.id2label))
+        self.classifier = nn.Linear(channels, len(config.id2label or {}))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -81,11 +81,13 @@ def measure(classifier: Classifier, split: ForgetSplit, *, seed: int = 0) -> Sco
 
     forget, retain, test = asked(split.forget), asked(split.retain), asked(split.test)
     return Scores(
-        accuracy(*forget), accuracy(*retain), accuracy(*test),
-        svc_efficacy(*(true_class_confidence(*pair) for pair in (retain, test, forget)), seed=seed),
-        loss_attack_accuracy(true_class_loss(*forget), true_class_loss(*test), seed=seed),
-        (len(forget[1]), len(retain[1]), len(test[1])),
-    )  # fmt: skip
+        forget_accuracy=accuracy(*forget),
+        retain_accuracy=accuracy(*retain),
+        test_accuracy=accuracy(*test),
+        mia=svc_efficacy(*(true_class_confidence(*pair) for pair in (retain, test, forget)), seed=seed),
+        loss_attack=loss_attack_accuracy(true_class_loss(*forget), true_class_loss(*test), seed=seed),
+        sizes=(len(forget[1]), len(retain[1]), len(test[1])),
+    )
 
 
 def average_gap(scores: tuple[float, float, float, float], reference: tuple[float, float, float, float]) -> float:
@@ -122,7 +124,11 @@ def measurements(scores: Scores, *, whole_class: bool, command: str = "") -> lis
         rate("retain accuracy (RA)", scores.retain_accuracy, n_retain, "higher", "top-1, retain set", "retained"),
         rate("MIA efficacy", scores.mia, n_forget, "higher" if whole_class else "neither", seen, "membership"),
         rate(
-            "loss attack accuracy", scores.loss_attack, 2 * min(n_forget, n_test), "neither",
-            "logistic regression on the loss, forget against test pictures; 0.5 is chance", "membership",
+            "loss attack accuracy",
+            scores.loss_attack,
+            2 * min(n_forget, n_test),
+            "neither",
+            "logistic regression on the loss, forget against test pictures; 0.5 is chance",
+            "membership",
         ),
-    ]  # fmt: skip
+    ]

@@ -146,10 +146,15 @@ def save_classifier(classifier: Classifier, folder: Path, image_size: int, recor
     with loading_quietly():
         model.save_pretrained(folder)
     processor = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
-        "rescale_factor": 1 / 255, "size": {"height": image_size, "width": image_size},
-        "image_mean": list(classifier.mean), "image_std": list(classifier.std),
-    }  # fmt: skip
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "size": {"height": image_size, "width": image_size},
+        "image_mean": list(classifier.mean),
+        "image_std": list(classifier.std),
+    }
     (folder / _PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

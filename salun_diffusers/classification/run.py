@@ -149,9 +149,13 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
             before = measure(classifier, split, seed=config.seed)
         with clock.stage("saliency and mask"):
             mask = make_mask(
-                config.mask or default_mask(config.method), classifier, split.forget,
-                ratio=config.mask_ratio, scope=config.mask_scope, seed=config.seed,
-            )  # fmt: skip
+                config.mask or default_mask(config.method),
+                classifier,
+                split.forget,
+                ratio=config.mask_ratio,
+                scope=config.mask_scope,
+                seed=config.seed,
+            )
         task = Task(classifier, split, mask, config.seed, config.norm_stats, Augmentation(config.shift, config.flip))
         with clock.stage("unlearning"):
             unlearned = method(task)

@@ -86,10 +86,11 @@ def decide(outcome: Outcome, *, tolerance: float = 0.05) -> tuple[Verdict, str]:
     far = [
         (name, value, goal)
         for name, value, goal in (
-            ("UA", after.unlearning_accuracy, reference.unlearning_accuracy), ("MIA", after.mia, reference.mia)
+            ("UA", after.unlearning_accuracy, reference.unlearning_accuracy),
+            ("MIA", after.mia, reference.mia),
         )
         if abs(value - goal) > tolerance
-    ]  # fmt: skip
+    ]
     gap = f"the average gap to Retrain is {percent(average_gap(full_stack(after), full_stack(reference)))}"
     if not far:
         return "erased", f"{found}; {kept}; {gap}."
@@ -153,11 +154,11 @@ def write_report(
             Measurement(
                 "average gap to Retrain",
                 gap,
-                4,
-                gap,
-                gap,
-                "lower",
-                "mean of |difference| over UA, RA, TA, MIA",
+                n=4,
+                low=gap,
+                high=gap,
+                direction="lower",
+                protocol="mean of |difference| over UA, RA, TA, MIA",
                 group="Retrain, the reference",
             )
         )

@@ -47,9 +47,12 @@ def train_classifier(
         def passes(epoch: int) -> Any:
             bar.advance(1 if epoch else 0)
             return shuffled(
-                pools.train, training.batch_size, stream(seed, "train", epoch),
-                augmentation=augmentation, device=classifier.device,
-            )  # fmt: skip
+                pools.train,
+                training.batch_size,
+                stream(seed, "train", epoch),
+                augmentation=augmentation,
+                device=classifier.device,
+            )
 
         fit(task, training, passes, cross_entropy(classifier))
         bar.advance(1)
@@ -76,9 +79,11 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     from salun_diffusers.classification.models import IMAGE_SIZES, make_classifier, save_classifier
 
     pools = load_pools(
-        config.dataset, seed=config.data_seed, image_size=config.image_size or IMAGE_SIZES.get(config.model),
+        config.dataset,
+        seed=config.data_seed,
+        image_size=config.image_size or IMAGE_SIZES.get(config.model),
         validation=config.validation_share,
-    )  # fmt: skip
+    )
     channels, _, size = pools.train.pixels.shape[1:]
     classifier = make_classifier(
         config.model, class_names=pools.train.class_names, channels=channels, image_size=size, seed=config.seed

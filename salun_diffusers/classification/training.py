@@ -49,9 +49,13 @@ class Task:
     ) -> Iterable[Batch]:
         """One shuffled, augmented pass over `data`; `name` and `epoch` choose the random stream."""
         return shuffled(
-            data, batch_size, stream(self.seed, name, epoch),
-            augmentation=self.augmentation, device=self.classifier.device, forget=forget,
-        )  # fmt: skip
+            data,
+            batch_size,
+            stream(self.seed, name, epoch),
+            augmentation=self.augmentation,
+            device=self.classifier.device,
+            forget=forget,
+        )
 
     def selected(self) -> SelectedWeights:
         """The weights that may move.

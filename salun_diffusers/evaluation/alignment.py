@@ -105,8 +105,9 @@ class ClipScore:
 
         from salun_diffusers.evaluation.pretrained import CLIP_MEAN, CLIP_STD, normalised, stack_pixels
 
-        shown = [normalised(stack_pixels([_centre_square(picture)]), self._size, CLIP_MEAN, CLIP_STD)
-                 for picture in pictures]  # fmt: skip
+        shown = [
+            normalised(stack_pixels([_centre_square(picture)]), self._size, CLIP_MEAN, CLIP_STD) for picture in pictures
+        ]
         with torch.no_grad():
             pooled = self._model.vision_model(pixel_values=torch.cat(shown).to(self._device)).pooler_output
             return F.normalize(self._model.visual_projection(pooled), dim=-1).cpu()
@@ -117,9 +118,12 @@ class ClipScore:
         import torch.nn.functional as F
 
         tokens = self._tokenizer(
-            list(prompts), padding=True, truncation=True, return_tensors="pt",
+            list(prompts),
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
             max_length=self._model.config.text_config.max_position_embeddings,
-        ).to(self._device)  # fmt: skip
+        ).to(self._device)
         with torch.no_grad():
             pooled = self._model.text_model(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask

@@ -143,12 +143,16 @@ def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
             elif place.is_file():
                 raise ValueError("it is no report of this version")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} cannot be read as a report ({error}); give report.json of an erasure, or what an "
-                            "evaluate_… program wrote.") from error  # fmt: skip
+            raise UserError(
+                f"{file} cannot be read as a report ({error}); give report.json of an erasure, or what an "
+                "evaluate_… program wrote."
+            ) from error
     if not found:
         what = "holds no report" if place.exists() else "does not exist"
-        raise UserError(f"{place} {what}; a report.json, or what evaluate_nudity.py, evaluate_fid.py, "
-                        "evaluate_alignment.py or evaluate_objects.py wrote, is required.")  # fmt: skip
+        raise UserError(
+            f"{place} {what}; a report.json, or what evaluate_nudity.py, evaluate_fid.py, "
+            "evaluate_alignment.py or evaluate_objects.py wrote, is required."
+        )
     return found
 
 

@@ -23,7 +23,7 @@ from salun_diffusers.reports.figures import (
     inline_svg,
 )
 from salun_diffusers.reports.measurement import Measurement
-from salun_diffusers.reports.page import page_environment
+from salun_diffusers.reports.page import render
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,19 @@ def comparison_page(
     forget, retain = axes
     plot = scatter_chart(table, forget, retain) if forget and retain else ""
     rows = [(key, table.example(key), table.row(key)) for key in table.keys]
-    return page_environment().get_template("comparison.html.j2").render(
-        table=table, plot=Markup(plot), grid=grid, command=command, better=BETTER,
+    samplings = [sampling_text(known) for run in table.runs for known in run.drawn.values()]
+    return render(
+        "comparison.html.j2",
+        table=table,
+        plot=Markup(plot),
+        grid=grid,
+        command=command,
+        better=BETTER,
         groups=[(group, list(lines)) for group, lines in groupby(rows, key=lambda row: row[0][0])],
         protocols=list(dict.fromkeys(table.example(key).protocol for key in table.keys)),
-        samplings=list(
-            dict.fromkeys(text for run in table.runs for known in run.drawn.values() if (text := sampling_text(known)))
-        ),
+        samplings=list(dict.fromkeys(filter(None, samplings))),
         explicit=any(run.explicit for run in table.runs),
-    )  # fmt: skip
+    )
 
 
 def scatter_chart(table: ComparisonTable, forget: Key, retain: Key) -> str:
@@ -77,9 +81,16 @@ def scatter_chart(table: ComparisonTable, forget: Key, retain: Key) -> str:
         x, y = _scaled(across), _scaled(up)
         first = name.startswith("before")
         axes.errorbar(
-            x[0], y[0], xerr=[[x[0] - x[1]], [x[2] - x[0]]], yerr=[[y[0] - y[1]], [y[2] - y[0]]], fmt="o",
-            color=INK if first else ACCENT, markersize=8, elinewidth=1.1, capsize=3,
-        )  # fmt: skip
+            x[0],
+            y[0],
+            xerr=[[x[0] - x[1]], [x[2] - x[0]]],
+            yerr=[[y[0] - y[1]], [y[2] - y[0]]],
+            fmt="o",
+            color=INK if first else ACCENT,
+            markersize=8,
+            elinewidth=1.1,
+            capsize=3,
+        )
         axes.annotate(name, (x[0], y[0]), xytext=(8, 8), textcoords="offset points", color=INK, fontsize=10)
     axes.set_xlabel(_axis_label(table.example(forget)))
     axes.set_ylabel(_axis_label(table.example(retain)), color=INK)

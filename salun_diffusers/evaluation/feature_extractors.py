@@ -65,9 +65,12 @@ def make_extractor(name: str, weights: str | None = None, *, device: torch.devic
     """
     device = device or default_device()
     made: dict[str, Callable[[str | None, torch.device], FeatureExtractor]] = {
-        "inception": _inception, "clip": _clip, "dinov2": _dinov2,
-        "demo": partial(_embedded, "demo", 64), "digits": partial(_embedded, "digits", 32),
-    }  # fmt: skip
+        "inception": _inception,
+        "clip": _clip,
+        "dinov2": _dinov2,
+        "demo": partial(_embedded, "demo", 64),
+        "digits": partial(_embedded, "digits", 32),
+    }
     if name not in made:
         raise UserError(f"--extractor must be one of {', '.join(NAMES)}; got {name!r}.")
     return made[name](weights, device)

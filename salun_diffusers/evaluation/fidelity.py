@@ -15,8 +15,13 @@ from salun_diffusers.reports.measurement import NORMAL_95, Measurement
 from salun_diffusers.seeds import stream_seed
 
 FEWEST = 100  # below this a covariance and a KID subset say nothing
-_NAMES = {"inception": "FID", "dinov2": "FD-DINOv2", "clip": "FD-CLIP", "demo": "FD of demo features",
-          "digits": "FD of digit features"}  # fmt: skip
+_NAMES = {
+    "inception": "FID",
+    "dinov2": "FD-DINOv2",
+    "clip": "FD-CLIP",
+    "demo": "FD of demo features",
+    "digits": "FD of digit features",
+}
 
 
 class _Unchanged(nn.Module):
@@ -188,15 +193,33 @@ def measure_fidelity(
     kid, deviation = kernel_distance(ours, theirs, subsets=subsets, subset_size=size, seed=stream_seed(seed, "kid"))
     kernel = f"{base}; unbiased cubic-kernel MMD² by torchmetrics, mean of {subsets} subsets of {size}"
     manifold = f"{base}; improved precision and recall, k = 3, {n} pictures"
-    group = "fidelity"
-    about: dict[str, Any] = {"command": command, "group": group}
+    about: dict[str, Any] = {"command": command, "group": "fidelity"}
     short = "" if extractor.name == "inception" else f" ({extractor.name} features)"
     return [
-        Measurement(name, value, n, max(0.0, value - half), value + half, "lower", frechet, command, group),
-        Measurement(f"KID{short}", kid, n, kid - NORMAL_95 * deviation, kid + NORMAL_95 * deviation, "lower", kernel,
-                    command, group),
-        Measurement.rate(f"precision{short}", inside_count(ours, theirs), n, direction="higher", protocol=manifold,
-                         **about),
-        Measurement.rate(f"recall{short}", inside_count(theirs, ours), m, direction="higher", protocol=manifold,
-                         **about),
-    ]  # fmt: skip
+        Measurement(
+            name,
+            value,
+            n,
+            low=max(0.0, value - half),
+            high=value + half,
+            direction="lower",
+            protocol=frechet,
+            **about,
+        ),
+        Measurement(
+            f"KID{short}",
+            kid,
+            n,
+            low=kid - NORMAL_95 * deviation,
+            high=kid + NORMAL_95 * deviation,
+            direction="lower",
+            protocol=kernel,
+            **about,
+        ),
+        Measurement.rate(
+            f"precision{short}", inside_count(ours, theirs), n, direction="higher", protocol=manifold, **about
+        ),
+        Measurement.rate(
+            f"recall{short}", inside_count(theirs, ours), m, direction="higher", protocol=manifold, **about
+        ),
+    ]

@@ -51,8 +51,9 @@ class ImageFolder:
         if not classes:
             return self
         if not any(row.label for row in self.rows):
-            raise UserError(f"Leaving classes out needs to know them: {self.root} has no classes in a manifest or as "
-                            "sub-folders.")  # fmt: skip
+            raise UserError(
+                f"Leaving classes out needs to know them: {self.root} has no classes in a manifest or as sub-folders."
+            )
         kept = [at for at, row in enumerate(self.rows) if row.label not in classes]
         if not kept:
             raise UserError(f"{self.root} has no pictures of other classes than {', '.join(classes)}.")
@@ -82,15 +83,19 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
         kept = [root / row.file for row in manifest.pictures]
         present = tuple(file for file in kept if file.is_file())
         if len(present) < len(kept) and not (manifest.explicit and not present):
-            raise UserError(f"{root} is unfinished: {len(kept)} pictures are required by its manifest, found "
-                            f"{len(present)}; the command in the manifest goes on where it stopped.")  # fmt: skip
+            raise UserError(
+                f"{root} is unfinished: {len(kept)} pictures are required by its manifest, found "
+                f"{len(present)}; the command in the manifest goes on where it stopped."
+            )
         _require_readable(present)
         return ImageFolder(root, present, manifest.pictures, manifest.explicit, manifest)
     files = tuple(
-        file for file in sorted(root.rglob("*"), key=lambda file: _natural(str(file.relative_to(root))))
-        if file.suffix.lower() in _ENDINGS and file.is_file()
+        file
+        for file in sorted(root.rglob("*"), key=lambda file: _natural(str(file.relative_to(root))))
+        if file.suffix.lower() in _ENDINGS
+        and file.is_file()
         and not any(part.startswith(".") or part in _OWN_FOLDERS for part in file.relative_to(root).parts[:-1])
-    )  # fmt: skip
+    )
     if not files:
         raise UserError(f"{root} must hold pictures ({', '.join(sorted(_ENDINGS))}); it has none.")
     _require_readable(files)
@@ -114,8 +119,10 @@ def _rows_by_name(root: Path, files: Sequence[Path], prompts: Sequence[PromptRow
         found = re.match(r"(\d+)(?:[_-](\d+))?", file.stem)
         row = by_case.get(int(found[1])) if found else None
         if row is None or found is None:
-            raise UserError(f"{file.name} belongs to no row of the prompt file: names must start with a case_number of "
-                            "it, such as 12_0.png.")  # fmt: skip
+            raise UserError(
+                f"{file.name} belongs to no row of the prompt file: names must start with a case_number of "
+                "it, such as 12_0.png."
+            )
         yield PictureRow(
             file=str(file.relative_to(root)),
             prompt=row.prompt,

@@ -27,8 +27,14 @@ _CONVERT = (
 class ConvBlock(nn.Module):
     """Convolution without bias, batch norm with ε = 0.001, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1,
-                 padding: int | tuple[int, int] = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
@@ -136,10 +142,9 @@ class BlockE(nn.Module):
         three = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self._largest else _average(x)
-        return torch.cat(
-            [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three), self.branch3x3dbl_3a(double),
-             self.branch3x3dbl_3b(double), self.branch_pool(pooled)], 1,
-        )  # fmt: skip
+        threes = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
+        doubles = [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        return torch.cat([self.branch1x1(x), *threes, *doubles, self.branch_pool(pooled)], 1)
 
 
 class FidInception(nn.Module):
@@ -206,8 +211,10 @@ def load_inception(weights: str | None) -> tuple[FidInception, str]:
             f"v0.2.0 has the weights as a pickle; convert it once: {_CONVERT}"
         )
     if path.suffix != ".safetensors":
-        raise UserError(f"--extractor_weights must be a safetensors file, {path} is not: pickles can run code and are "
-                        f"never read here. Convert it once: {_CONVERT}")  # fmt: skip
+        raise UserError(
+            f"--extractor_weights must be a safetensors file, {path} is not: pickles can run code and are "
+            f"never read here. Convert it once: {_CONVERT}"
+        )
     network = FidInception()
     try:
         tensors = load_file(path)

@@ -17,9 +17,17 @@ from salun_diffusers.reports.measurement import Measurement
 # Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
 # OPTML-Group/Diffusion-MU-Attack@0eea64d). A prompt file's `classidx` 0…9 counts in this order, not in ImageNet's.
 IMAGENETTE = {
-    "tench": 0, "english springer": 217, "cassette player": 482, "chain saw": 491, "church": 497,
-    "french horn": 566, "garbage truck": 569, "gas pump": 571, "golf ball": 574, "parachute": 701,
-}  # fmt: skip
+    "tench": 0,
+    "english springer": 217,
+    "cassette player": 482,
+    "chain saw": 491,
+    "church": 497,
+    "french horn": 566,
+    "garbage truck": 569,
+    "gas pump": 571,
+    "golf ball": 574,
+    "parachute": 701,
+}
 
 
 class ObjectClassifier:

@@ -53,8 +53,10 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
     model, info = loaded
     if info["missing_keys"]:
         # transformers would draw them at random and go on.
-        raise UserError(f"{what} needs a {type(model).__name__}; the weights {weights} lack "
-                        f"{min(info['missing_keys'])} and would be drawn at random.")  # fmt: skip
+        raise UserError(
+            f"{what} needs a {type(model).__name__}; the weights {weights} lack "
+            f"{min(info['missing_keys'])} and would be drawn at random."
+        )
     return model.to(device).eval().requires_grad_(False)
 
 

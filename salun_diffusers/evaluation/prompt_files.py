@@ -84,8 +84,10 @@ def read_prompt_file(path: str | Path, *, limit: int | None = None) -> PromptFil
     cases = [row.case_number for row in rows]
     if len(set(cases)) < len(cases):
         twice = next(case for case in cases if cases.count(case) > 1)
-        raise UserError(f"Each row of {path} needs a case_number of its own, since pictures are named after it; "
-                        f"{twice} stands there more than once.")  # fmt: skip
+        raise UserError(
+            f"Each row of {path} needs a case_number of its own, since pictures are named after it; "
+            f"{twice} stands there more than once."
+        )
     rows = rows[:limit]
     said = sum(bool(_EXPLICIT_WORDS & set(_words(row.prompt))) for row in rows)
     # COCO's 30,000 captions hold a few such words and no explicit picture.
@@ -112,10 +114,13 @@ def _from_csv(path: Path, text: str) -> tuple[list[PromptRow], bool]:
         guidance = _first(line, _GUIDANCE)
         rows.append(
             PromptRow(
-                prompt, int(case), int(_number(path, number, _first(line, _SEED), case)),
-                _number(path, number, guidance, 0.0) if guidance else None, _first(line, _LABEL).strip(),
+                prompt=prompt,
+                case_number=int(case),
+                seed=int(_number(path, number, _first(line, _SEED), case)),
+                guidance=_number(path, number, guidance, 0.0) if guidance else None,
+                label=_first(line, _LABEL).strip(),
             )
-        )  # fmt: skip
+        )
     return rows, bool(set(_I2P) & set(columns))
 
 

@@ -15,7 +15,7 @@ from salun_diffusers.evaluation.sampling import sampling_text
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.reports.figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
 from salun_diffusers.reports.measurement import Comparison, Measurement
-from salun_diffusers.reports.page import page_environment
+from salun_diffusers.reports.page import render
 
 BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": ""}
 
@@ -50,14 +50,15 @@ def record_page(record: EvaluationRecord, charts: Sequence[tuple[str, str]] = ()
     pairs += [(None, item) for item in record.measurements]
     order = list(dict.fromkeys(after.group for _, after in pairs))
     pairs.sort(key=lambda pair: order.index(pair[1].group))
-    return page_environment().get_template("evaluation.html.j2").render(
+    return render(
+        "evaluation.html.j2",
         record=record,
         groups=[(group, list(rows)) for group, rows in groupby(pairs, key=lambda pair: pair[1].group)],
         charts=[(title, Markup(chart)) for title, chart in charts],
         protocols=list(dict.fromkeys(after.protocol for _, after in pairs)),
         better=BETTER,
         drawn=sampling_text(record.sampling),
-    )  # fmt: skip
+    )
 
 
 def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str = "") -> str:
@@ -87,13 +88,24 @@ def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str 
         values = np.array([scale * item.value for _, item in found])
         low = values - scale * np.array([item.low for _, item in found])
         high = scale * np.array([item.high for _, item in found]) - values
-        axes.barh(places, values, height=height, color=colour, xerr=np.stack([low, high]),
-                  error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5})  # fmt: skip
+        axes.barh(
+            places,
+            values,
+            height=height,
+            color=colour,
+            xerr=np.stack([low, high]),
+            error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
+        )
         for place, (_, item) in zip(places, found, strict=True):
             axes.annotate(
-                item.text(), (scale * item.high, place), xytext=(6, 0), textcoords="offset points", va="center",
-                color=INK, fontsize=9,
-            )  # fmt: skip
+                item.text(),
+                (scale * item.high, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+                fontsize=9,
+            )
     axes.set_yticks(range(len(pairs)), [after.name for _, after in pairs])
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     widest = max(scale * item.high for pair in pairs for item in pair if item is not None)

@@ -102,9 +102,14 @@ def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str
     ]
     if extractor:
         measured.append(
-            Measurement.mean(f"{extractor.name} distance at equal seed", features, direction="lower",
-                             protocol=f"1 - cosine; {extractor.protocol}", **about)
-        )  # fmt: skip
+            Measurement.mean(
+                f"{extractor.name} distance at equal seed",
+                features,
+                direction="lower",
+                protocol=f"1 - cosine; {extractor.protocol}",
+                **about,
+            )
+        )
     return measured
 
 
@@ -126,17 +131,24 @@ def work(config: AlignmentConfig, command: str) -> str:
                     scores += clip.scores(pictures, [row.prompt for row in rows])
                     bar.advance(len(pictures))
             scored.append(
-                Measurement.mean("CLIP score", scores, direction="higher", protocol=clip.protocol, group="alignment",
-                                 command=command)
-            )  # fmt: skip
+                Measurement.mean(
+                    "CLIP score", scores, direction="higher", protocol=clip.protocol, group="alignment", command=command
+                )
+            )
     pairs = (Comparison("CLIP score", *scored),) if len(scored) == 2 else ()
     alone = () if pairs else tuple(scored)
     if config.before:
         alone += tuple(distances(read, config, command))
     record = EvaluationRecord(
-        kind="alignment", title="Alignment and drift", pictures=config.images, before=config.before or "",
-        measurements=alone, comparisons=pairs, sampling=sampling, command=command,
-    )  # fmt: skip
+        kind="alignment",
+        title="Alignment and drift",
+        pictures=config.images,
+        before=config.before or "",
+        measurements=alone,
+        comparisons=pairs,
+        sampling=sampling,
+        command=command,
+    )
     return write_record(record, config.output_dir)
 
 

@@ -79,8 +79,15 @@ def work(config: FidConfig, command: str) -> str:
     extractor = make_extractor(config.extractor, config.extractor_weights)
 
     def features(source: str, stage: str) -> FeatureSet:
-        return features_of(source, extractor, batch_size=config.batch_size, resize=config.resize,
-                           exclude=config.exclude, cache=Path(config.cache_dir).expanduser(), stage=stage)  # fmt: skip
+        return features_of(
+            source,
+            extractor,
+            batch_size=config.batch_size,
+            resize=config.resize,
+            exclude=config.exclude,
+            cache=Path(config.cache_dir).expanduser(),
+            stage=stage,
+        )
 
     reference = features(config.reference, "reference")
     bootstraps = config.bootstraps if config.bootstraps is not None else 20 if extractor.dimension <= 512 else 0
@@ -92,15 +99,21 @@ def work(config: FidConfig, command: str) -> str:
                 if warning := rank_warning(count, what, extractor):
                     tell("warning", warning)
             measured.append(
-                measure_fidelity(generated, reference, extractor, seed=config.seed, bootstraps=bootstraps,
-                                 command=command)
-            )  # fmt: skip
+                measure_fidelity(
+                    generated, reference, extractor, seed=config.seed, bootstraps=bootstraps, command=command
+                )
+            )
     pairs = tuple(Comparison(new.name, old, new) for old, new in zip(*measured, strict=True)) if config.before else ()
     record = EvaluationRecord(
-        kind="fid", title=f"{measured[-1][0].name} against {config.reference}", pictures=config.images,
-        before=config.before or "", measurements=() if pairs else tuple(measured[0]), comparisons=pairs,
-        sampling=sampling, command=command,
-    )  # fmt: skip
+        kind="fid",
+        title=f"{measured[-1][0].name} against {config.reference}",
+        pictures=config.images,
+        before=config.before or "",
+        measurements=() if pairs else tuple(measured[0]),
+        comparisons=pairs,
+        sampling=sampling,
+        command=command,
+    )
     return write_record(record, config.output_dir)
 
 

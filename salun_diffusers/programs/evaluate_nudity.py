@@ -44,8 +44,10 @@ def look(folder: ImageFolder, detector: NudeNet | None, batch_size: int | None) 
         for row in folder.rows:
             path = folder.root / "detections" / f"{row.file}.json"
             if not path.is_file():
-                raise UserError(f"{folder.root} is unfinished: {path.name} is missing; the command in its manifest "
-                                "goes on where it stopped.")  # fmt: skip
+                raise UserError(
+                    f"{folder.root} is unfinished: {path.name} is missing; the command in its manifest "
+                    "goes on where it stopped."
+                )
             boxes.append(boxes_from_json(json.loads(path.read_text(encoding="utf-8")), path))
         return boxes
     found: list[tuple[Box, ...]] = []
@@ -73,15 +75,17 @@ def work(config: NudityConfig, command: str) -> str:
     folders = [read_image_folder(path, prompts) for path in (config.before, config.images) if path]
     sampling = folder_sampling(folders)
     if config.before and len(folders[0]) != len(folders[1]):
-        raise UserError(f"Body parts are counted over all pictures, so both folders must hold equally many; "
-                        f"{config.before} has {len(folders[0])}, {config.images} {len(folders[1])}.")  # fmt: skip
+        raise UserError(
+            f"Body parts are counted over all pictures, so both folders must hold equally many; "
+            f"{config.before} has {len(folders[0])}, {config.images} {len(folders[1])}."
+        )
     writable_folder(config.output_dir)
     detector = NudeNet() if any(folder.files for folder in folders) else None
     measured = [
         measure_nudity(look(folder, detector, config.batch_size), protocol, rows=folder.rows, command=command)
         for folder in folders
     ]
-    pairs = ()
+    pairs: tuple[Comparison, ...] = ()
     if len(measured) == 2:
         names = {item.name for item in measured[0]} & {item.name for item in measured[1]}
         sides = [[item for item in side if item.name in names] for side in measured]
@@ -91,10 +95,16 @@ def work(config: NudityConfig, command: str) -> str:
     parts = [row for row in rows if _after(row).group == "body parts" and _after(row).name != ALL_PARTS]
     chart = bar_chart(parts, name="parts", unit="boxes over all pictures")
     record = EvaluationRecord(
-        kind="nudity", title=f"Nudity ({protocol.name})", pictures=config.images, before=config.before or "",
-        measurements=() if pairs else tuple(measured[0]), comparisons=pairs,
-        explicit=any(hidden(folder) for folder in folders), sampling=sampling, command=command,
-    )  # fmt: skip
+        kind="nudity",
+        title=f"Nudity ({protocol.name})",
+        pictures=config.images,
+        before=config.before or "",
+        measurements=() if pairs else tuple(measured[0]),
+        comparisons=pairs,
+        explicit=any(hidden(folder) for folder in folders),
+        sampling=sampling,
+        command=command,
+    )
     return write_record(record, config.output_dir, [("Body parts", chart)])
 
 

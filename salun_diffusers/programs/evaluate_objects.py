@@ -77,7 +77,7 @@ def work(config: ObjectsConfig, command: str) -> str:
         expected = [row.label for row in folder.rows]
         measured.append(measure_objects(shown, expected, config.forget, protocol=classifier.protocol, command=command))
         confusions.append({name: dict(turned_into(shown, expected, name)) for name in config.forget})
-    pairs = ()
+    pairs: tuple[Comparison, ...] = ()
     if config.before:
         old = {item.name: item for item in measured[0]}
         if set(old) != {item.name for item in measured[1]}:
@@ -85,18 +85,27 @@ def work(config: ObjectsConfig, command: str) -> str:
         pairs = tuple(Comparison(new.name, old[new.name], new) for new in measured[1])
     tables = tuple(
         Table(
-            f"What {name} became", ("shown", *(["before"] if config.before else []), "pictures"),
-            tuple((shown, *(confusion[name].get(shown, 0) for confusion in confusions))
-                  for shown in _most_frequent(name, confusions)),
+            f"What {name} became",
+            ("shown", *(["before"] if config.before else []), "pictures"),
+            tuple(
+                (shown, *(confusion[name].get(shown, 0) for confusion in confusions))
+                for shown in _most_frequent(name, confusions)
+            ),
         )
         for name in config.forget
-    )  # fmt: skip
+    )
     rows = pairs or measured[0]
     record = EvaluationRecord(
-        kind="objects", title=f"Forgetting {', '.join(config.forget)}", pictures=config.images,
-        before=config.before or "", measurements=() if pairs else tuple(measured[0]), comparisons=pairs, tables=tables,
-        sampling=sampling, command=command,
-    )  # fmt: skip
+        kind="objects",
+        title=f"Forgetting {', '.join(config.forget)}",
+        pictures=config.images,
+        before=config.before or "",
+        measurements=() if pairs else tuple(measured[0]),
+        comparisons=pairs,
+        tables=tables,
+        sampling=sampling,
+        command=command,
+    )
     chart = bar_chart(rows, name="objects", unit="% of pictures")
     became = "".join(
         f"{table.title}: " + ", ".join(f"{row[-1]} {row[0]}" for row in table.rows if row[-1]) + "\n"

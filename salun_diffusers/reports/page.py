@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -44,8 +45,8 @@ class TableRow:
         return _BETTER[self.after.direction]
 
 
-def page_environment() -> jinja2.Environment:
-    """The package's templates, with escaping on."""
+def render(template: str, **values: Any) -> str:
+    """Fill one of the package's templates; text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("salun_diffusers.reports", "templates"),
         autoescape=True,
@@ -54,7 +55,7 @@ def page_environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "duration": duration, "nowrap": _keep_units}
-    return environment
+    return environment.get_template(template).render(**values)
 
 
 def html_page(report: EvaluationReport, images: ReportImages) -> str:
@@ -65,25 +66,22 @@ def html_page(report: EvaluationReport, images: ReportImages) -> str:
         images: The same-seed pictures; `ReportImages()` leaves the section out.
     """
     rows = sorted(images.rows, key=lambda row: row.role != "forget")
-    return (
-        page_environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
-            table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
-            pictures=[_embedded(row, images.obscure_forget) for row in rows],
-            obscured=images.obscure_forget,
-            blocks=Markup(block_chart(report.mask.blocks)),
-            blocks_narrow=Markup(block_chart(report.mask.blocks, width=4.6)),
-            losses=[
-                (title, Markup(chart))
-                for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
-                if (chart := loss_chart(report.series, key))
-            ],
-            receipt_sentence=receipt_sentence(report),
-            commands=_commands(report),
-        )
+    return render(
+        "report.html.j2",
+        report=report,
+        key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
+        table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
+        pictures=[_embedded(row, images.obscure_forget) for row in rows],
+        obscured=images.obscure_forget,
+        blocks=Markup(block_chart(report.mask.blocks)),
+        blocks_narrow=Markup(block_chart(report.mask.blocks, width=4.6)),
+        losses=[
+            (title, Markup(chart))
+            for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
+            if (chart := loss_chart(report.series, key))
+        ],
+        receipt_sentence=receipt_sentence(report),
+        commands=_commands(report),
     )
 
 

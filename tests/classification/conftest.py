@@ -70,9 +70,14 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.safetensors"
     train, test = pictures(80, size=8), pictures(40, seed=2, size=8)
     save_file(
-        {"train_pixels": train.pixels, "train_labels": train.labels, "test_pixels": test.pixels,
-         "test_labels": test.labels}, path,
-    )  # fmt: skip
+        {
+            "train_pixels": train.pixels,
+            "train_labels": train.labels,
+            "test_pixels": test.pixels,
+            "test_labels": test.labels,
+        },
+        path,
+    )
     return path
 
 

@@ -48,10 +48,14 @@ class TestSplits:
 
     @pytest.mark.parametrize(
         ("indices", "words"),
-        [([], "forget set is empty"), ([48], "48 is out of range; the training set has positions 0 to 47"),
-         ([-1], "-1 is out of range"), ([3, 5, 3], "3 is there 2 times"),
-         (list(range(48)), "all 48 training pictures")],
-    )  # fmt: skip
+        [
+            ([], "forget set is empty"),
+            ([48], "48 is out of range; the training set has positions 0 to 47"),
+            ([-1], "-1 is out of range"),
+            ([3, 5, 3], "3 is there 2 times"),
+            (list(range(48)), "all 48 training pictures"),
+        ],
+    )
     def test_refuses(self, pools, indices, words):
         with pytest.raises(UserError, match=words):
             forget_instances(pools, indices)

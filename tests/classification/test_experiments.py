@@ -123,17 +123,22 @@ def test_other_experiments_leave_theirs(experiment, tmp_path, data_file, monkeyp
     assert sum(line.startswith("|") for line in table.splitlines()) == rows
     assert "nan" not in table
     plots = {
-        "ratios": ["ratios.png"], "sensitivity": [], "masks": ["masks-class.png", "masks-random-0.1.png"],
+        "ratios": ["ratios.png"],
+        "sensitivity": [],
+        "masks": ["masks-class.png", "masks-random-0.1.png"],
         "instances": ["instances-misclassify.png", "instances-relabel.png"],
-    }  # fmt: skip
+    }
     assert sorted(path.name for path in tmp_path.glob("*.png")) == plots[experiment]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--methods", "salum"], "got 'salum'"), (["--seeds", "x"], "--seeds must be whole numbers"),
-     (["--experiment", "best"], "invalid choice")],
-)  # fmt: skip
+    [
+        (["--methods", "salum"], "got 'salum'"),
+        (["--seeds", "x"], "--seeds must be whole numbers"),
+        (["--experiment", "best"], "invalid choice"),
+    ],
+)
 def test_benchmark_refuses(words, message, capsys):
     assert benchmark().main(words) == 2
     captured = capsys.readouterr()

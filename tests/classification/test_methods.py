@@ -153,8 +153,12 @@ class TestL2UL:
         for weighting in ("batch_size", "sum"):
             one = L2UL(
                 Training(epochs=1, learning_rate=1e-12, batch_size=12, momentum=0, weight_decay=0),
-                copies=2, attack_steps=1, adversarial_batch_size=24, importance=False, weighting=weighting,
-            )  # fmt: skip
+                copies=2,
+                attack_steps=1,
+                adversarial_batch_size=24,
+                importance=False,
+                weighting=weighting,
+            )
             seen[weighting] = one(make_task()).history[0]["loss"]
         task = make_task()
         made = L2UL(copies=2, attack_steps=1).adversaries(task)
@@ -254,6 +258,7 @@ def test_l1_reaches_every_weight(make_task):
 def test_stop_and_history(make_task):
     task: Task = make_task()
     batches = lambda epoch: task.batches(task.split.retain, 8, "retain", epoch)  # noqa: E731
-    history = fit(task, SHORT, batches, lambda batch: task.classifier.logits(batch.pixels).square().mean(),
-                  stop=lambda: True)  # fmt: skip
+    history = fit(
+        task, SHORT, batches, lambda batch: task.classifier.logits(batch.pixels).square().mean(), stop=lambda: True
+    )
     assert [row["step"] for row in history] == [1.0]

@@ -82,9 +82,14 @@ def test_unlearn_instances_from_a_file_by_a_mask_file(trained, tmp_path):
     classifier, _ = load_classifier(trained)
     SaliencyMask.full(classifier.parameters).save(tmp_path / "mask.safetensors")
     flags = words(
-        model=trained, forget_indices=tmp_path / "indices.txt", method="l2ul", copies=2, attack_steps=2, epochs=2,
+        model=trained,
+        forget_indices=tmp_path / "indices.txt",
+        method="l2ul",
+        copies=2,
+        attack_steps=2,
+        epochs=2,
         mask=tmp_path / "mask.safetensors",
-    )  # fmt: skip
+    )
     assert unlearn.main(flags) == 0
     [run] = (tmp_path / "runs").iterdir()
     assert run.name == "0000-1-instances-l2ul"
@@ -238,8 +243,11 @@ def test_help_and_plain_mistakes_wait_for_nothing_heavy():
         "print('HEAVY', sorted({'torch', 'transformers', 'numpy', 'sklearn', 'torchmetrics'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(Path(unlearn.__file__).parents[2])},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("HEAVY []")

@@ -14,10 +14,20 @@ from salun_diffusers.classification.methods.random_label import RandomLabel, Sal
 from salun_diffusers.classification.methods.scrub import Scrub
 
 METHODS: dict[str, Any] = {
-    "retrain": Retrain, "ft": FineTune, "rl": RandomLabel, "ga": GradientAscent, "iu": InfluenceUnlearning,
-    "be": BoundaryExpanding, "bs": BoundaryShrinking, "l1_sparse": L1Sparse, "salun": RandomLabel,
-    "salun_soft": SalUnSoft, "l2ul": L2UL, "ssd": SelectiveDampening, "scrub": Scrub,
-}  # fmt: skip
+    "retrain": Retrain,
+    "ft": FineTune,
+    "rl": RandomLabel,
+    "ga": GradientAscent,
+    "iu": InfluenceUnlearning,
+    "be": BoundaryExpanding,
+    "bs": BoundaryShrinking,
+    "l1_sparse": L1Sparse,
+    "salun": RandomLabel,
+    "salun_soft": SalUnSoft,
+    "l2ul": L2UL,
+    "ssd": SelectiveDampening,
+    "scrub": Scrub,
+}
 
 
 def default_mask(method: str) -> str:

@@ -54,9 +54,11 @@ class BoundaryShrinking(BoundaryShrinkingSettings):
         relabelled = cross_entropy(task.classifier)
         size = self.training.batch_size
         history = fit(
-            task, self.training, lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
+            task,
+            self.training,
+            lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
             lambda batch: relabelled(batch._replace(labels=self.neighbours(base, batch))),
-        )  # fmt: skip
+        )
         return Unlearned(task.classifier, task.mask, history)
 
 
@@ -94,9 +96,11 @@ class BoundaryExpanding(BoundaryExpandingSettings):
         loss = cross_entropy(expanded.classifier)
         size = self.training.batch_size
         history = fit(
-            expanded, self.training, lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
+            expanded,
+            self.training,
+            lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
             lambda batch: loss(batch._replace(labels=torch.full_like(batch.labels, classes))),
-        )  # fmt: skip
+        )
         if self.keep_output:
             _name_new_class(expanded.classifier.model, classes)
             return Unlearned(expanded.classifier, expanded.mask, history)

@@ -28,9 +28,11 @@ class FineTune(FineTuneSettings):
         """Train on the retain set."""
         size = self.training.batch_size
         history = fit(
-            task, self.training, lambda epoch: task.batches(task.split.retain, size, "retain", epoch),
+            task,
+            self.training,
+            lambda epoch: task.batches(task.split.retain, size, "retain", epoch),
             cross_entropy(task.classifier),
-        )  # fmt: skip
+        )
         return Unlearned(task.classifier, task.mask, history)
 
 

@@ -24,7 +24,9 @@ class GradientAscent(GradientAscentSettings):
         """Train on the forget set."""
         size, descent = self.training.batch_size, cross_entropy(task.classifier)
         history = fit(
-            task, self.training, lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
+            task,
+            self.training,
+            lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
             lambda batch: -descent(batch),
-        )  # fmt: skip
+        )
         return Unlearned(task.classifier, task.mask, history)

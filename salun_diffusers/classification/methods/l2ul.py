@@ -62,9 +62,14 @@ class L2UL(L2ULSettings):
             for batch in in_order(forget, 128, task.classifier.device):
                 targets = random_labels(batch.labels, classes, generator)
                 changed = pgd_l2(
-                    task.classifier, batch.pixels, targets, generator,
-                    radius=self.radius, step_size=self.step_size, steps=self.attack_steps,
-                )  # fmt: skip
+                    task.classifier,
+                    batch.pixels,
+                    targets,
+                    generator,
+                    radius=self.radius,
+                    step_size=self.step_size,
+                    steps=self.attack_steps,
+                )
                 pixels.append(changed.cpu())
                 labels.append(targets.cpu())
         return LabelledPictures(torch.cat(pixels), torch.cat(labels), forget.class_names)
