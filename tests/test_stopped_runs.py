@@ -38,7 +38,7 @@ class TestFullDisk:
 
     def test_while_saving_a_checkpoint(self, stopped, monkeypatch, tmp_path):
         def half(tensors, path, **_):
-            if "checkpoint" not in str(path):
+            if "state" not in path.name:
                 return save_file(tensors, path, **_)
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")

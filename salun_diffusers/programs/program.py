@@ -82,8 +82,8 @@ def typed_command(name: str, words: Sequence[str]) -> str:
     """
     own = [] if name.endswith(".py") else name.split()
     given = sys.argv[1:]
-    options = sys.orig_argv[: len(sys.orig_argv) - len(given)]  # Of the interpreter, and what it was to run.
-    if given not in ([*words], [*own, *words]) or [*options, *given] != sys.orig_argv:
+    python = sys.orig_argv[: len(sys.orig_argv) - len(given)]  # The interpreter, its options, and what it runs.
+    if given not in ([*words], [*own, *words]) or [*python, *given] != sys.orig_argv:
         own = ["python", name] if name.endswith(".py") else ["salun", *own]
         return shlex.join([*own, *words])
     program = Path(sys.argv[0])
@@ -93,8 +93,8 @@ def typed_command(name: str, words: Sequence[str]) -> str:
         launcher = ["accelerate", "launch", *(["--num_processes", processes] if processes != "1" else [])]
     if program.suffix != ".py":  # An installed command, such as `salun`; accelerate launches files and modules only.
         launcher, typed = [], [program.name]
-    elif "-m" in options:
-        typed = ["-m", options[options.index("-m") + 1]]
+    elif "-m" in python:
+        typed = python[python.index("-m") :]
     else:
         typed = [sys.argv[0]]
     return shlex.join([*launcher, *typed, *given])
