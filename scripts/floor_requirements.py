@@ -11,7 +11,8 @@ def main() -> None:
     """Read pyproject.toml and print the pins."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for requirement in dict.fromkeys([*project["dependencies"], *extras["evaluation"], *extras["classification"]]):
+    tested = [*project["dependencies"], *extras["classification"], *extras["evaluation"], *extras["nudity"]]
+    for requirement in dict.fromkeys(tested):
         found = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
         if found is None:
             raise SystemExit(f"error: {requirement!r} has no plain lower bound")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,20 +31,24 @@ def pictures() -> list[Image.Image]:
 
 
 def test_clip_score_is_torchmetrics(tiny_clip: Path, pictures: list[Image.Image]) -> None:
-    """torchmetrics 1.9 needs a shim under transformers 5: towers that return plain tensors."""
+    """torchmetrics 1.9 needs a shim under transformers 5: towers that return plain tensors, as those of 4 do."""
+    import transformers
     from torchmetrics.multimodal import CLIPScore
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+    from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+
+    def plain(features: Any) -> torch.Tensor:
+        return features if isinstance(features, torch.Tensor) else features.pooler_output
 
     model = CLIPModel.from_pretrained(tiny_clip).eval()
     shim = SimpleNamespace(
-        get_image_features=lambda pixels: model.get_image_features(pixels).pooler_output,
-        get_text_features=lambda ids, mask: model.get_text_features(ids, mask).pooler_output,
+        get_image_features=lambda pixels: plain(model.get_image_features(pixels)),
+        get_text_features=lambda ids, mask: plain(model.get_text_features(ids, mask)),
         config=model.config,
         to=lambda device: shim,
     )
-    processor = CLIPProcessor(
-        CLIPImageProcessorPil.from_pretrained(tiny_clip), AutoTokenizer.from_pretrained(tiny_clip)
-    )
+    # Without torchvision: the class has its name since transformers 5, and before was the only one.
+    pixels = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    processor = CLIPProcessor(pixels.from_pretrained(tiny_clip), AutoTokenizer.from_pretrained(tiny_clip))
     short = [PROMPTS[0], "a star"]
     metric = CLIPScore(model_name_or_path=lambda: (shim, processor))
     arrays = [torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) for picture in pictures]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from salun_diffusers.evaluation.objects import (
     measure_objects,
     turned_into,
 )
+from salun_diffusers.evaluation.pretrained import load_transformers
 from salun_diffusers.files.pipeline_folder import EMBEDDED
 
 DETECTOR = str(EMBEDDED["demo"].parent / "detector")
@@ -77,17 +81,32 @@ def test_class_that_the_classifier_lacks() -> None:
 
 
 def test_any_transformers_classifier(tmp_path: Path) -> None:
-    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
+    from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
         embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", id2label={0: "tench, fish", 1: "church"}
     )
     ResNetForImageClassification(config).save_pretrained(tmp_path)
-    ConvNextImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(tmp_path)
-    found = ObjectClassifier(str(tmp_path), ["tench"]).classify(
-        [Image.new("RGB", (40, 30)), Image.new("RGB", (32, 32))]
-    )
+    preprocessing = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    pictures = [Image.new("RGB", (40, 30)), Image.new("RGB", (32, 32))]
+    installed = tuple(int(part) for part in version("transformers").split(".")[:2])
+    if (5, 4) <= installed < (5, 18) and find_spec("torchvision") is None:
+        with pytest.raises(UserError, match=r"torchvision, or transformers 5\.18 or newer"):
+            ObjectClassifier(str(tmp_path), ["tench"])
+        return
+    found = ObjectClassifier(str(tmp_path), ["tench"]).classify(pictures)
     assert len(found) == 2 and set(found) <= {"tench", "church"}
+
+
+def test_a_package_that_transformers_lacks_is_told() -> None:
+    class Lacking:
+        @staticmethod
+        def from_pretrained(weights: str) -> None:
+            raise ImportError("AutoImageProcessor requires the Torchvision library\nbut it was not found.")
+
+    with pytest.raises(UserError, match=r"The classifier needs torchvision, or transformers 5\.18 or newer"):
+        load_transformers(Lacking, "FOLDER", "The classifier")
 
 
 def test_a_folder_without_its_last_layer_is_refused(tmp_path: Path) -> None:

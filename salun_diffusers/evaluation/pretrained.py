@@ -44,6 +44,11 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
         with loading_quietly():
             loaded = auto_class.from_pretrained(str(folder) if folder.is_dir() else weights, **keywords)
     except Exception as error:  # transformers and the hub raise a dozen unrelated types.
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise UserError(
+                f"{what} needs torchvision, or transformers 5.18 or newer, to prepare pictures for {weights}: "
+                "transformers 5.4 to 5.17 cannot without it."
+            ) from error
         raise UserError(
             f"{what} needs the weights {weights}, which are neither a local folder nor could be had from the hub "
             f"({one_line(error, 140)}). Download them where there is a network and name the folder."
