@@ -14,7 +14,7 @@ from salun_diffusers import __version__
 from salun_diffusers.__main__ import PROGRAMS, main
 from salun_diffusers.programs.program import typed_command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class TestNames:

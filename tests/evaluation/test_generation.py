@@ -192,7 +192,7 @@ def test_two_processes_draw_the_same(
     generate: Callable[..., int], tiny_pipeline: Path, prompts: Path, tmp_path: Path
 ) -> None:
     assert generate(tmp_path / "one") == 0
-    program = Path(__file__).parent.parent / "scripts" / "generate_images.py"
+    program = Path(__file__).parents[2] / "scripts" / "generate_images.py"
     words = ["--pretrained_model_name_or_path", str(tiny_pipeline), "--prompts", str(prompts), "--num_images", "2"]
     run_two(program, *words, "--num_inference_steps", "2", "--batch_size", "2", "--output_dir", str(tmp_path / "two"))
     one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")

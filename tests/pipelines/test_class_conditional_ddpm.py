@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from salun_diffusers import ClassConditionalDDPMPipeline
 from salun_diffusers.pipelines import class_conditional_ddpm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

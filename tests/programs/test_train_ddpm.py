@@ -17,7 +17,7 @@ from salun_diffusers import ClassConditionalDDPMPipeline
 from salun_diffusers.errors import UserError
 from salun_diffusers.pictures.picture_sources import load_pictures
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = [
     "--resolution",
     "8",

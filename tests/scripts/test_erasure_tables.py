@@ -9,7 +9,7 @@ from pathlib import Path
 import erasure_tables
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 RETRAIN = DOCS / "results" / "retrain.jsonl"
 
 
