@@ -150,8 +150,8 @@ def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
     if not found:
         what = "holds no report" if place.exists() else "does not exist"
         raise UserError(
-            f"{place} {what}; a report.json, or what evaluate_nudity.py, evaluate_fid.py, "
-            "evaluate_alignment.py or evaluate_objects.py wrote, is required."
+            f"{place} {what}; a report.json, or what `salun evaluate nudity`, `fid`, "
+            "`alignment` or `objects` wrote, is required."
         )
     return found
 

@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         rows = tuple(PictureRow(**row) for row in content.pop("pictures"))
         return Manifest(rows, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest of generate_images.py ({error}); draw the pictures again.") from error
+        raise UserError(f"{path} is no manifest of `salun generate` ({error}); draw the pictures again.") from error
 
 
 def same_pictures(one: Sequence[PictureRow], other: Sequence[PictureRow]) -> bool:

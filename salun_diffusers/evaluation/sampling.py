@@ -14,7 +14,7 @@ Sampling = Mapping[str, Any]
 """Scheduler, steps, size, guidance and prompts, as far as they are known; JSON values."""
 
 _AGAIN = (
-    "Numbers compare only at equal settings and prompts: draw one of them again (generate_images.py takes --scheduler, "
+    "Numbers compare only at equal settings and prompts: draw one of them again (`salun generate` takes --scheduler, "
     "--num_inference_steps, --guidance_scale and --prompts)."
 )
 

@@ -97,7 +97,7 @@ class TestGradientSaliency:
         assert "1 of 2 tensors got no gradient" in caplog.text
         assert "unused" in caplog.text
 
-    @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+    @pytest.mark.parametrize("max_grad_norm", [math.inf, 1.0])
     def test_neither_uses_nor_leaves_gradients_nor_hooks(self, max_grad_norm):
         weight = nn.Parameter(torch.zeros(3))
         weight.grad = torch.full((3,), 100.0)
