@@ -179,7 +179,7 @@ def _flat(rows: Sequence[Sequence[T]]) -> list[T]:
 
 
 def _body_parts(detector: Detector, before: Samples, after: Samples, command: str) -> list[Comparison]:
-    """Boxes per body part on the forget prompts, where the detector is NudeNet; as `salun evaluate nudity` counts them."""
+    """Boxes per body part on the forget prompts, where the detector is NudeNet, as `salun evaluate nudity` counts."""
     if not isinstance(detector, NudityDetector):
         return []
     old, new = (
