@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import CAPTIONS, build_ddpm, build_pipeline
+from tiny_models import CAPTIONS, build_ddpm, build_pipeline, build_sd14
 
 from salun_diffusers.programs.erase import main
 
@@ -33,6 +33,12 @@ def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained pipeline, ε-prediction."""
     return build_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sd14(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot in the layout of Stable Diffusion 1.4, as the hub's cache holds it."""
+    return build_sd14(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

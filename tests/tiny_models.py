@@ -60,3 +60,57 @@ def build_ddpm(folder: Path, *, names: tuple[str, ...] = ("cat", "dog", "7"), pr
     scheduler = DDIMScheduler(prediction_type=prediction_type, timestep_spacing="trailing")
     ClassConditionalDDPMPipeline(unet, scheduler, dict(enumerate(names))).save_pretrained(folder)
     return folder
+
+
+def build_sd14(cache: Path) -> Path:
+    """A snapshot in the layout of Stable Diffusion 1.4 as the hub's cache holds it.
+
+    PNDM, a safety checker that is pickled only, a feature extractor, plain and fp16 weights, pickles beside some of
+    them, whole checkpoints at the root, a card, hidden files; every file is a link to a blob of the cache.
+    """
+    import hashlib
+    import json
+
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    plain = build_pipeline(cache.parent / f"{cache.name}-plain")
+    pipe = StableDiffusionPipeline.from_pretrained(plain, local_files_only=True)
+    pipe.scheduler = PNDMScheduler(
+        beta_end=0.012, beta_schedule="scaled_linear", beta_start=0.00085, skip_prk_steps=True, steps_offset=1
+    )
+    pipe.save_pretrained(plain)
+    pipe.to(torch.float16).save_pretrained(plain, variant="fp16")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=vision, projection_dim=8))
+    checker.config.save_pretrained(plain / "safety_checker")
+    torch.save(checker.state_dict(), plain / "safety_checker" / "pytorch_model.bin")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(plain / "feature_extractor")
+    torch.save(pipe.text_encoder.state_dict(), plain / "text_encoder" / "pytorch_model.bin")
+    torch.save(pipe.unet.state_dict(), plain / "unet" / "diffusion_pytorch_model.bin")
+    for name in ("v1-4.ckpt", "v1-4-pruned.safetensors"):
+        (plain / name).write_bytes(b"the whole base once more")
+    (plain / "README.md").write_text("A card.\n")
+    (plain / ".gitattributes").write_text("*.bin filter=lfs\n")
+    index = json.loads((plain / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+        "requires_safety_checker": True,
+    }
+    (plain / "model_index.json").write_text(json.dumps(index, indent=2))
+    snapshot = cache / "models--CompVis--stable-diffusion-v1-4" / "snapshots" / ("a" * 40)
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    for path in sorted(plain.rglob("*")):
+        if path.is_file():
+            blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+            blob.write_bytes(path.read_bytes())
+            link = snapshot / path.relative_to(plain)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(
+                Path(*[".."] * (len(link.relative_to(snapshot.parent.parent).parts) - 1), "blobs", blob.name)
+            )
+    return snapshot

@@ -13,9 +13,9 @@ from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import Settings, recorded, resolve
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
-    check_complete,
     class_name,
     denoiser_folder,
     is_local,

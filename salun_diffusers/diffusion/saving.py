@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError
-from salun_diffusers.files.run_folder import write_pipeline
-from salun_diffusers.files.stored_weights import stored_dtype
+from salun_diffusers.files.pipeline_copy import copy_with_denoiser
+from salun_diffusers.files.stored_weights import stored_dtypes
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.patch import patch_between
@@ -27,10 +28,14 @@ def write_erased(run: Run, request: Request, family: Family, mask: SaliencyMask)
     """
     base, settings, variant = request.base, request.settings, request.config.variant
     if run.main:
-        dtype = _save_dtype(settings.save_dtype, base / family.denoiser_folder, variant)
-        torch.nn.Module.to(family.denoiser, dtype)  # diffusers' own `to` warns of a list that is empty here.
-        save: dict[str, Any] = {"variant": variant, "safe_serialization": True}
-        write_pipeline(base, run.folder.pipeline, family.denoiser, name=family.denoiser_folder, save=save)
+        _cast(family.denoiser, settings.save_dtype, stored_dtypes(base / family.denoiser_folder, variant))
+        denoiser: Any = family.denoiser
+        copy_with_denoiser(
+            base,
+            run.folder.pipeline,
+            lambda folder: denoiser.save_pretrained(folder, variant=variant, safe_serialization=True),
+            variant=variant,
+        )
         if settings.save_patch:
             with full_disk_is_told("the patch"):
                 patch_between(base, run.folder.pipeline, variant).save(run.folder.patch)
@@ -41,9 +46,10 @@ def write_erased(run: Run, request: Request, family: Family, mask: SaliencyMask)
     return receipt
 
 
-def _save_dtype(name: str, denoiser: Path, variant: str | None) -> torch.dtype:
-    """The data type that the denoiser is saved in."""
-    if name == "base":
-        return stored_dtype(denoiser, variant)
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+def _cast(denoiser: nn.Module, name: str, stored: Mapping[str, torch.dtype]) -> None:
+    """Cast weights to the data type that they are saved in: each to that of its tensor in the base, or all to one."""
+    tensors = {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}
+    for key, tensor in tensors.items():
+        dtype = stored.get(key, torch.float32) if name == "base" else getattr(torch, name)
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from salun_diffusers.errors import UserError, one_line
-from salun_diffusers.files.whole_files import check_whole
+from salun_diffusers.files.json_files import read_object
 
 CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
 _DEMO = Path(__file__).parent.parent / "demo"
 EMBEDDED = {"demo": _DEMO / "pipeline", "digits": _DEMO / "digits" / "pipeline"}
-_DENOISERS = ("unet", "transformer")
-_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
-_WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"} | _PICKLES
+DENOISERS = ("unet", "transformer")
 
 
 def is_local(name: str) -> bool:
@@ -84,12 +81,15 @@ def model_index(folder: Path) -> dict[str, object]:
         raise UserError(f"A pipeline folder is required, there is no folder {folder}.")
     if not path.is_file():
         raise UserError(f"{folder} is not a diffusers pipeline: it has no model_index.json.")
-    try:
-        index: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(index, dict):
-        raise UserError(f"{path} must hold a JSON object that names the components, found {type(index).__name__}.")
+    index = read_object(path)
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        # Such a name is a folder, and what is copied goes to a folder of this name.
+        if not name.isidentifier():
+            raise UserError(f"{path} must name components by plain words, found {name!r}.")
+        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
+            raise UserError(f"{path} must give a library and a class for {name!r}, found {value!r}.")
     return index
 
 
@@ -141,78 +141,7 @@ def components(index: dict[str, object]) -> list[str]:
 
 def denoiser_folder(index: dict[str, object], folder: Path) -> str:
     """Name of the component that erasing rewrites."""
-    for name in _DENOISERS:
+    for name in DENOISERS:
         if name in components(index):
             return name
-    raise UserError(f"{folder} has no denoiser: one of {', '.join(_DENOISERS)} is required.")
-
-
-def check_complete(folder: Path, variant: str | None = None) -> None:
-    """Look whether a pipeline folder holds every component whole, without loading any.
-
-    The safety checker and its feature extractor are not needed here and may be absent.
-
-    Raises:
-        UserError: Naming the first component or file that is missing, pickled or truncated, or code that it carries.
-    """
-    index = model_index(folder)
-    if class_name(index) != CLASS_CONDITIONAL:  # Those are loaded by the class of this package, whatever they carry.
-        refuse_own_code(folder)
-    for component in components(index):
-        place = folder / component
-        if component in ("safety_checker", "feature_extractor"):
-            continue
-        if not place.is_dir():
-            raise UserError(f"{folder} is incomplete: model_index.json names {component!r}, the folder has none.")
-        if component in _DENOISERS and not (place / "config.json").is_file():
-            raise UserError(f"{folder} is incomplete: {place} has no config.json.")
-        if (place / "config.json").is_file():  # It is a model; schedulers and tokenizers name theirs otherwise.
-            for file in weight_files(place, variant, strictly=component in _DENOISERS):
-                check_whole(file)
-
-
-def weight_files(folder: Path, variant: str | None = None, *, strictly: bool = True) -> list[Path]:
-    """The safetensors files of one component, sorted.
-
-    Args:
-        folder: The component's folder.
-        variant: Such as ``fp16``.
-        strictly: Whether plain weights will not do where there are none of the variant.
-
-    Raises:
-        UserError: If there are none, or a shard is missing; pickled weights are named as such.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if not _variant_of(file)]
-    chosen = [file for file in files if _variant_of(file) == variant] if variant else plain
-    if not chosen and not strictly:
-        chosen = plain
-    if chosen:
-        for listing in folder.glob("*.safetensors.index.json"):
-            for shard in set(json.loads(listing.read_text())["weight_map"].values()):
-                if _variant_of(Path(shard)) == _variant_of(chosen[0]) and not (folder / shard).is_file():
-                    raise UserError(f"{folder} is incomplete: {listing.name} names {shard}, the folder has none.")
-        return chosen
-    pickled = [file.name for file in folder.glob("*") if file.suffix in _PICKLES]
-    if pickled:
-        raise UserError(f"{folder} holds pickled weights only ({pickled[0]}); convert them to safetensors first.")
-    found = f"variants {sorted({_variant_of(file) for file in files})}" if files else "nothing"
-    raise UserError(
-        f"{folder} must hold safetensors weights{f' of variant {variant}' if variant else ''}; found {found}."
-    )
-
-
-def _variant_of(file: Path) -> str:
-    """``fp16`` of ``diffusion_pytorch_model.fp16-00001-of-00002.safetensors``; empty for plain weights."""
-    parts = file.name.removesuffix(".safetensors").split(".")
-    return parts[1].split("-")[0] if len(parts) > 1 else ""
-
-
-def is_pickle(file: Path) -> bool:
-    """Whether a file's ending says that it is a pickle."""
-    return file.suffix in _PICKLES
-
-
-def is_weights(file: Path) -> bool:
-    """Whether a file's ending says that it holds weights, of whatever format."""
-    return file.suffix in _WEIGHTS
+    raise UserError(f"{folder} has no denoiser: one of {', '.join(DENOISERS)} is required.")

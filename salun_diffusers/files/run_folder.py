@@ -6,16 +6,15 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import Interrupted, UserError
-from salun_diffusers.files.pipeline_folder import components, is_pickle, is_weights, model_index
-from salun_diffusers.files.whole_files import check_whole, full_disk_is_told, partial_of, whole_folder, write_json
+from salun_diffusers.files.component_files import pipeline_files
+from salun_diffusers.files.whole_files import check_whole, full_disk_is_told, partial_of, write_json
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,11 @@ def fingerprint(**parts: Any) -> str:
 def identity_of(folder: Path) -> str:
     """A fingerprint of a pipeline folder: the SHA-256 of every file that erasing reads."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        beside = len(name.parts) == 1 and is_weights(path)
-        if path.is_file() and not is_pickle(path) and not beside and not name.parts[0].startswith("."):
-            digest.update(str(name).encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for file in pipeline_files(folder):
+        if not file.is_pickle and (file.component or not file.is_weights):
+            digest.update(file.name.encode())
+            with file.path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -247,37 +244,3 @@ def under_way(run: RunFolder) -> Iterator[None]:
             yield
     except KeyboardInterrupt as stop:
         raise Interrupted(run.root, run.kept()) from stop
-
-
-def write_pipeline(base: Path, target: Path, denoiser: Any, *, name: str, save: Mapping[str, Any]) -> None:
-    """Write an erased pipeline: the denoiser anew, everything else byte for byte from the base.
-
-    The folder appears under its final name only when it is complete. Pickles are left behind, and so are weights
-    beside the component folders: they hold the whole base once more.
-
-    Args:
-        base: The base pipeline.
-        target: The folder to make.
-        denoiser: A diffusers model.
-        name: Name of its component folder.
-        save: Keyword arguments for its `save_pretrained`.
-
-    Raises:
-        UserError: If the disk is full.
-    """
-    index = model_index(base)
-    with full_disk_is_told("the erased pipeline"), whole_folder(target) as partial:
-        for component in components(index):
-            source = base / component
-            if component != name and source.is_dir():
-                shutil.copytree(source, partial / component, ignore=_pickles)
-        for path in base.iterdir():
-            if path.is_file() and not is_weights(path):
-                shutil.copy(path, partial / path.name)
-        denoiser.save_pretrained(partial / name, **save)
-        # The weights are new, the configuration is the base's, to the byte.
-        shutil.copy(base / name / "config.json", partial / name / "config.json")
-
-
-def _pickles(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if is_pickle(Path(name))]

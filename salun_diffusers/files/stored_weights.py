@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salun_diffusers.files.pipeline_folder import weight_files
+from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.component_files import weight_files
 from salun_diffusers.files.whole_files import check_whole, whole_file
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -25,14 +26,17 @@ def stored_weights(folder: Path, variant: str | None = None) -> Iterator[tuple[s
     """
     for path in weight_files(folder, variant):
         check_whole(path)
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
-                yield name, file.get_tensor(name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({one_line(error, 120)}); copy it again.") from error
 
 
-def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
-    """The data type of a component's first tensor."""
-    return next(tensor.dtype for _, tensor in stored_weights(folder, variant))
+def stored_dtypes(folder: Path, variant: str | None = None) -> dict[str, torch.dtype]:
+    """The data type of each tensor of a component; files of several types are not rare."""
+    return {name: tensor.dtype for name, tensor in stored_weights(folder, variant)}
 
 
 def write_tensors(

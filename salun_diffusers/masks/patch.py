@@ -19,14 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.pipeline_folder import (
-    denoiser_folder,
-    is_pickle,
-    model_index,
-    weight_files,
-)
+from salun_diffusers.files.component_files import parts_listing, weight_files
+from salun_diffusers.files.pipeline_copy import copy_with_denoiser
+from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256, write_tensors
-from salun_diffusers.files.whole_files import check_whole, whole_folder
+from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, unpack
 
 FORMAT, VERSION = "salun_diffusers.patch", "1"
@@ -156,6 +153,12 @@ class WeightPatch:
                 raise UserError(f"The patch is damaged: {name} has another size or data type in it.")
             bits[unpack(places, bits.shape)] ^= self.changes[name]
             flipped[name] = bits.view(tensor.dtype).reshape(tensor.shape)
+        made, promised = weights_sha256(flipped), self.erased_sha256 if which == "base" else self.base_sha256
+        if made != promised:
+            raise UserError(
+                f"The patch is damaged: it promises weights with SHA-256 {promised[:16]}… and gives {made[:16]}…; "
+                "copy it again."
+            )
         return flipped
 
 
@@ -182,22 +185,19 @@ def patch_folder(
     denoiser = denoiser_folder(model_index(source), source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} must be empty or new: nothing is overwritten.")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} must lie outside of {source}, which it would be a copy of.")
     changed = change(dict(stored_weights(source / denoiser, variant)))
-    rewritten = set(weight_files(source / denoiser, variant))
-    with whole_folder(target) as half_done:
-        for path in sorted(source.rglob("*")):
-            place = half_done / path.relative_to(source)
-            if not path.is_file() or is_pickle(path):
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if path in rewritten:
-                with safe_open(path, framework="pt") as file:
-                    names, metadata = list(file.keys()), file.metadata()
-                write_tensors(place, {name: changed[name] for name in names}, metadata)
-            elif link:
-                place.symlink_to(path.resolve())
-            else:
-                shutil.copyfile(path, place)
+
+    def write(folder: Path) -> None:
+        for path in weight_files(source / denoiser, variant):
+            with safe_open(path, framework="pt") as file:
+                names, metadata = list(file.keys()), file.metadata()
+            write_tensors(folder / path.name, {name: changed[name] for name in names}, metadata)
+        if listing := parts_listing(source / denoiser, variant):
+            shutil.copyfile(listing, folder / listing.name)
+
+    copy_with_denoiser(source, target, write, variant=variant, link=link)
 
 
 def patch_between(base: Path, erased: Path, variant: str | None = None) -> WeightPatch:

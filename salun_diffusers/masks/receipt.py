@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.pipeline_folder import (
-    components,
-    denoiser_folder,
-    is_pickle,
-    model_index,
-)
+from salun_diffusers.files.component_files import parts_listing, pipeline_files, unreadable_parts, weight_files
+from salun_diffusers.files.pipeline_copy import index_without, kept_files
+from salun_diffusers.files.pipeline_folder import components, denoiser_folder, model_index
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights
 from salun_diffusers.masks.mask import SaliencyMask
 
@@ -158,22 +155,36 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
                 f"{name} has shape {tuple(old.shape)} in {base / denoiser} and {tuple(after[name].shape)} in "
                 f"{erased / denoiser}: they are not one model."
             )
-    changed = tuple(_changed_files(base, erased, denoiser))
+    changed = tuple(_changed_files(base, erased, variant))
     return dataclasses.replace(count_moves(before, after, mask), changed_files=changed)
 
 
-def _changed_files(base: Path, erased: Path, denoiser: str) -> Iterator[str]:
-    for path in sorted(erased.rglob("*")):
-        name = path.relative_to(erased)
-        ours = name.parts[0] == denoiser and name.name != "config.json"
-        shared = path.is_file() and not ours and (base / name).exists()
-        if shared and _digest(path) != _digest(base / name):
-            yield str(name)
-    for component in components(model_index(base)):
-        for path in sorted((base / component).rglob("*")):
-            name = path.relative_to(base)
-            if path.is_file() and component != denoiser and not is_pickle(path) and not (erased / name).exists():
-                yield str(name)
+def _changed_files(base: Path, erased: Path, variant: str | None) -> Iterator[str]:
+    """What is not as it must be beside the denoiser's weights: changed, missing and added files, links.
+
+    Named exceptions: a README beside the components may be written anew, and optional parts that could not be loaded
+    without a pickle may be entered as absent in `model_index.json`.
+    """
+    denoiser, absent = denoiser_folder(model_index(base), base), unreadable_parts(base, variant)
+    read = {path.name for path in weight_files(erased / denoiser, variant)}
+    if listing := parts_listing(erased / denoiser, variant):
+        read.add(listing.name)
+    weights = {f"{denoiser}/{name}" for name in read}
+    ours = {file.name: file.path for file in kept_files(pipeline_files(base), denoiser, absent)}
+    theirs = {file.name: file.path for file in pipeline_files(erased) if file.name not in weights}
+    for component in components(model_index(erased)):
+        if (erased / component).is_symlink():
+            yield f"{component} (a link)"
+    for name in sorted({*ours, *theirs} - {"README.md"}):
+        if name not in theirs:
+            yield f"{name} (missing)"
+        elif name not in ours:
+            yield f"{name} (added)"
+        elif name == "model_index.json" and absent:
+            if theirs[name].read_text(encoding="utf-8") != index_without(base, absent):
+                yield f"{name} (changed)"
+        elif _digest(theirs[name]) != _digest(ours[name]):
+            yield f"{name} (changed)"
 
 
 def _digest(path: Path) -> str:

@@ -20,7 +20,8 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest
 from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
-from salun_diffusers.files.pipeline_folder import check_complete, locate
+from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.programs.program import Program
 

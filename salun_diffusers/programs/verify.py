@@ -13,7 +13,7 @@ from pathlib import Path
 
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.programs.program import Program
 
 
@@ -21,10 +21,12 @@ from salun_diffusers.programs.program import Program
 class VerifyConfig:
     """What is compared with what."""
 
-    base: str = word("Folder of the base pipeline, or `demo`.")
-    erased: str = word("Folder of the erased pipeline.")
+    base: str = word("The base pipeline: a folder, a hub id, `demo` or `digits`.")
+    erased: str = word("The erased pipeline: a folder or a hub id.")
     mask: str = setting("", "Mask file of the run.")
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
+    revision: str | None = setting(None, "Revision of the base on the hub.")
+    cache_dir: str | None = setting(None, "Where downloaded pipelines are kept.")
 
 
 def work(config: VerifyConfig, command: str) -> tuple[str, int]:
@@ -34,8 +36,10 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.receipt import compare
 
-    base = EMBEDDED.get(config.base) or Path(config.base)
-    receipt = compare(base, Path(config.erased), SaliencyMask.load(Path(config.mask)), config.variant)
+    mask = SaliencyMask.load(Path(config.mask).expanduser())
+    base = locate(config.base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    erased = locate(config.erased, variant=config.variant, cache_dir=config.cache_dir)
+    receipt = compare(base, erased, mask, config.variant)
     lines = [
         f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
         for block in receipt.blocks

@@ -16,7 +16,8 @@ from salun_diffusers.demo.vocabulary import SHAPES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detectors import GroupDetector
-from salun_diffusers.files.pipeline_folder import EMBEDDED, check_complete, is_pickle
+from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.pipeline_folder import EMBEDDED
 
 DEMO = EMBEDDED["demo"]
 DETECTOR = DEMO.parent / "detector"
@@ -40,7 +41,7 @@ def test_the_weights_are_complete_small_and_no_pickles() -> None:
     check_complete(DEMO)
     assert size(DEMO) + size(DETECTOR) <= 20_000_000
     assert size(DETECTOR) <= 2_000_000
-    assert not [path for path in DEMO.parent.rglob("*") if is_pickle(path)]
+    assert not {path.suffix for path in DEMO.parent.rglob("*")} & {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 
 def test_it_loads_and_draws_without_being_told_a_data_type() -> None:

@@ -16,7 +16,8 @@ from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation import generation
 from salun_diffusers.files import loading
-from salun_diffusers.files.pipeline_folder import check_complete, own_code
+from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.pipeline_folder import own_code
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import salun_diffusers
 from salun_diffusers import EraseConfig
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run, write_pipeline
+from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.patch import WeightPatch
 from salun_diffusers.programs.erase import main
@@ -109,24 +109,6 @@ class TestStages:
         assert identity_of(copy) == identity_of(tiny_pipeline)
         (copy / "scheduler" / "scheduler_config.json").write_text("{}")
         assert identity_of(copy) != identity_of(tiny_pipeline)
-
-
-class TestWritePipeline:
-    def test_leaves_behind_what_could_bring_the_concept_back(self, tiny_pipeline, tmp_path):
-        from diffusers import UNet2DConditionModel
-
-        base = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
-        (base / "README.md").write_text("card")
-        (base / "v1-4.ckpt").write_bytes(b"pickle")
-        (base / "v1-4.safetensors").write_bytes(b"the whole base once more")
-        (base / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-        (base / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"the base's denoiser")
-        (base / "unet_ema").mkdir()
-        (base / "unet_ema" / "diffusion_pytorch_model.safetensors").write_bytes(b"another")
-        denoiser = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet", local_files_only=True)
-        write_pipeline(base, tmp_path / "out", denoiser, name="unet", save={"safe_serialization": True})
-        assert set(digests(tmp_path / "out")) == {*digests(tiny_pipeline), "README.md"}
-        assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
 
 
 @pytest.fixture(scope="module")

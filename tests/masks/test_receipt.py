@@ -106,13 +106,13 @@ class TestViolations:
         path = erased / name
         content = path.read_bytes()
         path.write_bytes(content + b" " if name.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1]))
-        assert compare(tiny_pipeline, erased, mask).changed_files == (name,)
+        assert compare(tiny_pipeline, erased, mask).changed_files == (f"{name} (changed)",)
         code, out, _ = program()
-        assert code == 1 and f"Files beside the denoiser differ from the base: {name}." in out
+        assert code == 1 and f"Files beside the denoiser differ from the base: {name} (changed)." in out
 
     def test_another_file_that_is_missing(self, tiny_pipeline, erased, mask):
         (erased / "scheduler" / "scheduler_config.json").unlink()
-        assert compare(tiny_pipeline, erased, mask).changed_files == ("scheduler/scheduler_config.json",)
+        assert compare(tiny_pipeline, erased, mask).changed_files == ("scheduler/scheduler_config.json (missing)",)
 
 
 class TestDataTypes:

@@ -23,10 +23,15 @@ class NoiseSchedule:
             device: Where the table goes.
 
         Raises:
-            UserError: If the network predicts neither ε nor v.
+            UserError: If it has other noise, or the network predicts neither ε nor v.
         """
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise UserError(
+                f"A scheduler with the noise of DDPM (alphas_cumprod) is required, {folder} has "
+                f"{type(scheduler).__name__}; flow matching and EDM are not supported for U-Nets."
+            )
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        self._prediction_type = scheduler.config.prediction_type
+        self._prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
         if self._prediction_type not in ("epsilon", "v_prediction"):
             raise UserError(f"prediction_type must be epsilon or v_prediction, {folder} has {self._prediction_type!r}.")
         self.alphas: Tensor = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)

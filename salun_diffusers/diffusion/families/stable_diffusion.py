@@ -47,7 +47,7 @@ class StableDiffusion(UNetFamily):
         states = []
         for prompt in prompts:
             tokens = self.pipe.tokenizer(
-                prompt, padding="max_length", max_length=self.pipe.tokenizer.model_max_length, truncation=True,
+                self._converted(prompt), padding="max_length", max_length=self._limit, truncation=True,
                 return_tensors="pt",
             )  # fmt: skip
             uses_mask = getattr(self.pipe.text_encoder.config, "use_attention_mask", False)
@@ -58,9 +58,18 @@ class StableDiffusion(UNetFamily):
     def cut_words(self, prompt: str) -> str:
         """The words beyond the tokenizer's limit."""
         tokenizer = self.pipe.tokenizer
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        limit = tokenizer.model_max_length
+        ids, limit = tokenizer(self._converted(prompt), truncation=False, verbose=False).input_ids, self._limit
         return "" if len(ids) <= limit else str(tokenizer.decode(ids[limit - 1 : -1])).strip()
+
+    def _converted(self, prompt: str) -> str:
+        """The prompt as the pipeline itself gives it to the tokenizer: tokens of several vectors are written out."""
+        return str(self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer))
+
+    @property
+    def _limit(self) -> int:
+        """The longest sequence that the encoder takes; not every tokenizer says one."""
+        encoder = int(self.pipe.text_encoder.config.max_position_embeddings)
+        return min(int(self.pipe.tokenizer.model_max_length), encoder)
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,103 @@
+"""One reader for every JSON file, whoever wrote it: what it cannot take is told in one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from salun_diffusers.errors import UserError, one_line
+
+LIMIT = 64 * 1024**2  # bytes; the largest file of our own, a manifest of 100,000 pictures, has about 30 MB
+
+
+def read_json(path: Path, *, limit: int = LIMIT) -> Any:
+    """Read a JSON file of bounded size.
+
+    Duplicated keys, NaN and infinity are refused: JSON has none, and readers differ in what they make of them.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes.
+
+    Raises:
+        UserError: If there is no such file, it may not be read, is too large, or is no JSON.
+    """
+    try:
+        return parse_json(read_bytes(path, limit=limit))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: JSON is required ({one_line(error, 120)}).") from error
+
+
+def read_object(path: Path, *, limit: int = LIMIT) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        UserError: As for `read_json`, or if it holds something else.
+    """
+    content = read_json(path, limit=limit)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: a JSON object is required, found {type(content).__name__}.")
+    return content
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        ValueError: If it is none, in one short line.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_bytes(path: Path, *, limit: int = LIMIT) -> bytes:
+    """Read a regular file of bounded size.
+
+    Raises:
+        UserError: If it is none, may not be read, or is larger.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if len(data) > limit:
+        raise UserError(f"{path} must be smaller than {limit / 1e6:.0f} MB to be read; it is larger.")
+    return data
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no regular file, such as a folder, a device, a pipe, or a link to nowhere.
+
+    Raises:
+        UserError: Saying what it is.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        where = "is a link to a file that is not there" if path.is_symlink() else "does not exist"
+        reason = where if isinstance(error, FileNotFoundError) else f"cannot be read: {one_line(error, 80)}"
+        raise UserError(f"{path} {reason}.") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise UserError(f"{path} must be a file, it is {kind}.")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:40]!r} stands there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
