@@ -10,7 +10,7 @@ from typing import Any
 
 from salun_diffusers.errors import tell
 from salun_diffusers.files.component_files import PipelineFile, pipeline_files, require_within, unreadable_parts
-from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
+from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, OWN_CODE, class_name, denoiser_folder, model_index
 from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder, write_text
 
 
@@ -20,7 +20,8 @@ def copy_with_denoiser(
     """Write a copy of a pipeline with new denoiser weights; it is there whole or not at all.
 
     Left out are pickles, all other weights of the denoiser (they hold what was erased), and single-file checkpoints
-    beside the component folders. An optional part that could not be loaded without its pickle is entered as absent.
+    beside the component folders. The code of a class-conditional pipeline is the package's own. An optional part that
+    could not be loaded without its pickle is entered as absent.
 
     Args:
         base: The pipeline.
@@ -35,12 +36,15 @@ def copy_with_denoiser(
     files = pipeline_files(base)
     require_within(base, files)
     absent = unreadable_parts(base, variant)
-    denoiser = denoiser_folder(model_index(base), base)
+    index = model_index(base)
+    denoiser, class_conditional = denoiser_folder(index, base), class_name(index) == CLASS_CONDITIONAL
     with full_disk_is_told("the pipeline"), whole_folder(target) as partial:
         for file in kept_files(files, denoiser, absent):
             place = partial / file.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            if link and file.component != denoiser:  # What is written there must not go through a link.
+            if file.name == OWN_CODE.name and class_conditional:
+                shutil.copyfile(OWN_CODE, place)
+            elif link and file.component != denoiser:  # What is written there must not go through a link.
                 place.symlink_to(file.path.resolve())
             else:
                 shutil.copyfile(file.path, place)

@@ -11,6 +11,8 @@ CLASS_CONDITIONAL = "ClassConditionalDDPMPipeline"
 _DEMO = Path(__file__).parent.parent / "demo"
 EMBEDDED = {"demo": _DEMO / "pipeline", "digits": _DEMO / "digits" / "pipeline"}
 DENOISERS = ("unet", "transformer")
+# The code that a class-conditional folder carries for others: the package's own, whatever a stranger's folder has.
+OWN_CODE = Path(__file__).parent.parent / "pipelines" / "class_conditional_ddpm.py"
 
 
 def is_local(name: str) -> bool:

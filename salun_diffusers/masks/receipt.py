@@ -14,7 +14,7 @@ from torch import Tensor
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import parts_listing, pipeline_files, unreadable_parts, weight_files
 from salun_diffusers.files.pipeline_copy import index_without, kept_files
-from salun_diffusers.files.pipeline_folder import components, denoiser_folder, model_index
+from salun_diffusers.files.pipeline_folder import OWN_CODE, components, denoiser_folder, model_index
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights
 from salun_diffusers.masks.mask import SaliencyMask
 
@@ -183,7 +183,10 @@ def _changed_files(base: Path, erased: Path, variant: str | None) -> Iterator[st
         elif name == "model_index.json" and absent:
             if theirs[name].read_text(encoding="utf-8") != index_without(base, absent):
                 yield f"{name} (changed)"
-        elif _digest(theirs[name]) != _digest(ours[name]):
+        elif _digest(theirs[name]) not in (
+            _digest(ours[name]),
+            *([_digest(OWN_CODE)] if name == OWN_CODE.name else []),
+        ):
             yield f"{name} (changed)"
 
 

@@ -22,6 +22,7 @@ from typing import Any, Optional
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
@@ -165,16 +166,23 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
     def from_pretrained(
         cls, folder: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> "ClassConditionalDDPMPipeline":
-        """Load a local folder with this class, without running the file that the folder carries.
+        """Load a folder or a hub id with this class, without running the file that the folder carries.
 
         Args:
-            folder: A folder written by `save_pretrained`.
+            folder: A folder written by `save_pretrained`, or the id of one on the hub.
             dtype: Of the U-Net; by default float32.
-            **kwargs: Passed to `UNet2DModel.from_pretrained`, such as `variant`.
+            **kwargs: Passed to `UNet2DModel.from_pretrained`, such as `variant`; for the hub also `revision`,
+                `cache_dir`, `token` and `local_files_only`.
 
         Raises:
             ValueError: If the folder was not written by this pipeline.
         """
+        hub = {
+            name: kwargs.pop(name) for name in ("revision", "cache_dir", "token", "local_files_only") if name in kwargs
+        }
+        if not Path(folder).is_dir():
+            wanted = ["model_index.json", "scheduler/*.json", "unet/*.json", "unet/*.safetensors"]
+            folder = snapshot_download(str(folder), allow_patterns=wanted, **hub)
         index = json.loads((Path(folder) / "model_index.json").read_text())
         if index.get("_class_name") not in (cls.__name__, [Path(__file__).stem, cls.__name__]):
             raise ValueError(f"A folder of {cls.__name__} is required, {folder} is of {index.get('_class_name')}.")

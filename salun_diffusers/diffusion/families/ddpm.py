@@ -37,7 +37,7 @@ class ClassConditionalDDPM(UNetFamily):
                 folder, dtype=torch.float32, variant=variant, use_safetensors=True
             )
 
-        super().__init__(load, "class-conditional DDPM", folder, device, dtype)
+        super().__init__(load, "class-conditional DDPM", folder, variant=variant, device=device, dtype=dtype)
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """Class ids, `(n,)`; an empty prompt is the null class."""

@@ -39,7 +39,7 @@ class StableDiffusion(UNetFamily):
                 safety_checker=None, requires_safety_checker=False, use_safetensors=True,
             )  # fmt: skip
 
-        super().__init__(load, "Stable Diffusion pipeline", folder, device, dtype)
+        super().__init__(load, "Stable Diffusion pipeline", folder, variant=variant, device=device, dtype=dtype)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
+from salun_diffusers.diffusion.families.tensor_names import check_tensors
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.progress import loading_quietly
 
@@ -22,7 +23,14 @@ class UNetFamily:
     pipe: Any  # mypy does not see through diffusers' lazy imports.
 
     def __init__(
-        self, load: Callable[[], Any], kind: str, folder: Path, device: torch.device, dtype: torch.dtype
+        self,
+        load: Callable[[], Any],
+        kind: str,
+        folder: Path,
+        *,
+        variant: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         """Load a pipeline folder.
 
@@ -30,12 +38,14 @@ class UNetFamily:
             load: Loads it, with the denoiser in fp32.
             kind: What it must be, in the error.
             folder: Where it lies.
+            variant: Variant of the weight files.
             device: Where everything goes.
             dtype: Precision of sampling.
 
         Raises:
-            UserError: If the folder does not hold a complete pipeline.
+            UserError: If the folder does not hold a complete pipeline, or weights of another network.
         """
+        check_tensors(folder, variant)
         try:
             with loading_quietly():
                 self.pipe = load()
