@@ -58,7 +58,7 @@ class TestRefused:
     @pytest.mark.parametrize("content", [{"block_out_channels": []}, {"layers_per_block": -1}, {"act_fn": 3}, []])
     def test_a_configuration_of_nothing(self, copied, content):
         (copied / "unet" / "config.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match="describes no network|does not hold the weights"):
+        with pytest.raises(UserError, match=r"describes no network|does not hold the weights"):
             check_tensors(copied, None)
 
     def test_a_class_that_diffusers_does_not_know(self, copied):
