@@ -20,6 +20,7 @@ from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.start import load_family
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.validation import Pictures, draw_pictures, measure
@@ -94,7 +95,14 @@ def retrain(request: Request, course: Course, folder: Path) -> tuple[dict[str, A
         engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None, trains=False) as accelerator,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        run = Run(accelerator, RunFolder(folder), Clock({}), identity_of(EMBEDDED[model]), "", "retrain")
+        run = Run(
+            accelerator,
+            RunFolder(folder),
+            Clock({}),
+            identity_of(EMBEDDED[model]),
+            StageMarks("", {}, "", "", ""),
+            "retrain",
+        )
         for when, place in (("before", EMBEDDED[model]), ("after", never_saw)):
             family = load_family(accelerator, request, place)
             kept = Path(str(config.generated_data_dir) if when == "before" else scratch)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
 from salun_diffusers.diffusion.settings import Length, Settings, resolve
+from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.progress import Clock
@@ -26,4 +27,6 @@ def tiny_settings(**changes: object) -> Settings:
 
 def run_in(folder: Path, accelerator: Accelerator) -> Run:
     """A run that has been started in a folder."""
-    return Run(accelerator, RunFolder(folder), Clock({}), base="base", mark="mark", command="by hand")
+    sets = dict.fromkeys(("forget", "anchor", "retain"), "set")
+    marks = StageMarks("run", sets, "mask", "training", "pipeline")
+    return Run(accelerator, RunFolder(folder), Clock({}), base="base", marks=marks, command="by hand")

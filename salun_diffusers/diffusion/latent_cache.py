@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salun_diffusers.accelerator import ALONE, Processes
 from salun_diffusers.files.run_folder import fingerprint
-from salun_diffusers.files.stored_weights import write_tensors
+from salun_diffusers.files.stored_weights import weights_sha256, write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
 
 Generate = Callable[..., Tensor]
@@ -46,7 +46,8 @@ def kept_in(folder: Path, generate: Generate, **model: str) -> Generate:
             with full_disk_is_told("what the model draws"):
                 for item, latent in enumerate(drawn):
                     if found[item] is None:
-                        write_tensors(paths[item], {"latent": latent}, shared=True)
+                        tensors = {"latent": latent}
+                        write_tensors(paths[item], tensors, {"sha256": weights_sha256(tensors)}, shared=True)
                         found[item] = latent
         return torch.stack([latent for latent in found if latent is not None])
 
@@ -88,10 +89,11 @@ def draw_all(
 
 
 def _read(path: Path) -> Tensor | None:
-    """The latent, or None where there is none that can be read; it is then drawn again."""
+    """The latent, or None where there is none that is as it was written; it is then drawn again."""
     try:
         with safe_open(path, framework="pt") as file:
             latent: Tensor = file.get_tensor("latent")
-            return latent
-    except (OSError, SafetensorError):
+            whole = weights_sha256({"latent": latent}) == (file.metadata() or {}).get("sha256")
+            return latent if whole else None
+    except (OSError, ValueError, SafetensorError):
         return None

@@ -17,8 +17,7 @@ from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.diffusion.sampler import Sampler
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.run_folder import fingerprint
-from salun_diffusers.files.stored_weights import write_tensors
+from salun_diffusers.files.stored_weights import weights_sha256, write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.seeds import stream, stream_seed
@@ -40,6 +39,11 @@ class LatentSet:
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of latents and rows."""
+        return weights_sha256({"latents": self.latents, "prompt_index": self.prompt_index})
 
     @classmethod
     def empty(cls, prompts: Sequence[str]) -> LatentSet:
@@ -100,15 +104,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
         if real or count == 0:
             sets[name] = real[name] if real else LatentSet.empty(prompts)
             continue
-        mark = fingerprint(
-            base=run.base,
-            prompts=prompts,
-            count=count,
-            seed=settings.seed,
-            batch=settings.generation_batch_size,
-            steps=settings.num_inference_steps,
-            guidance=settings.guidance_scale,
-        )
+        mark = run.marks.sets[name]
         path = run.folder.work / f"{name}.safetensors"
         if run.folder.stage_is_done(name, mark):
             sets[name] = LatentSet.load(path)
@@ -117,7 +113,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
             sets[name] = generate_latents(sampler, prompts, count, name)
             if run.main:
                 sets[name].save(path)
-                run.folder.mark_done(name, mark)
+                run.folder.mark_done(name, mark, path)
     return EraseData(
         forget=sets["forget"],
         retain=sets["retain"],

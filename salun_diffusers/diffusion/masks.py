@@ -33,7 +33,7 @@ def given_masks(settings: Settings) -> tuple[SaliencyMask, ...]:
 def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> SaliencyMask:
     """The mask of the run: of the forget loss, random, magnitude, full, or from a file; or an interrupted run's."""
     settings, parameters = request.settings, dict(family.denoiser.named_parameters())
-    if run.folder.stage_is_done("mask", run.mark):
+    if run.folder.stage_is_done("mask", run.marks.mask):
         return SaliencyMask.load(run.folder.mask).matched_to(parameters)
     trained = trained_parameters(parameters, settings.train_method)
     recipe: dict[str, JSON] = {
@@ -65,7 +65,7 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     if run.main:
         with full_disk_is_told("the mask"):
             mask.save(run.folder.mask)
-        run.folder.mark_done("mask", run.mark)
+        run.folder.mark_done("mask", run.marks.mask, run.folder.mask)
     run.accelerator.wait_for_everyone()
     return mask
 

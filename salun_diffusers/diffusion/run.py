@@ -8,12 +8,13 @@ from salun_diffusers.diffusion.masks import make_mask
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
 from salun_diffusers.diffusion.sampler import sampler_of_base, sampler_of_erased
-from salun_diffusers.diffusion.saving import write_erased
+from salun_diffusers.diffusion.saving import verify_erased, write_erased
 from salun_diffusers.diffusion.start import checkpoint_to_resume, load_family, started
-from salun_diffusers.diffusion.trainer import fine_tune
+from salun_diffusers.diffusion.trainer import fine_tune, read_metrics
 from salun_diffusers.diffusion.validation import draw_pictures
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.reports.report import EvaluationReport
 
@@ -25,30 +26,35 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         UserError: If it cannot be carried out.
         ReceiptError: If a written weight differs from the base's where the mask forbids it.
     """
+    concept, settings = request.concept, request.settings
     detector = make_detector(request.detector)
     with started(request, command) as (run, family, real):
         # Let the base draw.
         sampler = sampler_of_base(family, request, run)
-        with run.stage("latent sets"):
-            data = latent_sets(sampler, request.concept, real)
         with run.stage("pictures before"):
-            before = draw_pictures(sampler, request.concept, "before")
-        family.release_encoders()
+            before = draw_pictures(sampler, concept, "before")
+        if not run.has_erased:
+            with run.stage("latent sets"):
+                data = latent_sets(sampler, concept, real)
+            family.release_encoders()
 
-        # Find the weights that carry the concept.
-        with run.stage("saliency and mask"):
-            mask = make_mask(run, request, family, data)
-            selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
+            # Find the weights that carry the concept.
+            with run.stage("saliency and mask"):
+                mask = make_mask(run, request, family, data)
+                selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
 
-        # Let only those move.
-        objective, checkpoint = make_objective(request.settings), checkpoint_to_resume(run, request)
-        with run.stage("fine-tuning"):
-            history = fine_tune(run, family, selected, data, objective, request.settings, checkpoint)
+            # Let only those move.
+            objective, checkpoint = make_objective(settings), checkpoint_to_resume(run, request)
+            with run.stage("fine-tuning"):
+                fine_tune(run, family, selected, data, objective, settings, checkpoint)
+            with run.stage("save and verify"):
+                write_erased(run, request, family)
 
-        # Write, check what was written, look at it.
+        # Check what was written, look at it.
+        mask, history = SaliencyMask.load(run.folder.mask), read_metrics(run.folder.root / "metrics.jsonl")
         with run.stage("save and verify"):
-            receipt = write_erased(run, request, family, mask)
+            receipt = verify_erased(run, request, mask)
         with run.stage("pictures after"):
             erased = load_family(run.accelerator, request, run.folder.pipeline)
-            after = draw_pictures(sampler_of_erased(erased, request, run), request.concept, "after")
+            after = draw_pictures(sampler_of_erased(erased, request, run), concept, "after")
         return run.folder, write_report(run, request, detector, Outcome(before, after, mask, receipt, history))

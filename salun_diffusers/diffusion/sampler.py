@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from salun_diffusers.accelerator import sampling_dtype
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.latent_cache import draw_all, kept_in
 from salun_diffusers.diffusion.request import Request
@@ -44,7 +45,7 @@ class Sampler:
             seeds: As many.
             title: Name of the progress bar.
         """
-        precision = str(self.run.accelerator.mixed_precision)
+        precision = str(sampling_dtype(self.run.accelerator))
         with Progress(title, len(prompts), self.run.main) as bar:
             return draw_all(
                 kept_in(self.kept, self.family.generate, pipeline=self.pipeline, precision=precision),

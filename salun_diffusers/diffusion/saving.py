@@ -12,6 +12,7 @@ from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError
+from salun_diffusers.files.component_files import weight_files
 from salun_diffusers.files.pipeline_copy import copy_with_denoiser
 from salun_diffusers.files.stored_weights import stored_dtypes
 from salun_diffusers.files.whole_files import full_disk_is_told
@@ -20,15 +21,11 @@ from salun_diffusers.masks.patch import patch_between
 from salun_diffusers.masks.receipt import MaskReceipt, compare
 
 
-def write_erased(run: Run, request: Request, family: Family, mask: SaliencyMask) -> MaskReceipt:
-    """Write the erased pipeline, and its patch if one was asked for; then compare every weight with the base's.
-
-    Raises:
-        ReceiptError: If something differs that the mask does not let move.
-    """
-    base, settings, variant = request.base, request.settings, request.config.variant
+def write_erased(run: Run, request: Request, family: Family) -> None:
+    """Write the erased pipeline."""
+    base, variant = request.base, request.config.variant
     if run.main:
-        _cast(family.denoiser, settings.save_dtype, stored_dtypes(base / family.denoiser_folder, variant))
+        _cast(family.denoiser, request.settings.save_dtype, stored_dtypes(base / family.denoiser_folder, variant))
         denoiser: Any = family.denoiser
         copy_with_denoiser(
             base,
@@ -36,10 +33,21 @@ def write_erased(run: Run, request: Request, family: Family, mask: SaliencyMask)
             lambda folder: denoiser.save_pretrained(folder, variant=variant, safe_serialization=True),
             variant=variant,
         )
-        if settings.save_patch:
-            with full_disk_is_told("the patch"):
-                patch_between(base, run.folder.pipeline, variant).save(run.folder.patch)
+        weights = weight_files(run.folder.pipeline / family.denoiser_folder, variant)
+        run.folder.mark_done("pipeline", run.marks.pipeline, run.folder.mask, *weights)
     run.accelerator.wait_for_everyone()
+
+
+def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt:
+    """Compare every weight and file that was written with the base's; write the patch if one was asked for.
+
+    Raises:
+        ReceiptError: If something differs that the mask does not let move.
+    """
+    base, variant = request.base, request.config.variant
+    if run.main and request.settings.save_patch:
+        with full_disk_is_told("the patch"):
+            patch_between(base, run.folder.pipeline, variant).save(run.folder.patch)
     receipt = compare(base, run.folder.pipeline, mask, variant)
     if not receipt.holds:
         raise ReceiptError(f"The mask receipt failed, do not use {run.folder.pipeline}: {receipt.sentence()}")

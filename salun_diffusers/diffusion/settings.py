@@ -144,10 +144,3 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}
-
-
-def what_counts(config: EraseConfig, settings: Settings) -> dict[str, Any]:
-    """The settings that decide the result: not where it goes, nor how it is watched."""
-    aside = {"output_dir", "resume_from_checkpoint", "dry_run", "report_to", "checkpointing_steps",
-             "checkpoints_total_limit", "show_explicit", "cache_dir", "generated_data_dir"}  # fmt: skip
-    return {name: value for name, value in recorded(config, settings).items() if name not in aside}

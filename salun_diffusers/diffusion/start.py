@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,14 +17,15 @@ from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.request import Request, prompts
-from salun_diffusers.diffusion.settings import recorded, what_counts
+from salun_diffusers.diffusion.settings import recorded
+from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
-from salun_diffusers.files.checkpoint import latest_checkpoint
+from salun_diffusers.files.checkpoint import latest_checkpoint, load_state
 from salun_diffusers.files.run_folder import (
     RunFolder,
     check_output,
-    fingerprint,
+    checkpoints,
     identity_of,
     named_checkpoint,
     open_run,
@@ -68,15 +70,8 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         base = identity_of(request.base)
-        mark = fingerprint(
-            base=base,
-            processes=accelerator.num_processes,
-            precision=accelerator.mixed_precision,
-            prompts=prompts(concept),
-            given_mask=[mask.sha256 for mask in given],
-            **what_counts(config, settings),
-        )
-        decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, mark))
+        about = run_mark(base, concept, settings)
+        decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, about))
         set_seed(settings.seed)
         with clock.stage("load"):
             family = load_family(accelerator, request, request.base)
@@ -85,19 +80,47 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             real = real_sets(family, concept, settings, config.train_data)
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
-        folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, mark, bool(given)))))
-        with under_way(folder):
+        sources = Sources(
+            base,
+            config.variant,
+            tuple(mask.sha256 for mask in given),
+            {name: pictures.sha256 for name, pictures in real.items()},
+            accelerator.num_processes,
+        )
+        marks = stage_marks(concept, settings, sources)
+        folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given)))))
+        with under_way(folder), ExitStack() as held:
+            decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
             start_tracker(accelerator, folder.root)
-            yield Run(accelerator, folder, clock, base, mark, command), family, real
+            yield Run(accelerator, folder, clock, base, marks, command), family, real
             accelerator.end_training()
 
 
 def checkpoint_to_resume(run: Run, request: Request) -> Path | None:
-    """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one."""
+    """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one.
+
+    Checkpoints of other settings of the training are no part of this one: they go, and it begins anew.
+
+    Raises:
+        UserError: If the one that the user named is of other settings.
+    """
     wanted = request.config.resume_from_checkpoint
     if wanted is None:
         return None
-    return latest_checkpoint(run.folder.root) if wanted == "latest" else named_checkpoint(run.folder.root, wanted)
+    if wanted != "latest":
+        named = named_checkpoint(run.folder.root, wanted)
+        if load_state(named)[1].get("fingerprint") != run.marks.training:
+            raise UserError(f"--resume_from_checkpoint: {named} is of a training with other settings; take `latest`.")
+        return named
+    found = latest_checkpoint(run.folder.root)
+    if found is None or load_state(found)[1].get("fingerprint") == run.marks.training:
+        return found
+    if run.main:
+        tell("note", "the settings of the training have changed since its last checkpoint: it begins anew.")
+        for old in checkpoints(run.folder.root):
+            shutil.rmtree(old)
+    run.accelerator.wait_for_everyone()
+    return None
 
 
 def _open(request: Request, mark: str, given: bool) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from salun_diffusers.accelerator import Processes
+from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.progress import Clock
 
@@ -21,7 +22,7 @@ class Run:
         folder: Where everything goes.
         clock: Seconds per stage.
         base: SHA-256 of the base model.
-        mark: Fingerprint of all that decides the result.
+        marks: Fingerprints of its stages.
         command: The command as typed, for the record.
     """
 
@@ -29,7 +30,7 @@ class Run:
     folder: RunFolder
     clock: Clock
     base: str
-    mark: str
+    marks: StageMarks
     command: str
 
     @property
@@ -45,3 +46,8 @@ class Run:
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage."""
         return self.clock.stage(name)
+
+    @property
+    def has_erased(self) -> bool:
+        """Whether the pipeline that these settings lead to is already there."""
+        return self.folder.stage_is_done("pipeline", self.marks.pipeline)

@@ -28,6 +28,7 @@ from salun_diffusers.files.checkpoint import (
     optimizer_state,
     save_state,
 )
+from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.files.run_folder import checkpoints
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -137,7 +138,7 @@ def fine_tune(
     network, stepper = accelerator.prepare(family.denoiser, stepper)
     if accelerator.scaler and state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
-    history = _read_metrics(folder / "metrics.jsonl", first) if resume_from else []
+    history = read_metrics(folder / "metrics.jsonl", first) if resume_from else []
     metrics = folder / "metrics.jsonl"
     if run.main:
         write_text(metrics, "".join(json.dumps(row) + "\n" for row in history))
@@ -214,7 +215,8 @@ def _save_checkpoint(
     tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
     with full_disk_is_told(f"checkpoint-{step}"):
         loss_scale = scaler.state_dict() if scaler else None  # fp16 only
-        save_state(folder / f"checkpoint-{step}", tensors, {"step": step, "optimizer": state, "scaler": loss_scale})
+        values = {"step": step, "optimizer": state, "scaler": loss_scale, "fingerprint": run.marks.training}
+        save_state(folder / f"checkpoint-{step}", tensors, values)
     # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
     for old in checkpoints(folder)[: -int(limit)] if math.isfinite(limit) else ():
         shutil.rmtree(old)
@@ -229,8 +231,19 @@ def _diverged(what: str, step: int, folder: Path) -> UserError:
     )
 
 
-def _read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [row for row in lines if row["step"] <= last_step]
+def read_metrics(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl` up to a step; lines that cannot be read are left out.
+
+    Args:
+        path: The file; it need not exist.
+        last_step: The last step that counts.
+    """
+    rows = {}
+    for line in read_bytes(path).splitlines() if path.is_file() else ():
+        try:
+            row = parse_json(line)
+            if isinstance(row["step"], int) and 0 < row["step"] <= last_step:
+                rows[row["step"]] = row
+        except (ValueError, TypeError, KeyError):
+            continue
+    return [rows[step] for step in sorted(rows)]

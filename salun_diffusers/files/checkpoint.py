@@ -5,19 +5,22 @@ torch's and accelerate's own checkpoints are pickles; these are not, so a checkp
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from salun_diffusers.errors import UserError
-from salun_diffusers.files.run_folder import checkpoints
+from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.run_folder import checkpoints, sha256_of
 from salun_diffusers.files.stored_weights import write_tensors
-from salun_diffusers.files.whole_files import whole_folder, write_json
+from salun_diffusers.files.whole_files import check_whole, whole_folder, write_json
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
@@ -57,23 +60,33 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     """
     with whole_folder(folder) as partial:
         write_tensors(partial / _TENSORS, tensors)
-        write_json(partial / _STATE, dict(state), indent=None)
+        values = json.loads(json.dumps(dict(state)))
+        seal = _seal(values, sha256_of(partial / _TENSORS))
+        write_json(partial / _STATE, {**values, "sha256": seal}, indent=None)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a folder written by `save_state`.
 
     Raises:
-        UserError: If a file of the checkpoint is missing or damaged; the message names the folder.
+        UserError: If a file of the checkpoint is missing, damaged, or not as it was written; the message names the
+            folder.
     """
     try:
-        return load_file(folder / _TENSORS), json.loads((folder / _STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"The checkpoint {folder} cannot be read ({error}); delete it to start over.") from error
-    except Exception as error:  # safetensors raises its own type, which is no ValueError.
-        if type(error).__module__.startswith("safetensors"):
-            raise UserError(f"The checkpoint {folder} is damaged ({error}); delete it to start over.") from error
-        raise
+        state = read_object(folder / _STATE)
+        check_whole(folder / _TENSORS)
+        if state.pop("sha256", None) != _seal(state, sha256_of(folder / _TENSORS)):
+            raise UserError("its hash is another")
+        return load_file(folder / _TENSORS), state
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"The checkpoint {folder} is damaged ({one_line(error, 160)}); delete it to start over."
+        ) from error
+
+
+def _seal(values: Mapping[str, Any], tensors: str) -> str:
+    """SHA-256 over the plain values of a state and the hash of its tensors."""
+    return hashlib.sha256(json.dumps([tensors, dict(values)], sort_keys=True).encode()).hexdigest()
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from salun_diffusers.errors import Interrupted, UserError
 from salun_diffusers.files.component_files import pipeline_files
+from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.whole_files import check_whole, full_disk_is_told, partial_of, write_json
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,61 @@ class RunFolder:
         write_json(self.root / name, content)
 
     def stage_is_done(self, stage: str, mark: str) -> bool:
-        """Whether `stage` ended here with the same fingerprint."""
-        path = self.work / f"{stage}.json"
-        return path.exists() and json.loads(path.read_text()).get("fingerprint") == mark
+        """Whether `stage` ended here with the same fingerprint, and what it left is what it left then.
 
-    def mark_done(self, stage: str, mark: str) -> None:
-        """Record that `stage` ended; call it last, after the stage's files are complete."""
-        write_json(self.work / f"{stage}.json", {"fingerprint": mark})
+        A mark that cannot be read, a file that is gone or has other bytes: the stage is done anew.
+        """
+        try:
+            record = read_object(self.work / f"{stage}.json")
+            files = record["files"]
+            same = record["fingerprint"] == mark and len(files) > 0
+            return same and all(sha256_of(self.root / name) == files[name] for name in files)
+        except (UserError, KeyError, TypeError, OSError):
+            return False
+
+    def mark_done(self, stage: str, mark: str, *files: Path) -> None:
+        """Record that `stage` ended; call it last.
+
+        Args:
+            stage: Its name.
+            mark: Fingerprint of what decides it.
+            *files: What it left.
+        """
+        hashes = {path.relative_to(self.root).as_posix(): sha256_of(path) for path in files}
+        write_json(self.work / f"{stage}.json", {"fingerprint": mark, "files": hashes})
 
     def kept(self) -> list[str]:
         """What a resumed run would not do again: finished stages, then checkpoints."""
         stages = sorted(self.work.glob("*.json"), key=lambda path: path.stat().st_mtime)
         return [*(path.stem for path in stages), *(path.name for path in checkpoints(self.root))]
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process out of the folder while the block runs.
+
+        Raises:
+            UserError: If another one is in it.
+        """
+        lock = self.root / LOCK
+        try:
+            with FileLock(lock, timeout=0):
+                yield
+        except Timeout as error:
+            raise UserError(
+                f"{self.root} is in use by another run; wait for its end or choose another folder."
+            ) from error
+        lock.unlink(missing_ok=True)
+
 
 def fingerprint(**parts: Any) -> str:
     """SHA-256 of everything that a stage's output depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def identity_of(folder: Path) -> str:
@@ -87,8 +130,7 @@ def identity_of(folder: Path) -> str:
     for file in pipeline_files(folder):
         if not file.is_pickle and (file.component or not file.is_weights):
             digest.update(file.name.encode())
-            with file.path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file.path)))
     return digest.hexdigest()
 
 
@@ -118,12 +160,14 @@ def check_output(output_dir: str | None, resume: str | None, identity: str | Non
                 "--resume_from_checkpoint latest."
             )
         # A run that is killed while it writes its record leaves nothing else.
-        foreign = any(path != partial_of(root / "run.json") for path in root.iterdir())
+        own = {partial_of(root / "run.json"), root / LOCK}
+        foreign = any(path not in own for path in root.iterdir())
         if resume is not None and known is None and foreign:
             raise UserError(f"{root} is no run of this program: it has no run.json to resume from.")
         if identity is not None and known not in (None, identity):
             raise UserError(
-                f"{root} belongs to a run with other settings (see its config.json); resuming needs the same command."
+                f"{root} belongs to a run of another base model, seed or set of prompts (see its config.json); "
+                "resuming needs the same."
             )
     if resume not in (None, "latest"):
         named_checkpoint(root or Path("runs"), str(resume))
@@ -188,10 +232,10 @@ def _identity(root: Path) -> str | None:
     record = root / "run.json"
     if not record.is_file():
         return None
-    try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["identity"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is damaged ({error}); choose another --output_dir.") from error
+    identity = read_object(record).get("identity")
+    if not isinstance(identity, str):
+        raise UserError(f"{record} is damaged: it names no identity; choose another --output_dir.")
+    return identity
 
 
 def _named_root(output_dir: str | None, resume: str | None) -> Path | None:

@@ -31,7 +31,7 @@ KILL_POINTS = {
         ("diffusion.trainer:_step", 4),
         ("diffusion.trainer:_step", 2),
     ],
-    "while saving the pipeline": [("files.run_folder:shutil.copy", 1)],
+    "while saving the pipeline": [("files.pipeline_copy:shutil.copyfile", 1)],
     "while drawing after": [("diffusion.run_report:measure", 1)],
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,7 @@ class TestNamedFolder:
         open_run("a", "x", "y", resume=None, identity="i")
         with pytest.raises(UserError, match="must be empty or new"):
             open_run("a", "x", "y", resume=None, identity="i")
-        with pytest.raises(UserError, match="other settings"):
+        with pytest.raises(UserError, match="another base model, seed or set of prompts"):
             open_run("a", "x", "y", resume="latest", identity="j")
         assert open_run("a", "x", "y", resume="latest", identity="i").root == Path("a")
 
@@ -91,11 +93,48 @@ class TestNamedFolder:
 class TestStages:
     def test_are_reused_only_with_the_same_fingerprint(self, tmp_path):
         run = RunFolder(tmp_path)
+        run.mask.write_bytes(b"mask")
         assert not run.stage_is_done("mask", "one")
-        run.mark_done("mask", "one")
+        run.mark_done("mask", "one", run.mask)
         assert run.stage_is_done("mask", "one")
         assert not run.stage_is_done("mask", "two")
         assert run.kept() == ["mask"]
+
+    def test_nor_where_a_file_or_the_mark_is_not_what_was_left(self, tmp_path):
+        run = RunFolder(tmp_path)
+        run.mask.write_bytes(b"mask")
+        run.mark_done("mask", "one", run.mask)
+        mark = run.work / "mask.json"
+        whole = mark.read_text()
+        for text in (
+            "",
+            "[]",
+            "{}",
+            whole[:20],
+            '{"fingerprint": "one", "files": {}}',
+            '{"fingerprint": "one", "files": 3}',
+        ):
+            mark.write_text(text)
+            assert not run.stage_is_done("mask", "one"), text
+        mark.write_text(whole)
+        assert run.stage_is_done("mask", "one")
+        run.mask.write_bytes(b"mosk")
+        assert not run.stage_is_done("mask", "one")
+        run.mask.unlink()
+        assert not run.stage_is_done("mask", "one")
+
+    def test_two_processes_do_not_share_a_folder(self, tmp_path):
+        run = RunFolder(tmp_path)
+        with run.held():
+            code = (
+                "from pathlib import Path; from salun_diffusers.files.run_folder import RunFolder\n"
+                f"with RunFolder(Path({str(tmp_path)!r})).held(): pass"
+            )
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            assert done.returncode == 1 and "is in use by another run" in done.stderr
+        with run.held():
+            pass
+        assert [*tmp_path.iterdir()] == []
 
     def test_fingerprint_depends_on_every_part_and_not_on_their_order(self):
         assert fingerprint(a=1, b=(2, 3)) == fingerprint(b=[2, 3], a=1)

@@ -235,7 +235,9 @@ class TestOutput:
     def test_run_with_other_settings(self, refused, tmp_path):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "run.json").write_text('{"identity": "another"}')
-        refused("other settings", "same command", output_dir=tmp_path / "other", resume_from_checkpoint="latest")
+        refused(
+            "another base model, seed or set of prompts", output_dir=tmp_path / "other", resume_from_checkpoint="latest"
+        )
         refused("must be empty or new", output_dir=tmp_path / "other")
 
     def test_spoilt_record(self, refused, tmp_path):

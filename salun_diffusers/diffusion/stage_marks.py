@@ -1,0 +1,107 @@
+"""What decides each stage of a run, as one fingerprint a stage: a change that does not touch a stage does not redo it.
+
+Memory, time and looking decide nothing: gradient checkpointing, precision, batches of drawing, where checkpoints go,
+the detector. After an out-of-memory error the same folder goes on with other such flags, and a finished run gets a new
+report from another detector. Under another precision a resumed run is not the uninterrupted one to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.files.run_folder import fingerprint
+
+_MASK = ("mask_scope", "train_method", "seed")
+_SALIENCY = ("saliency_guidance", "saliency_batch_size", "saliency_max_grad_norm")
+_TRAINING = (
+    "recipe", "objective", "l1_weight", "negative_guidance", "retain_weight", "train_batch_size", "length",
+    "learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules", "snr_power",
+    "empty_prompt_share", "gradient_accumulation_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
+    "adam_epsilon", "max_grad_norm", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StageMarks:
+    """Fingerprints of the stages of a run.
+
+    Args:
+        run: Of what a run is about: base model, prompts, seed. A folder belongs to one.
+        sets: Of each latent set, by name.
+        mask: Of the mask.
+        training: Of the fine-tuned weights.
+        pipeline: Of the written pipeline.
+    """
+
+    run: str
+    sets: Mapping[str, str]
+    mask: str
+    training: str
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run is given beside its settings.
+
+    Args:
+        base: SHA-256 of the base model.
+        variant: Variant of its weight files.
+        given_masks: SHA-256 of the mask of the user's file, if there is one.
+        pictures: SHA-256 of each set of the user's own pictures, by name; empty where the base draws.
+        processes: How many share the work: each step takes a batch of each.
+    """
+
+    base: str
+    variant: str | None
+    given_masks: tuple[str, ...]
+    pictures: Mapping[str, str]
+    processes: int
+
+
+def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> StageMarks:
+    """The fingerprints of a run's stages, each with those of the stages it builds on."""
+
+    def chosen(names: tuple[str, ...]) -> dict[str, object]:
+        return {name: str(getattr(settings, name)) for name in names}
+
+    sets = {
+        name: fingerprint(
+            base=sources.base,
+            prompts=texts,
+            count=count,
+            seed=settings.seed,
+            steps=settings.num_inference_steps,
+            guidance=settings.guidance_scale,
+            pictures=sources.pictures.get(name),
+        )
+        for name, texts, count in concept.sets(settings)
+    }
+    made = settings.mask in ("saliency", "magnitude", "random")
+    mask = fingerprint(
+        base=sources.base,
+        given=sources.given_masks,
+        kind="given" if sources.given_masks else settings.mask,
+        ratio=settings.mask_ratio if made else None,
+        **chosen(_MASK),
+        # Only a saliency mask looks at pictures.
+        **({"set": sets["forget"], **chosen(_SALIENCY)} if settings.mask == "saliency" else {}),
+    )
+    training = fingerprint(mask=mask, sets=sets, processes=sources.processes, **chosen(_TRAINING))
+    pipeline = fingerprint(training=training, variant=sources.variant, save_dtype=settings.save_dtype)
+    return StageMarks(run_mark(sources.base, concept, settings), sets, mask, training, pipeline)
+
+
+def run_mark(base: str, concept: Concept, settings: Settings) -> str:
+    """The fingerprint of what a run is about.
+
+    Args:
+        base: SHA-256 of the base model.
+        concept: Its prompts.
+        settings: The seed.
+    """
+    prompts = (concept.forget_prompts, concept.anchor_prompts, concept.retain_prompts)
+    return fingerprint(base=base, prompts=prompts, seed=settings.seed)

@@ -1,0 +1,180 @@
+"""A change redoes the stages that it decides and no others; what was left is used only if it is what was left."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
+
+STAGES = ("latents, forget", "latents, retain", "saliency", "fine-tuning")
+UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished(small_run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(small_run(output_dir=folder, checkpointing_steps=2)) == 0
+    return folder
+
+
+@pytest.fixture
+def again(finished, small_run, tmp_path, capsys) -> Callable[..., tuple[set[str], Path]]:
+    """Resume a copy of the finished run with other flags; returns which stages were gone through, and the copy."""
+
+    def resume(spoil: Callable[[Path], object] = lambda folder: None, **flags: object) -> tuple[set[str], Path]:
+        folder = tmp_path / "run"
+        if not folder.exists():
+            shutil.copytree(finished, folder)
+        spoil(folder)
+        capsys.readouterr()
+        words = small_run(output_dir=folder, resume_from_checkpoint="latest", **{"checkpointing_steps": 2, **flags})
+        assert main(words) == 0, capsys.readouterr().err
+        err = capsys.readouterr().err
+        return {
+            name for name in ("latents, forget", "latents, retain", "saliency", "fine-tuning") if name in err
+        }, folder
+
+    return resume
+
+
+def same_weights(run: Path, other: Path) -> bool:
+    return (run / UNET).read_bytes() == (other / UNET).read_bytes()
+
+
+class TestNothingIsRedone:
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            {}, {"detector": "none"}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"},
+            {"generation_batch_size": 2}, {"checkpointing_steps": 1}, {"checkpoints_total_limit": 1},
+            {"num_validation_images": 3}, {"save_patch": True}, {"show_explicit": True},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_for_memory_time_and_looking(self, again, finished, flags):
+        stages, folder = again(**flags)
+        assert stages == set() and same_weights(folder, finished)
+        assert (folder / "patch.safetensors").exists() == ("save_patch" in flags)
+
+    def test_the_record_says_what_the_last_command_was(self, again):
+        _, folder = again(num_validation_images=3)
+        assert len([*(folder / "samples").glob("forget-00-*-after.png")]) == 3
+
+
+class TestWhatAChangeDecides:
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [
+            ({"learning_rate": 2e-3}, {"fine-tuning"}),
+            ({"max_train_steps": 5}, {"fine-tuning"}),
+            ({"objective": "ascent"}, {"fine-tuning"}),
+            ({"train_batch_size": 1}, {"fine-tuning"}),
+            ({"mask_ratio": 0.25}, {"saliency", "fine-tuning"}),
+            ({"saliency_guidance": 1.0}, {"saliency", "fine-tuning"}),
+            ({"mask": "random"}, {"fine-tuning"}),
+            ({"num_retain_images": 4}, {"latents, retain", "fine-tuning"}),
+            ({"num_forget_images": 4}, {"latents, forget", "saliency", "fine-tuning"}),
+            ({"guidance_scale": 3}, {"latents, forget", "latents, retain", "saliency", "fine-tuning"}),
+        ],
+        ids=str,
+    )
+    def test_is_redone_and_what_it_does_not_is_not(self, again, small_run, tmp_path, flags, expected):
+        stages, folder = again(**flags)
+        assert stages == expected
+        fresh = tmp_path / "fresh"
+        assert main(small_run(output_dir=fresh, checkpointing_steps=2, **flags)) == 0
+        assert same_weights(folder, fresh)
+        assert (folder / "metrics.jsonl").read_text() == (fresh / "metrics.jsonl").read_text()
+
+    @pytest.mark.parametrize(
+        "flags", [{"seed": 1}, {"forget_prompt": "a circle"}, {"anchor_prompt": "a star"}], ids=str
+    )
+    def test_another_run_is_refused(self, finished, small_run, tmp_path, capsys, flags):
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        assert main(small_run(output_dir=folder, resume_from_checkpoint="latest", **flags)) == 2
+        assert "another base model, seed or set of prompts" in capsys.readouterr().err
+
+    def test_a_named_checkpoint_of_other_settings_is_refused(self, finished, small_run, tmp_path, capsys):
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        words = small_run(output_dir=folder, resume_from_checkpoint="checkpoint-2", learning_rate=2e-3)
+        assert main(words) == 2
+        assert "of a training with other settings" in capsys.readouterr().err
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def another_set(folder: Path) -> None:
+    """A whole file of other latents, as somebody could put there."""
+    path = folder / "work" / "forget.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "latents": tensors["latents"] + 1}, path, metadata={"prompts": '["a photo of a circle"]'})
+    (folder / "work" / "pipeline.json").unlink()
+
+
+def another_mask(folder: Path) -> None:
+    SaliencyMask.full(dict(SaliencyMask.load(folder / "mask.safetensors").shapes)).save(folder / "mask.safetensors")
+
+
+class TestWhatWasChangedIsNotUsed:
+    @pytest.mark.parametrize(
+        ("spoil", "expected"),
+        [
+            (another_set, {"latents, forget"}),
+            (another_mask, {"saliency"}),
+            (lambda folder: flip(folder / UNET), set()),
+            (lambda folder: flip(folder / "work" / "mask.json", 5), set()),
+            (lambda folder: shutil.rmtree(folder / "work"), {"latents, forget", "latents, retain", "saliency"}),
+        ],
+        ids=["latents", "mask", "pipeline", "mark", "work"],
+    )
+    def test_it_is_made_anew(self, again, finished, spoil, expected):
+        stages, folder = again(spoil)
+        assert expected <= stages
+        assert same_weights(folder, finished)
+        assert SaliencyMask.load(folder / "mask.safetensors") == SaliencyMask.load(finished / "mask.safetensors")
+
+    def test_a_cached_latent(self, again, finished, capsys):
+        def spoil(folder: Path) -> None:
+            shutil.rmtree(folder / "pipeline")
+            for name in ("forget", "pipeline"):
+                (folder / "work" / f"{name}.json").unlink()
+            for path in (folder / "work" / "drawn").rglob("*.safetensors"):
+                flip(path)
+
+        _, folder = again(spoil)
+        assert same_weights(folder, finished)
+
+    @pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+    def test_a_checkpoint(self, finished, small_run, tmp_path, capsys, file):
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        (folder / "work" / "pipeline.json").unlink()
+        path = folder / "checkpoint-2" / file
+        if file == "state.json":
+            path.write_text(re.sub(r'"step": 2', '"step": 3', path.read_text()))
+        else:
+            flip(path)
+        assert main(small_run(output_dir=folder, resume_from_checkpoint="latest", checkpointing_steps=2)) == 2
+        err = capsys.readouterr().err
+        assert "checkpoint-2 is damaged" in err and "delete it to start over" in err
+        shutil.rmtree(folder / "checkpoint-2")
+        assert main(small_run(output_dir=folder, resume_from_checkpoint="latest", checkpointing_steps=2)) == 0
+        assert same_weights(folder, finished)
+
+    def test_rows_of_the_record_that_cannot_be_read_are_left_out(self, again, finished):
+        def spoil(folder: Path) -> None:
+            path = folder / "metrics.jsonl"
+            path.write_text("[]\n{\n" + path.read_text() + '{"step": "x"}\n{"step": 2, "loss": NaN}\n')
+
+        stages, _ = again(spoil)
+        assert stages == set()
