@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from salun_diffusers.errors import UserError
@@ -103,10 +105,19 @@ def parse(
         groups[title].add_argument(
             *names, dest=field.name, default=field.default, **_argument(hints[field.name], field, left_open)
         )
-    values = vars(parser.parse_args(arguments))
-    config = config_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for text in words:
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+            raise UserError(f"The command line must be UTF-8, {text!a} is not.")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(parser.parse_args(words)).items()}
+    config = config_type(**{name: _expanded(value) for name, value in values.items()})
     check(config)
     return config
+
+
+def _expanded(value: Any) -> Any:
+    """A path below the home folder written out: shells leave ``--flag=~/folder`` as it is."""
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[str, Any]:
@@ -154,6 +165,8 @@ def check(config: Any) -> None:
             raise UserError(f"--{field.name} must be {_in_words(hints[field.name])}, got {value!r}.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"--{field.name} must be a whole number of at most 64 bits, got {value.bit_length()} bits.")
         limits = field.metadata
         words = []
         if limits["minimum"] is not None:

@@ -37,13 +37,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(message: object, limit: int | None = None) -> str:
-    """A message without line breaks and doubled spaces.
+    """A message without line breaks and doubled spaces, and without what moves a terminal's cursor or turns its text.
 
     Args:
         message: An exception or a text; those of other libraries run over several lines.
         limit: Characters to keep; None keeps all.
     """
-    return " ".join(str(message).split())[:limit]
+    plain = "".join(letter if letter.isprintable() else " " for letter in str(message))
+    return " ".join(plain.split())[:limit]
 
 
 def tell(kind: str, message: object) -> None:

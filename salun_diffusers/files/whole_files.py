@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.json_files import parse_json
+
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 
 
 @contextmanager
@@ -32,6 +35,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)
+        _flush(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -75,6 +79,13 @@ def _as_the_umask_says(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(mode)
+            _flush(file)
+
+
+def _flush(file: Path) -> None:
+    """Have the disk hold what the file holds, before a name promises it."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,7 +113,7 @@ def check_whole(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         start = stream.read(8)
         size = int.from_bytes(start, "little")
-        text = stream.read(size) if size < length else b""
+        text = stream.read(size) if size < min(length, _LARGEST_HEADER) else b""
         begins = text[:1] or stream.read(1)
     if start == b"version ":
         raise UserError(f"{file} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder.")
@@ -117,13 +128,16 @@ def check_whole(file: Path) -> dict[str, Any]:
             "copy it again."
         )
     try:
-        header: dict[str, Any] = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        header: dict[str, Any] = parse_json(text)
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [int(entry["data_offsets"][1]) for entry in entries if isinstance(entry["shape"], list)]
         expected = 8 + size + max(ends, default=0)
+        if len(ends) != len(entries):
+            raise ValueError("a tensor without a shape")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
-            f"{file} is damaged or no safetensors file: a JSON header of tensors is required, found {error!r}; "
-            "copy it again."
+            f"{file} is damaged or no safetensors file: a JSON header of tensors is required, found "
+            f"{one_line(repr(error), 80)}; copy it again."
         ) from error
     if length != expected:
         raise UserError(

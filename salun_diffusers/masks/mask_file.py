@@ -2,7 +2,7 @@
 
 Each parameter is a uint8 tensor of `ceil(size / 8)` bytes, in the layout of ``numpy.packbits(bitorder="little")``.
 The header's metadata holds ``format``, ``version``, ``shapes`` (JSON: name -> shape, in the model's order), ``sha256``
-(of the bits) and ``recipe`` (JSON: how the mask was made).
+(of the bits), ``recipe`` (JSON: how the mask was made) and ``seal`` (a SHA-256 over all of these).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.json_files import parse_json, require_regular
 from salun_diffusers.files.stored_weights import write_tensors
 from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.packed_bits import bytes_for, padding
@@ -29,7 +30,7 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 Contents: TypeAlias = "tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, JSON]]"
 
 FORMAT = "salun_diffusers.mask"
-VERSION = 1
+VERSION = 2  # Version 1 had no seal; its files are read as they are.
 
 
 def write_mask(
@@ -46,6 +47,7 @@ def write_mask(
         "sha256": bits_sha256(packed),
         "recipe": json.dumps(dict(recipe)),
     }
+    metadata["seal"] = _seal(metadata)
     write_tensors(Path(path), packed, metadata)
 
 
@@ -62,22 +64,27 @@ def read_mask(path: str | os.PathLike[str]) -> Contents:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{file} does not exist: expected a mask file written by SaliencyMask.save, found no file.")
-    metadata = dict(check_whole(file).get("__metadata__", {}))
+    require_regular(file)
+    metadata = _texts(check_whole(file).get("__metadata__", {}), file)
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{file} is not a saliency mask: expected the metadata format={FORMAT!r}, found {metadata.get('format')!r}."
         )
     version = metadata.get("version", "")
-    if not version.isdecimal() or int(version) != VERSION:
+    if version not in ("1", str(VERSION)):
         raise UserError(
             f"{file} has mask format version {version!r}, expected '{VERSION}': "
             "update salun_diffusers or make the mask again."
         )
+    if version != "1" and metadata.get("seal") != _seal(metadata):
+        raise UserError(
+            f"{file}: its shapes or its recipe have been altered, the hash over them is another; copy it again."
+        )
     try:
-        shapes = {name: torch.Size(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        recipe, sha256 = dict(json.loads(metadata["recipe"])), metadata["sha256"]
+        shapes = {name: _shape(shape) for name, shape in parse_json(metadata["shapes"].encode()).items()}
+        recipe, sha256 = dict(parse_json(metadata["recipe"].encode())), metadata["sha256"]
         tensors = load_file(file)
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
             f"{file} is damaged: expected shapes, recipe and sha256 as SaliencyMask.save writes them, found {error!r}."
         ) from error
@@ -95,6 +102,18 @@ def read_mask(path: str | os.PathLike[str]) -> Contents:
     return packed, shapes, recipe
 
 
+def _texts(metadata: object, file: Path) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UserError(f"{file} is damaged: text is required as metadata of its header.")
+    return metadata
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    """SHA-256 over all else that the header says."""
+    told = [metadata.get(name, "") for name in ("format", "version", "shapes", "sha256", "recipe")]
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()
+
+
 def bits_sha256(packed: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over the names and packed bytes of a mask, in the order of the sorted names."""
     digest = hashlib.sha256()
@@ -102,6 +121,12 @@ def bits_sha256(packed: Mapping[str, Tensor]) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(packed[name].numpy().data)
     return digest.hexdigest()
+
+
+def _shape(sizes: object) -> torch.Size:
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < 2**48 for size in sizes):
+        raise ValueError(f"a shape {str(sizes)[:40]}")
+    return torch.Size(sizes)
 
 
 def _check_bits(file: Path, name: str, shape: torch.Size, packed: Tensor | None) -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.component_files import parts_listing, weight_files
 from salun_diffusers.files.pipeline_copy import copy_with_denoiser
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
@@ -26,7 +27,7 @@ from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, w
 from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, unpack
 
-FORMAT, VERSION = "salun_diffusers.patch", "1"
+FORMAT, VERSION = "salun_diffusers.patch", "2"  # Version 1 had no hash over its contents.
 
 
 @final
@@ -101,8 +102,12 @@ class WeightPatch:
         tensors = {f"places.{name}": bits for name, bits in self.places.items()}
         tensors |= {f"changes.{name}": bits for name, bits in self.changes.items()}
         metadata = {
-            "format": FORMAT, "version": VERSION, "base_sha256": self.base_sha256, "erased_sha256": self.erased_sha256,
-        }  # fmt: skip
+            "format": FORMAT,
+            "version": VERSION,
+            "base_sha256": self.base_sha256,
+            "erased_sha256": self.erased_sha256,
+            "sha256": weights_sha256(tensors),
+        }
         write_tensors(Path(path), tensors, metadata)
 
     @classmethod
@@ -110,30 +115,33 @@ class WeightPatch:
         """Read a file made by `save`.
 
         Raises:
-            UserError: If it is missing, truncated, or no patch.
+            UserError: If it is missing, damaged, or no patch.
         """
         file = Path(path)
         if not file.is_file():
             raise UserError(f"A patch file is required, there is no file {file}.")
-        check_whole(file)
-        try:
-            with safe_open(file, framework="pt") as handle:
-                metadata = handle.metadata() or {}
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged ({error}); copy it again.") from error
-        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        metadata = check_whole(file).get("__metadata__")
+        told = metadata if isinstance(metadata, dict) else {}
+        if told.get("format") != FORMAT or told.get("version") not in ("1", VERSION):
             raise UserError(
-                f"{file} is not a patch of version {VERSION}: its header says {json.dumps(metadata)[:120]}."
+                f"{file} is not a patch of version {VERSION}: its header says {one_line(json.dumps(told), 120)}."
             )
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{file} is damaged ({one_line(error, 120)}); copy it again.") from error
+        if told["version"] != "1" and told.get("sha256") != weights_sha256(tensors):
+            raise UserError(f"{file} is damaged: the hash over its contents is another; copy it again.")
         places, changes = (
             {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
             for kind in ("places.", "changes.")
         )
-        patch = cls(places, changes, metadata["base_sha256"], metadata["erased_sha256"])
-        if {name: count_ones(bits) for name, bits in places.items()} != {name: len(x) for name, x in changes.items()}:
+        right = len(places) + len(changes) == len(tensors) and places.keys() == changes.keys()
+        right = right and all(bits.dtype == torch.uint8 and bits.ndim == 1 for bits in places.values())
+        right = right and all(count_ones(places[name]) == len(x) and x.ndim == 1 for name, x in changes.items())
+        if not right or not all(isinstance(told.get(name), str) for name in ("base_sha256", "erased_sha256")):
             raise UserError(f"{file} is damaged: places and changes do not pair up; copy it again.")
-        return patch
+        return cls(places, changes, told["base_sha256"], told["erased_sha256"])
 
     def _flipped(
         self, weights: Mapping[str, Tensor], which: Literal["base", "erased"], wanted: str
@@ -147,6 +155,8 @@ class WeightPatch:
             )
         flipped = dict(weights)
         for name, places in self.places.items():
+            if name not in weights:
+                raise UserError(f"The patch is damaged: it changes {name}, which the weights do not have.")
             tensor = weights[name]
             bits = bit_patterns(tensor).flatten().clone()
             if places.numel() != bytes_for(bits.numel()) or self.changes[name].dtype != bits.dtype:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, final
 
 from salun_diffusers.arguments import parse
-from salun_diffusers.errors import Interrupted, ReceiptError, UserError, tell
+from salun_diffusers.errors import Interrupted, ReceiptError, UserError, one_line, tell
 
 T = TypeVar("T")
 
@@ -64,6 +64,10 @@ class Program(Generic[T]):
         except ReceiptError as error:
             tell("error", error)
             return 1
+        except OSError as error:  # A fault of the machine: no permission, a name too long, a folder that went away.
+            named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+            tell("error", f"{', '.join(named) or 'a file'}: {error.strerror or one_line(error, 200)}.")
+            return 2
         except KeyboardInterrupt as stop:
             if sys.stderr.isatty():
                 sys.stderr.write("\n")  # The terminal shows ^C on the line.

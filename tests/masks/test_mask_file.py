@@ -66,6 +66,8 @@ def _truncate(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
 
+DAMAGED, ALTERED = "is damaged: expected shapes, recipe and sha256", "shapes or its recipe have been altered"
+
 BAD_FILES = {
     "missing": (lambda path: path.unlink(), "does not exist: expected a mask file .* found no file"),
     "empty": (lambda path: path.write_bytes(b""), "no safetensors file: a header is required, found 0 bytes"),
@@ -87,9 +89,31 @@ BAD_FILES = {
         lambda path: save_file({"weight": torch.ones(2)}, path),
         "not a saliency mask: expected the metadata format='salun_diffusers.mask', found None",
     ),
-    "newer": (lambda path: _rewrite(path, version="2"), "version '2', expected '1': update salun_diffusers"),
-    "no shapes": (lambda path: _rewrite(path, shapes=""), "is damaged: expected shapes, recipe and sha256"),
-    "shapes no dict": (lambda path: _rewrite(path, shapes="[1]"), "is damaged: expected shapes, recipe and sha256"),
+    "newer": (lambda path: _rewrite(path, version="3"), "version '3', expected '2': update salun_diffusers"),
+    "other recipe": (
+        lambda path: _rewrite(path, recipe='{"concept": "dog"}'),
+        ALTERED,
+    ),
+    "other shape": (
+        lambda path: _rewrite(
+            path, shapes=check_whole(path)["__metadata__"]["shapes"].replace("[4, 3, 3]", "[3, 4, 3]")
+        ),
+        ALTERED,
+    ),
+    "no seal": (lambda path: _rewrite(path, seal=""), ALTERED),
+    "a shape of millions": (
+        lambda path: _rewrite(path, version="1", shapes='{"conv": [99999999999999999]}'),
+        "is damaged",
+    ),
+    "a deep recipe": (lambda path: _rewrite(path, version="1", recipe="[" * 50_000), "is damaged"),
+    "no shapes": (
+        lambda path: _rewrite(path, version="1", shapes=""),
+        DAMAGED,
+    ),
+    "shapes no dict": (
+        lambda path: _rewrite(path, version="1", shapes="[1]"),
+        DAMAGED,
+    ),
     "altered bits": (
         lambda path: _rewrite(path, {"conv": torch.zeros(5, dtype=torch.uint8)}),
         f"bits have been altered: expected sha256 {'[0-9a-f]' * 64}, found",
@@ -129,6 +153,11 @@ class TestBadFiles:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_a_file_of_version_1_is_read_as_it_is(self, tmp_path):
+        random_mask(0).save(tmp_path / "mask.safetensors")
+        _rewrite(tmp_path / "mask.safetensors", version="1", seal="")
+        assert SaliencyMask.load(tmp_path / "mask.safetensors") == random_mask(0)
+
     def test_the_hash_covers_names_and_bytes_in_sorted_order(self):
         packed = {"b": torch.tensor([1, 2], dtype=torch.uint8), "a": torch.tensor([3], dtype=torch.uint8)}
         assert bits_sha256(packed) == hashlib.sha256(b"a\0\x03b\0\x01\x02").hexdigest()
@@ -138,7 +167,7 @@ class TestBadFiles:
         mask.save(tmp_path / "mask.safetensors")
         metadata = check_whole(tmp_path / "mask.safetensors")["__metadata__"]
         assert metadata["format"] == "salun_diffusers.mask"
-        assert metadata["version"] == "1"
+        assert metadata["version"] == "2"
         assert json.loads(metadata["shapes"]) == {name: list(shape) for name, shape in SHAPES.items()}
         assert json.loads(metadata["recipe"]) == dict(mask.recipe)
         assert metadata["sha256"] == mask.sha256

@@ -12,6 +12,7 @@ from torch import Tensor
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.files.stored_weights import bit_patterns, weights_sha256
+from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.packed_bits import pack
 from salun_diffusers.masks.patch import WeightPatch, patch_folder
 from salun_diffusers.programs.patch import main
@@ -52,6 +53,51 @@ def test_equal_models_give_an_empty_patch() -> None:
     base, _ = weights(torch.float32)
     patch = WeightPatch.between(base, base)
     assert patch.number_moved == 0 and patch.places == {}
+
+
+class TestDamaged:
+    """A changed patch gives no weights: neither where it is read, nor, made in memory, where it is applied."""
+
+    @pytest.mark.parametrize("at", [-1, -3, -9])
+    def test_one_bit_on_disk(self, tmp_path: Path, at: int) -> None:
+        path = tmp_path / "p.safetensors"
+        WeightPatch.between(*weights(torch.float32)).save(path)
+        data = bytearray(path.read_bytes())
+        data[at] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="is damaged"):
+            WeightPatch.load(path)
+
+    @pytest.mark.parametrize("name", ["base_sha256", "erased_sha256", "sha256"])
+    def test_another_header(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "p.safetensors"
+        base, erased = weights(torch.float32)
+        WeightPatch.between(base, erased).save(path)
+        metadata = check_whole(path)["__metadata__"] | {name: "0" * 64}
+        save_file(load_file(path), path, metadata=metadata)
+        with pytest.raises(UserError, match=r"is damaged|needs the base weights"):
+            WeightPatch.load(path).apply(base)
+
+    def test_what_comes_out_is_what_was_promised(self) -> None:
+        base, erased = weights(torch.float32)
+        patch = WeightPatch.between(base, erased)
+        patch.changes["a"][1] ^= 1
+        for change, start in ((patch.apply, base), (patch.revert, erased)):
+            with pytest.raises(UserError, match="promises weights with SHA-256"):
+                change(start)
+
+    def test_a_file_of_version_1_is_read_and_still_checked_by_what_it_gives(self, tmp_path: Path) -> None:
+        path = tmp_path / "p.safetensors"
+        base, erased = weights(torch.float32)
+        WeightPatch.between(base, erased).save(path)
+        metadata = {n: v for n, v in check_whole(path)["__metadata__"].items() if n != "sha256"} | {"version": "1"}
+        tensors = load_file(path)
+        save_file(tensors, path, metadata=metadata)
+        assert same(WeightPatch.load(path).apply(base), erased)
+        tensors["changes.a"][0] ^= 2
+        save_file(tensors, path, metadata=metadata)
+        with pytest.raises(UserError, match="promises weights"):
+            WeightPatch.load(path).apply(base)
 
 
 class TestRefusals:
