@@ -153,6 +153,11 @@ class EraseConfig:
     num_validation_images: int | None = setting(
         None, "Same-seed pictures per validation prompt, before and after.", group=_EVALUATION, minimum=1
     )
+    keep_explicit_latents: bool = setting(
+        False,
+        "Keep the latents of an explicit concept when the run is done: with the model's decoder they are pictures.",
+        group=_DATA,
+    )
     show_explicit: bool = setting(False, "Do not blur previews of explicit concepts.", group=_EVALUATION)
 
     output_dir: str | None = setting(None, "Folder of the run (default: runs/NNNN-<concept>-…).", group=_RUN)

@@ -114,13 +114,16 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
             if run.main:
                 sets[name].save(path)
                 run.folder.mark_done(name, mark, path)
+    # Rows beyond those that something was drawn for are never asked for.
+    pairs = 1 + int(torch.cat([sets["forget"].prompt_index, sets["anchor"].prompt_index]).max())
+    kept = 1 + int(sets["retain"].prompt_index.max())
     return EraseData(
         forget=sets["forget"],
         retain=sets["retain"],
         anchor=sets["anchor"],
-        forget_conditions=family.encode(concept.forget_prompts),
-        anchor_conditions=family.encode(concept.anchor_prompts),
-        retain_conditions=family.encode(concept.retain_prompts),
+        forget_conditions=family.encode(concept.forget_prompts[:pairs]),
+        anchor_conditions=family.encode(concept.anchor_prompts[:pairs]),
+        retain_conditions=family.encode(concept.retain_prompts[:kept]),
         empty=family.encode([""]),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Family, rows
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, guided_noise_loss
-from salun_diffusers.diffusion.request import MADE_MASKS, Request
+from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.mask_file import JSON
@@ -71,40 +70,8 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
 
 
 def trained_parameters(parameters: Mapping[str, nn.Parameter], method: str) -> dict[str, nn.Parameter]:
-    """The parameters that a train method lets into the mask.
-
-        xattn      cross-attention: names with attn2
-        selfattn   self-attention: names with attn1, or any attention of a network that has no text to attend to
-        noxattn    all but cross-attention, the time embedding and the last convolution
-                   (rohitgandikota/erasing, train-esd.py, arXiv 2303.07345)
-
-    Args:
-        parameters: All parameters of the denoiser.
-        method: ``full``, one of the words above, or a regular expression that is searched in the names.
-
-    Raises:
-        UserError: If no parameter is left, or the expression is none.
-    """
-    unconditional = not any("attn2" in name for name in parameters)
-    patterns = {
-        "full": "",
-        "xattn": r"attn2",
-        "selfattn": r"attentions?\." if unconditional else r"attn1",
-        "noxattn": r"^(?!.*(attn2|time_embed|conv_out))",
-    }
-    try:
-        pattern = re.compile(patterns.get(method, method))
-    except re.error as error:
-        raise UserError(
-            f"--train_method must be one of {', '.join(patterns)}, or a regular expression; {method!r}: {error}."
-        ) from error
-    kept = {name: tensor for name, tensor in parameters.items() if pattern.search(name)}
-    if not kept:
-        raise UserError(
-            f"--train_method {method} leaves no tensor to train; the denoiser's names are such as "
-            f"{next(iter(parameters))}."
-        )
-    return kept
+    """The parameters that a train method lets into the mask; see `trained_names`."""
+    return {name: parameters[name] for name in trained_names(parameters, method)}
 
 
 def forget_saliency(

@@ -9,6 +9,7 @@ from pathlib import Path
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, check_foreseen
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import Settings, recorded, resolve
@@ -24,8 +25,6 @@ from salun_diffusers.files.pipeline_folder import (
 )
 from salun_diffusers.files.run_folder import check_output
 from salun_diffusers.files.whole_files import require_space, size_of
-
-MADE_MASKS = ("saliency", "random", "full", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,12 @@ def accept(config: EraseConfig) -> Request:
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
         )
+    settings = resolve(config, concept.numbers)
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
+        check_foreseen(base / denoiser_folder(index, base), base / "scheduler", settings, config.variant)
     require_space(Path(config.output_dir or "runs"), 2 * size_of(base), "The erased pipeline with its work files")
-    return Request(config, resolve(config, concept.numbers), concept, base, class_name(index))
+    return Request(config, settings, concept, base, class_name(index))
 
 
 def _is_class_conditional_on_hub(config: EraseConfig) -> bool:

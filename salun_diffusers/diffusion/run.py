@@ -8,7 +8,7 @@ from salun_diffusers.diffusion.masks import make_mask
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
 from salun_diffusers.diffusion.sampler import sampler_of_base, sampler_of_erased
-from salun_diffusers.diffusion.saving import verify_erased, write_erased
+from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_erased, write_erased
 from salun_diffusers.diffusion.start import checkpoint_to_resume, load_family, started
 from salun_diffusers.diffusion.trainer import fine_tune, read_metrics
 from salun_diffusers.diffusion.validation import draw_pictures
@@ -57,4 +57,6 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         with run.stage("pictures after"):
             erased = load_family(run.accelerator, request, run.folder.pipeline)
             after = draw_pictures(sampler_of_erased(erased, request, run), concept, "after")
-        return run.folder, write_report(run, request, detector, Outcome(before, after, mask, receipt, history))
+        report = write_report(run, request, detector, Outcome(before, after, mask, receipt, history))
+        remove_explicit_latents(run, request)
+    return run.folder, report

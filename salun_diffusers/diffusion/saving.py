@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.errors import ReceiptError
+from salun_diffusers.errors import ReceiptError, tell
 from salun_diffusers.files.component_files import weight_files
 from salun_diffusers.files.pipeline_copy import copy_with_denoiser
 from salun_diffusers.files.stored_weights import stored_dtypes
@@ -52,6 +53,24 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
     if not receipt.holds:
         raise ReceiptError(f"The mask receipt failed, do not use {run.folder.pipeline}: {receipt.sentence()}")
     return receipt
+
+
+def remove_explicit_latents(run: Run, request: Request) -> None:
+    """Delete the latents of an explicit concept: to whoever has the decoder they are pictures.
+
+    What says that mask and pipeline are made stays. Latents in a folder of the user's own stay as well, and are named.
+    """
+    config = request.config
+    if not request.concept.explicit or config.keep_explicit_latents or not run.main:
+        return
+    for name in ("forget", "anchor", "retain"):
+        (run.folder.work / f"{name}.safetensors").unlink(missing_ok=True)
+        (run.folder.work / f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(run.folder.work / "drawn", ignore_errors=True)
+    tell("note", "the latents of the explicit concept were deleted; --keep_explicit_latents keeps them.")
+    if config.generated_data_dir:
+        tell("note", f"{config.generated_data_dir} still holds latents of the explicit concept: they are pictures to "
+                     "whoever has the decoder.")  # fmt: skip
 
 
 def _cast(denoiser: nn.Module, name: str, stored: Mapping[str, torch.dtype]) -> None:

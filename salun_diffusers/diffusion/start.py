@@ -130,6 +130,9 @@ def _open(request: Request, mark: str, given: bool) -> str:
     folder = open_run(
         config.output_dir, concept.name, details, resume=config.resume_from_checkpoint, identity=mark
     )  # fmt: skip
+    if concept.explicit:
+        folder.work.mkdir(exist_ok=True)
+        folder.work.chmod(0o700)
     folder.write_json("config.json", {**recorded(config, settings), "concept_prompts": prompts(concept)})
     return str(folder.root)
 
@@ -144,8 +147,8 @@ def _require_fit(mask: SaliencyMask, file: str, family: Family) -> None:
 
 def _warn_of_cut_words(family: Family, request: Request) -> None:
     """Say which words of the prompts lie beyond the tokenizer's limit."""
-    concept = request.concept
-    for prompt in dict.fromkeys((*concept.forget_prompts, *concept.anchor_prompts, *concept.retain_prompts)):
+    drawn = (prompt for _, prompts, count in request.concept.sets(request.settings) for prompt in prompts[:count])
+    for prompt in dict.fromkeys((*drawn, *request.concept.anchor_prompts[: request.settings.num_forget_images])):
         cut = family.cut_words(prompt)
         if cut:
             tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 from salun_diffusers.errors import UserError, one_line
 
-LIMIT = 64 * 1024**2  # bytes; the largest file of our own, a manifest of 100,000 pictures, has about 30 MB
+LIMIT = 64_000_000  # bytes; the largest file of our own, a manifest of 100,000 pictures, has about 30 MB
 
 
-def read_json(path: Path, *, limit: int = LIMIT) -> Any:
+def read_json(path: Path, *, limit: int = LIMIT, finite: bool = True) -> Any:
     """Read a JSON file of bounded size.
 
     Duplicated keys, NaN and infinity are refused: JSON has none, and readers differ in what they make of them.
@@ -20,38 +20,43 @@ def read_json(path: Path, *, limit: int = LIMIT) -> Any:
     Args:
         path: The file.
         limit: Largest size in bytes.
+        finite: Whether infinity is refused; diffusers itself writes it into configurations of schedulers.
 
     Raises:
         UserError: If there is no such file, it may not be read, is too large, or is no JSON.
     """
     try:
-        return parse_json(read_bytes(path, limit=limit))
+        return parse_json(read_bytes(path, limit=limit), finite=finite)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is damaged: JSON is required ({one_line(error, 120)}).") from error
 
 
-def read_object(path: Path, *, limit: int = LIMIT) -> dict[str, Any]:
+def read_object(path: Path, *, limit: int = LIMIT, finite: bool = True) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Raises:
         UserError: As for `read_json`, or if it holds something else.
     """
-    content = read_json(path, limit=limit)
+    content = read_json(path, limit=limit, finite=finite)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: a JSON object is required, found {type(content).__name__}.")
     return content
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, finite: bool = True) -> Any:
     """Parse JSON text.
+
+    Args:
+        data: UTF-8.
+        finite: As for `read_json`.
 
     Raises:
         ValueError: If it is none, in one short line.
     """
     try:
-        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant if finite else float)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -81,10 +86,11 @@ def require_regular(path: Path) -> None:
     """
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
         where = "is a link to a file that is not there" if path.is_symlink() else "does not exist"
-        reason = where if isinstance(error, FileNotFoundError) else f"cannot be read: {one_line(error, 80)}"
-        raise UserError(f"{path} {reason}.") from error
+        raise UserError(f"{path} {where}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise UserError(f"{path} must be a file, it is {kind}.")
