@@ -20,7 +20,7 @@ def save(path: Path, colour: str = "red", size: tuple[int, int] = (8, 8)) -> Non
 
 
 def test_order_is_by_number(tmp_path: Path) -> None:
-    for name in ("10_0.png", "2_1.png", "2_0.jpg", "previews/9.png", ".hidden/1.png"):
+    for name in ("10_0.png", "2_1.png", "2_0.jpg", ".hidden/1.png"):
         save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     assert [file.name for file in read_image_folder(tmp_path).files] == ["2_0.jpg", "2_1.png", "10_0.png"]
