@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.image_folder import decoded, read_image_folder, require_one_size
+from salun_diffusers.evaluation.json_files import parse_json
 from salun_diffusers.files.stored_weights import write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
+from salun_diffusers.pictures.decoding import DECODED
 from salun_diffusers.progress import Progress
 
 _FORMAT = "salun_diffusers features, version 1"
+_MOST_NUMBERS = 2**30  # 4 GiB; FID's 50,000 pictures of 2,048 numbers are a tenth of it.
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,26 @@ class FeatureSet:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                record = json.loads(file.metadata()["record"])
-                values: Tensor = file.get_tensor("features")
-            if record["format"] != _FORMAT:
-                raise ValueError(f"its format is {record['format']!r}")
-            return cls(values, record["protocol"], record["digest"], record["source"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no file of features ({error}); give a folder of pictures instead.") from error
+                record = parse_json((file.metadata() or {}).get("record", "null"))
+                if not isinstance(record, dict) or record.get("format") != _FORMAT:
+                    raise ValueError(f"its format is not {_FORMAT!r}")
+                for name in ("protocol", "digest", "source"):
+                    if not isinstance(record.get(name), str):
+                        raise ValueError(f"{name!r} must be a text")
+                stored = file.get_slice("features")
+                shape, kind = tuple(stored.get_shape()), str(stored.get_dtype())
+                if len(shape) != 2 or 0 in shape or kind not in ("F32", "F64", "F16", "BF16"):
+                    raise ValueError(f"features must be numbers of shape (pictures, dimension), found {kind} {shape}")
+                if math.prod(shape) > _MOST_NUMBERS:
+                    raise ValueError(f"it has {math.prod(shape):,} numbers, at most {_MOST_NUMBERS:,} are read")
+                values: Tensor = file.get_tensor("features").float()
+            if not values.isfinite().all():
+                raise ValueError("features must be finite")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is no file of features ({one_line(error, 200)}); give a folder of pictures instead."
+            ) from error
+        return cls(values, record["protocol"], record["digest"], record["source"])
 
 
 def features_of(
@@ -87,8 +104,13 @@ def features_of(
         UserError: If the pictures cannot be used, or the file's features are another extractor's.
     """
     path = Path(source).expanduser()
-    protocol = extractor.protocol + (f", after resizing to {resize} px" if resize else "")
+    protocol = f"{extractor.protocol}, {DECODED}" + (f", after resizing to {resize} px" if resize else "")
     if path.suffix == ".safetensors" and path.is_file():
+        if exclude:
+            raise UserError(
+                f"{path} holds features of pictures whose classes are not known, so {', '.join(exclude)} cannot be "
+                "left out of them; give the folder of the pictures."
+            )
         kept = FeatureSet.load(path)
         if kept.protocol != protocol:
             raise UserError(f"{path} holds features by another protocol: {kept.protocol!r}, required is {protocol!r}.")
@@ -102,7 +124,10 @@ def features_of(
     name = hashlib.sha256(f"{protocol}/{digest}".encode()).hexdigest()[:20]
     file = cache / f"{extractor.name}-{name}.safetensors" if cache else None
     if file and file.is_file():
-        return FeatureSet.load(file)
+        kept = FeatureSet.load(file)
+        if (kept.protocol, kept.digest) != (protocol, digest):
+            raise UserError(f"{file} does not hold the features that its name says; delete it, they are made again.")
+        return kept
     values = []
     with Progress(stage, len(folder.files)) as bar:
         for pictures in decoded(folder.files, batch_size, resize=resize):

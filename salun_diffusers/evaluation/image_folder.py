@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,16 @@ from PIL import Image, ImageFilter
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
+from salun_diffusers.pictures.decoding import read_header, read_picture, square, upright_rgb
+from salun_diffusers.pictures.picture_files import (
+    find_pictures,
+    local_folder,
+    no_pictures,
+    read_headers,
+    tell_left_out,
+)
 
 T = TypeVar("T")
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _OWN_FOLDERS = {"previews", "detections"}
 _PREVIEW_CELLS = 12  # across and down
 
@@ -44,7 +52,8 @@ class ImageFolder:
         """The pictures that were not drawn for some classes.
 
         Raises:
-            UserError: If nothing is known of the pictures, or nothing is left.
+            UserError: If nothing is known of the pictures, a class has none (so a typing error excludes nothing without
+                a word), or nothing is left.
         """
         if not classes:
             return self
@@ -52,6 +61,13 @@ class ImageFolder:
             raise UserError(
                 f"Leaving classes out needs to know them: {self.root} has no classes in a manifest or as sub-folders."
             )
+        known = sorted({row.label for row in self.rows if row.label})
+        for name in classes:
+            if name not in known:
+                close = (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known)[0]
+                raise UserError(
+                    f"{self.root} has no pictures of the class {name!r} to leave out; the closest is {close!r}."
+                )
         kept = [at for at, row in enumerate(self.rows) if row.label not in classes]
         if not kept:
             raise UserError(f"{self.root} has no pictures of other classes than {', '.join(classes)}.")
@@ -73,9 +89,7 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
         UserError: If there is no such folder, no picture in it, one has no picture's header, or pictures of its
             manifest are missing.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"A folder of pictures is required; there is no folder {root}.")
+    root = local_folder(path, "A folder of pictures")
     manifest = read_manifest(root)
     if manifest is not None:
         kept = [root / row.file for row in manifest.pictures]
@@ -85,18 +99,14 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
                 f"{root} is unfinished: {len(kept)} pictures are required by its manifest, found "
                 f"{len(present)}; the command in the manifest goes on where it stopped."
             )
-        _require_readable(present)
+        read_headers(root, present)
         return ImageFolder(root, present, manifest.pictures, manifest)
-    files = tuple(
-        file
-        for file in sorted(root.rglob("*"), key=lambda file: _natural(str(file.relative_to(root))))
-        if file.suffix.lower() in _ENDINGS
-        and file.is_file()
-        and not any(part.startswith(".") or part in _OWN_FOLDERS for part in file.relative_to(root).parts[:-1])
-    )
+    found = find_pictures(root, apart=_is_our_own)
+    files = found.files
     if not files:
-        raise UserError(f"{root} must hold pictures ({', '.join(sorted(_ENDINGS))}); it has none.")
-    _require_readable(files)
+        raise no_pictures(root, found.left_out)
+    tell_left_out(root, found.left_out)
+    read_headers(root, files)
     if prompts:
         return ImageFolder(root, files, tuple(_rows_by_name(root, files, prompts)))
     if all(len(file.relative_to(root).parts) > 1 for file in files):
@@ -106,9 +116,12 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
     return ImageFolder(root, files)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Order ``2.png`` before ``10.png``."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _is_our_own(folder: Path) -> bool:
+    """Whether a folder keeps previews or detections of `salun generate`; anybody's class may have such a name."""
+    try:
+        return folder.name in _OWN_FOLDERS and read_manifest(folder.parent) is not None
+    except UserError:
+        return False
 
 
 def _rows_by_name(root: Path, files: Sequence[Path], prompts: Sequence[PromptRow]) -> Iterator[PictureRow]:
@@ -160,19 +173,8 @@ def decoded(files: Sequence[Path], batch_size: int, *, resize: int | None = None
 
 
 def _decode(file: Path, resize: int | None) -> Image.Image:
-    try:
-        with Image.open(file) as picture:
-            rgb = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read as a picture ({error}); remove it or copy it again.") from error
-    if resize is None:
-        return rgb
-    scale = resize / min(rgb.size)
-    scaled = rgb.resize(
-        (max(resize, round(rgb.width * scale)), max(resize, round(rgb.height * scale))), Image.Resampling.LANCZOS
-    )
-    left, top = (scaled.width - resize) // 2, (scaled.height - resize) // 2
-    return scaled.crop((left, top, left + resize, top + resize))
+    picture = read_picture(file)
+    return picture if resize is None else square(picture, resize)
 
 
 def blurred(picture: Image.Image) -> Image.Image:
@@ -180,23 +182,8 @@ def blurred(picture: Image.Image) -> Image.Image:
 
     The picture is averaged down to a dozen cells before it is blurred up again, so no sharpening brings it back.
     """
-    cells = picture.convert("RGB").resize((_PREVIEW_CELLS, _PREVIEW_CELLS), Image.Resampling.BOX)
+    cells = upright_rgb(picture).resize((_PREVIEW_CELLS, _PREVIEW_CELLS), Image.Resampling.BOX)
     return cells.resize(picture.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(max(picture.size) / 32))
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """The size that a picture's header says."""
-    try:
-        with Image.open(file) as picture:
-            return picture.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read as a picture ({error}); remove it or copy it again.") from error
-
-
-def _require_readable(files: Sequence[Path]) -> None:
-    """Look at every header before any network is loaded."""
-    for file in files:
-        _size(file)
 
 
 def require_one_size(files: Sequence[Path]) -> tuple[int, int]:
@@ -207,9 +194,9 @@ def require_one_size(files: Sequence[Path]) -> tuple[int, int]:
     """
     if not files:
         raise UserError("At least one picture is required, none is there.")
-    first = _size(files[0])
+    first = read_header(files[0]).size
     for file in files:
-        size = _size(file)
+        size = read_header(file).size
         if size != first:
             raise UserError(
                 f"All pictures must have one size: {files[0].name} is {first[0]}×{first[1]}, {file.name} is "

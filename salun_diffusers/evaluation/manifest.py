@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.evaluation.json_files import filled, inner_name, is_of, read_json
 from salun_diffusers.files.whole_files import write_text
 
 FORMAT = "salun_diffusers pictures, version 1"
@@ -64,20 +65,54 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file is damaged, or names a file outside the folder.
     """
     path = folder / NAME
     if not path.is_file():
         return None
     try:
         # Earlier manifests have -Infinity among the scheduler's settings, which is no JSON.
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
-        if content.pop("format") != FORMAT:
+        content = read_json(path, constants=str)
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        rows = tuple(PictureRow(**row) for row in content.pop("pictures"))
-        return Manifest(rows, **content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest of `salun generate` ({error}); draw the pictures again.") from error
+        pictures = content.get("pictures")
+        if not isinstance(pictures, list) or not pictures:
+            raise ValueError("a list of pictures is required")
+        rows = tuple(_row(number, row) for number, row in enumerate(pictures))
+        if len({row.file for row in rows}) < len(rows):
+            raise ValueError("two pictures have one name")
+        manifest = filled(Manifest, {**content, "pictures": rows})
+        _check_made_with(manifest.made_with)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no manifest of `salun generate` ({one_line(error, 200)}); draw the pictures again."
+        ) from error
+    return manifest
+
+
+def _row(number: int, values: Any) -> PictureRow:
+    try:
+        row = filled(PictureRow, values)
+        inner_name(row.file)
+        if max(map(abs, (row.seed, row.case_number, row.sample))) >= 2**64:
+            raise ValueError("a number has more than 64 bits")
+        if not abs(row.guidance) < 1e300:
+            raise ValueError("'guidance' must be finite")
+    except ValueError as error:
+        raise ValueError(f"picture {number}: {error}") from error
+    return row
+
+
+def _check_made_with(made_with: Any) -> None:
+    """What comparing looks at must be of the kind that it compares."""
+    if not isinstance(made_with, dict):
+        raise ValueError("'made_with' must be an object")
+    for name in ("num_inference_steps", "height", "width"):
+        value = made_with.get(name)
+        if value is not None and not is_of(value, int):
+            raise ValueError(f"{name!r} must be a whole number, found {str(value)[:60]!r}")
+    if not isinstance(made_with.get("scheduler", {}), str | dict):
+        raise ValueError("'scheduler' must be a name or an object")
 
 
 def same_pictures(one: Sequence[PictureRow], other: Sequence[PictureRow]) -> bool:

@@ -25,11 +25,12 @@ class LabelledPictures:
 
     Args:
         pixels: `(n, channels, height, width)`, uint8, or float in [0, 1].
-        labels: `(n,)` int64, each in [0, number of classes).
+        labels: `(n,)` whole numbers, each in [0, number of classes).
         class_names: One name per class.
 
     Raises:
-        UserError: If numbers differ, a label is missing or no class, or pixels are NaN or outside [0, 1].
+        UserError: If numbers differ, a label is missing, no class or a fraction, or pixels are NaN, outside [0, 1], or
+            whole numbers of another type than uint8.
     """
 
     pixels: Tensor
@@ -43,6 +44,12 @@ class LabelledPictures:
             raise UserError(
                 f"Every picture needs one label, got {len(self.pixels)} pictures and labels of shape "
                 f"{tuple(self.labels.shape)}."
+            )
+        if self.labels.is_floating_point():
+            raise UserError(f"Labels must be whole numbers (int64), got {self.labels.dtype}; cast them.")
+        if not self.pixels.is_floating_point() and self.pixels.dtype != torch.uint8:
+            raise UserError(
+                f"Pixels must be uint8 in 0 to 255 or floats in [0, 1], got {self.pixels.dtype}; cast them."
             )
         if self.pixels.is_floating_point() and len(self.pixels):
             wrong = ~(self.pixels.flatten(1).isfinite().all(1))
@@ -88,10 +95,22 @@ class LabelledPictures:
         grey = (as_float(self.pixels) * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
         return LabelledPictures((grey * 255).round().to(torch.uint8), self.labels, self.class_names)
 
+    def squared(self) -> LabelledPictures:
+        """The centre square of each picture; models have one number for both sides."""
+        height, width = self.pixels.shape[-2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        if height == width:
+            return self
+        cropped = self.pixels[..., top : top + side, left : left + side].contiguous()
+        return LabelledPictures(cropped, self.labels, self.class_names)
+
     def resized(self, size: int) -> LabelledPictures:
-        """The same pictures with `size` x `size` pixels, bilinear and antialiased."""
+        """The centre square of each picture with `size` x `size` pixels, bilinear and antialiased."""
         if self.pixels.shape[-2:] == (size, size):
             return self
+        if self.pixels.shape[-2] != self.pixels.shape[-1]:
+            return self.squared().resized(size)
         parts = [
             F.interpolate(as_float(part), (size, size), mode="bilinear", align_corners=False, antialias=True)
             for part in self.pixels.split(1024)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.pictures.class_folders import read_class_folders, stacked
+from salun_diffusers.pictures.decoding import upright_rgb
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.stored_pictures import read_stored_pictures
 from salun_diffusers.seeds import stream_seed
 
 # Hub id, configuration, label column, names of the training and test split.
@@ -23,31 +25,49 @@ _HUB = {
     "tiny-imagenet": ("zh-plus/tiny-imagenet", None, "label", ("train", "valid")),
 }
 DATASETS = ("digits", "shapes", *_HUB)
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
-def load_pictures(name: str, *, seed: int = 0) -> tuple[LabelledPictures, LabelledPictures | None]:
+def load_pictures(
+    name: str, *, seed: int = 0, image_size: int | None = None
+) -> tuple[LabelledPictures, LabelledPictures | None]:
     """Load a data set: its training pictures, and its test pictures where it has some of its own.
+
+    All are uint8 and square, whatever they are made from, so that training, unlearning and measuring see the same:
+    of pictures that are not square the centre is taken.
 
     Args:
         name: ``digits`` (1797 pictures of 8 x 8 pixels), ``shapes`` (drawn here), a name of the Hub's, a folder with
             one folder per class (or with ``train`` and ``test`` above those), or a .safetensors file with
             ``train_pixels``, ``train_labels``, ``test_pixels`` and ``test_labels``.
         seed: Of the shapes.
+        image_size: Side of all pictures; None keeps theirs, which for a folder is the most frequent one.
 
     Raises:
         UserError: If there is no such data, it is damaged, or a package that it needs is missing.
     """
+    train, test = _load(name, seed, image_size)
+
+    def shaped(part: LabelledPictures) -> LabelledPictures:
+        return part.squared() if image_size is None else part.resized(image_size)
+
+    return shaped(train), None if test is None else shaped(test)
+
+
+def _load(name: str, seed: int, image_size: int | None) -> tuple[LabelledPictures, LabelledPictures | None]:
+    """Pictures as their source has them."""
     made: dict[str, Callable[[], LabelledPictures]] = {"digits": _digits, "shapes": lambda: _shapes(seed)}
     if name in made:
         return made[name](), None
     if name in _HUB:
-        return _from_hub(name)
-    path = Path(name)
-    if path.is_dir():
-        return _folder(path)
-    if path.suffix == ".safetensors" and path.is_file():
-        return _file(path)
+        return _from_hub(name, image_size)
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return read_class_folders(path, image_size)
+        if path.suffix.lower() == ".safetensors" and path.is_file():
+            return read_stored_pictures(path)
+    except (OSError, RuntimeError) as error:  # A name that is too long, the home of nobody, …
+        raise UserError(f"The data set {name[:200]!r} cannot be read ({error}); name a folder or a file.") from error
     raise UserError(
         f"The data set must be one of {', '.join(DATASETS)}, an image folder or a .safetensors file, got {name!r}."
     )
@@ -76,64 +96,7 @@ def _shapes(seed: int, count: int = 2000, size: int = 32) -> LabelledPictures:
     return LabelledPictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, SHAPES)
 
 
-def _folder(root: Path) -> tuple[LabelledPictures, LabelledPictures | None]:
-    """Class folders, or those below ``train`` and ``test`` (or ``val``)."""
-    if not (root / "train").is_dir():
-        return _class_folders(root, None), None
-    train = _class_folders(root / "train", None)
-    for name in ("test", "val"):
-        if (root / name).is_dir():
-            return train, _class_folders(root / name, train.class_names)
-    return train, None
-
-
-def _class_folders(root: Path, names: tuple[str, ...] | None) -> LabelledPictures:
-    names = names or tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
-    files = [
-        (path, number)
-        for number, name in enumerate(names)
-        for path in sorted((root / name).glob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    if not files:
-        raise UserError(
-            f"The data set {root} must hold one folder of pictures per class, found no picture in such a folder."
-        )
-    pixels, size = [], None
-    for path, _ in files:
-        try:
-            with Image.open(path) as picture:
-                # All pictures get the size of the first one, so that they stack.
-                size = size or picture.size
-                pixels.append(np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read as a picture ({error}); repair or remove it.") from error
-    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    return LabelledPictures(stacked, torch.tensor([number for _, number in files]), names)
-
-
-def _file(path: Path) -> tuple[LabelledPictures, LabelledPictures]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"The data set {path} cannot be read: {error}.") from error
-    needed = [f"{part}_{what}" for part in ("train", "test") for what in ("pixels", "labels")]
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise UserError(f"The data set {path} must hold {', '.join(needed)}; {', '.join(missing)} is missing.")
-    highest = max((int(tensors[f"{part}_labels"].max()) for part in ("train", "test")), default=-1)
-    names = tuple(map(str, range(highest + 1)))
-    train, test = (
-        LabelledPictures(tensors[f"{part}_pixels"], tensors[f"{part}_labels"].long(), names)
-        for part in ("train", "test")
-    )
-    return train, test
-
-
-def _from_hub(name: str) -> tuple[LabelledPictures, LabelledPictures]:
+def _from_hub(name: str, image_size: int | None) -> tuple[LabelledPictures, LabelledPictures]:
     try:
         import datasets
     except ImportError as error:
@@ -148,8 +111,12 @@ def _from_hub(name: str) -> tuple[LabelledPictures, LabelledPictures]:
         except Exception as error:  # Network, cache and server raise many kinds.
             raise UserError(f"The data set {name} ({hub_id}) could not be loaded: {one_line(error, 160)}") from error
         pictures = next(key for key, feature in rows.features.items() if isinstance(feature, datasets.Image))
-        pixels = np.stack([np.asarray(item.convert("RGB")) for item in rows[pictures]])
-        labels = torch.tensor(list(rows[column]))
+        try:
+            decoded = [upright_rgb(item) for item in rows[pictures]]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"A picture of {name} ({hub_id}) cannot be read: {one_line(error, 160)}") from error
         names = tuple(map(str, rows.features[column].names))
-        parts.append(LabelledPictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, names))
+        parts.append(LabelledPictures(stacked(hub_id, decoded, image_size), torch.tensor(list(rows[column])), names))
+    if parts[0].pixels.shape[1:] != parts[1].pixels.shape[1:]:
+        parts[1] = parts[1].resized(parts[0].squared().pixels.shape[-1])
     return parts[0], parts[1]

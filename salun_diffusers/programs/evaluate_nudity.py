@@ -8,15 +8,14 @@ nudity.html: the share of pictures with nudity, pre-ASR where the prompts are kn
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, batches, decoded, read_image_folder
-from salun_diffusers.evaluation.nudity import ALL_PARTS, Box, NudeNet, boxes_from_json, measure_nudity
+from salun_diffusers.evaluation.nudity import ALL_PARTS, Box, NudeNet, measure_nudity, read_boxes
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
-from salun_diffusers.evaluation.protocols import find_protocol
+from salun_diffusers.evaluation.protocols import NudityProtocol, find_protocol
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
 from salun_diffusers.evaluation.record_page import bar_chart, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
@@ -32,12 +31,19 @@ class NudityConfig:
     images: str = setting("", "Folder of pictures to evaluate.")
     before: str | None = setting(None, "Folder of the same prompts' pictures before erasing.")
     prompts: str | None = setting(None, "Prompt file, where the folder has no manifest: <case_number>_<n>.png.")
-    protocol: str = setting("mace", "mace, unlearndiffatk, unlearndiffatk-success, nudenet-floor or core.")
+    prompt_column: str | None = setting(None, "Column of --prompts; by default the one whose name is known.")
+    protocol: str = setting(
+        "mace",
+        "mace, unlearndiffatk, unlearndiffatk-success, nudenet-floor or core, as the field counts; with -rgb NudeNet "
+        "is shown colours in their places, which it exchanges when it reads files itself.",
+    )
     batch_size: int | None = setting(None, "Pictures at once; by default 16 on a GPU, 1 on a CPU.", minimum=1)
     output_dir: str = setting("runs/evaluation", "Where nudity.json and nudity.html go.")
 
 
-def look(folder: ImageFolder, detector: NudeNet | None, batch_size: int | None) -> list[tuple[Box, ...]]:
+def look(
+    folder: ImageFolder, protocol: NudityProtocol, detector: NudeNet | None, batch_size: int | None
+) -> list[tuple[Box, ...]]:
     """The boxes of each picture, kept or found now."""
     if not folder.files:
         boxes = []
@@ -48,10 +54,10 @@ def look(folder: ImageFolder, detector: NudeNet | None, batch_size: int | None) 
                     f"{folder.root} is unfinished: {path.name} is missing; the command in its manifest "
                     "goes on where it stopped."
                 )
-            boxes.append(boxes_from_json(json.loads(path.read_text(encoding="utf-8")), path))
+            boxes.append(read_boxes(path, protocol.channels))
         return boxes
     found: list[tuple[Box, ...]] = []
-    detector = detector or NudeNet()
+    detector = detector or NudeNet(protocol.channels)
     size = batch_size or (16 if detector.on_gpu else 1)
     with Progress("looking", len(folder.files)) as bar:
         for pictures in decoded(folder.files, max(size, 8)):
@@ -71,7 +77,7 @@ def work(config: NudityConfig, command: str) -> str:
     if not config.images:
         raise UserError("--images is required: a folder of pictures (see --help).")
     protocol = find_protocol(config.protocol)
-    prompts = read_prompt_file(config.prompts).rows if config.prompts else ()
+    prompts = read_prompt_file(config.prompts, column=config.prompt_column).rows if config.prompts else ()
     folders = [read_image_folder(path, prompts) for path in (config.before, config.images) if path]
     sampling = folder_sampling(folders)
     if config.before and len(folders[0]) != len(folders[1]):
@@ -80,9 +86,9 @@ def work(config: NudityConfig, command: str) -> str:
             f"{config.before} has {len(folders[0])}, {config.images} {len(folders[1])}."
         )
     writable_folder(config.output_dir)
-    detector = NudeNet() if any(folder.files for folder in folders) else None
+    detector = NudeNet(protocol.channels) if any(folder.files for folder in folders) else None
     measured = [
-        measure_nudity(look(folder, detector, config.batch_size), protocol, rows=folder.rows, command=command)
+        measure_nudity(look(folder, protocol, detector, config.batch_size), protocol, rows=folder.rows, command=command)
         for folder in folders
     ]
     pairs: tuple[Comparison, ...] = ()

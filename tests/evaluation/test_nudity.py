@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from salun_diffusers.evaluation.nudity import (
     boxes_to_json,
     measure_nudity,
     part_counts,
+    read_boxes,
 )
 from salun_diffusers.evaluation.protocols import FLOOR, PROTOCOLS, find_protocol
 
@@ -71,6 +73,59 @@ def test_colours_arrive_as_nudenet_reads_them_from_a_file(
     assert abs(detector.boxes([swapped])[0][0].score - found.score) > 0.05
 
 
+def test_what_the_network_is_shown(detector: NudeNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a red picture, BGR has its red last and RGB first; NudeNet's own reading of the file is the former (#203)."""
+    seen: list[list[float]] = []
+
+    class Session:
+        def run(self, names: object, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+            (batch,) = given.values()
+            seen.append(batch.mean(axis=(0, 2, 3)).round(2).tolist())
+            return [np.zeros((1, 22, 2100), np.float32)]
+
+    monkeypatch.setattr(detector._detector, "onnx_session", Session())
+    red = Image.new("RGB", (64, 64), "red")
+    assert detector.boxes([red]) == detector.with_channels("rgb").boxes([red]) == [()]
+    assert seen == [[0, 0, 1], [1, 0, 0]] and detector.channels == "bgr"
+
+
+def test_corrected_colours_score_as_swapped_ones_do_today(detector: NudeNet, astronaut: Image.Image) -> None:
+    """RGB of a picture is BGR of the picture whose red and blue are exchanged."""
+    swapped = Image.fromarray(np.asarray(astronaut)[..., ::-1].copy())
+    assert detector.with_channels("rgb").boxes([astronaut]) == detector.boxes([swapped])
+
+
+def test_each_protocol_has_a_twin_that_does_not_compare() -> None:
+    from salun_diffusers.evaluation.comparison import Run, compare_runs
+
+    field, corrected = PROTOCOLS["mace"], PROTOCOLS["mace-rgb"]
+    assert (field.channels, corrected.channels) == ("bgr", "rgb")
+    assert (field.classes, field.threshold) == (corrected.classes, corrected.threshold)
+    assert "red and blue exchanged as the package reads files (NudeNet#203)" in field.sentence
+    assert "red and blue in their places" in corrected.sentence
+    for protocol in PROTOCOLS.values():
+        assert "on white" in protocol.sentence and protocol.sentence.startswith(f"{protocol.name}: ")
+    assert len({protocol.sentence for protocol in PROTOCOLS.values()}) == len(PROTOCOLS) == 10
+    runs = []
+    for name, protocol in (("a", field), ("b", corrected)):
+        runs.append(Run(name, name))
+        runs[-1].add(measure_nudity([[]], protocol), "", False, {})
+    with pytest.raises(UserError, match="does not compare: a was measured by"):
+        compare_runs(runs)
+
+
+def test_pictures_that_would_fill_the_memory(detector: NudeNet) -> None:
+    """A line of 60,000 pixels is padded to 3.6 billion."""
+    with pytest.raises(UserError, match=r"squares; sides of at most 11,585 pixels are required, got 60000×1"):
+        detector.boxes([Image.new("RGB", (60_000, 1))])
+
+
+def test_transparent_pictures_are_seen_on_white(detector: NudeNet, astronaut: Image.Image) -> None:
+    hidden = astronaut.convert("RGBA")
+    hidden.putalpha(0)
+    assert detector.boxes([hidden]) == detector.boxes([Image.new("RGB", astronaut.size, "white")]) == [()]
+
+
 def test_boxes_do_not_depend_on_the_batch(detector: NudeNet, astronaut: Image.Image) -> None:
     pictures = [astronaut, astronaut.crop((100, 30, 400, 330)), Image.new("RGB", (64, 64))]
     single, together = detector.boxes(pictures, 1), detector.boxes(pictures, 3)
@@ -121,6 +176,53 @@ def test_detections_are_kept_whole(tmp_path: Path) -> None:
         boxes_from_json({**boxes_to_json(boxes), "nudenet": "2.0"}, tmp_path)
     with pytest.raises(UserError, match="is damaged"):
         boxes_from_json({}, tmp_path)
+
+
+def test_detections_of_both_orders(tmp_path: Path) -> None:
+    one, other = (Box(BREAST, 0.5, (1, 2, 3, 4)),), (Box(BELLY, 1.0, (0, 0, 0, 0)),)
+    path = tmp_path / "0.png.json"
+    path.write_text(json.dumps(boxes_to_json(one, other)))
+    assert (read_boxes(path), read_boxes(path, "rgb")) == (one, other)
+    path.write_text(json.dumps(boxes_to_json(one)))
+    assert read_boxes(path) == one
+    with pytest.raises(UserError, match=r"0\.png\.json was detected with red and blue exchanged only"):
+        read_boxes(path, "rgb")
+
+
+GOOD = {"part": BREAST, "score": 0.5, "place": [0, 0, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"boxes": None}, "'boxes' must be a list"),
+        ({"boxes": {}}, "'boxes' must be a list"),
+        ({"boxes": [3]}, "must have part, score and place"),
+        ({"boxes": [{**GOOD, "part": 3}]}, "a name and a score"),
+        ({"boxes": [{**GOOD, "score": "0.5"}]}, "a name and a score"),
+        ({"boxes": [{**GOOD, "score": True}]}, "a name and a score"),
+        ({"boxes": [{**GOOD, "score": 1.5}]}, "a name and a score"),
+        ({"boxes": [{**GOOD, "score": float("nan")}]}, "a finite number is required, found NaN"),
+        ({"boxes": [{**GOOD, "place": [0, 0, 5]}]}, "four whole numbers"),
+        ({"boxes": [{**GOOD, "place": [0, 0, 5, 0.5]}]}, "four whole numbers"),
+        ({"boxes": [{**GOOD, "place": "0055"}]}, "four whole numbers"),
+        ({"nudenet": None}, "does not say what it was detected with"),
+        ({"nudenet": ["3.4"]}, "of another NudeNet"),
+    ],
+)
+def test_damaged_detections(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    path = tmp_path / "0.png.json"
+    path.write_text(json.dumps({**boxes_to_json([]), **change}))
+    with pytest.raises(UserError, match=r"0\.png\.json (is damaged|holds)") as told:
+        read_boxes(path)
+    assert words in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b'{"boxes": [], "boxes": []}'])
+def test_detections_that_are_no_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0.png.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"0\.png\.json is damaged"):
+        read_boxes(tmp_path / "0.png.json")
 
 
 def test_an_erasures_report_counts_by_the_same_functions(

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
@@ -16,6 +15,7 @@ from salun_diffusers.diffusion.presets import shapes
 from salun_diffusers.diffusion.presets.nudity import nudity
 from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.prompt_files import read_prompts
 
 
 def presets() -> dict[str, Callable[[Recipe], Concept]]:
@@ -39,7 +39,8 @@ def find_concept(config: EraseConfig) -> Concept:
             f"--concept is required: a preset ({', '.join(known)}), or any words with --forget_prompt, "
             "--anchor_prompt and --retain_prompts FILE."
         )
-    retain = _read_prompts(config.retain_prompts) if config.retain_prompts else ()
+    # Each of them is encoded, whether a latent of it is drawn or not.
+    retain = read_prompts(config.retain_prompts, "--retain_prompts", 10_000) if config.retain_prompts else ()
     if name.lower() in known:
         preset = known[name.lower()](config.recipe)
         if not (config.forget_prompt or config.anchor_prompt or retain):
@@ -75,18 +76,3 @@ def find_concept(config: EraseConfig) -> Concept:
 
 def _paired(forget: tuple[str, ...], anchor: tuple[str, ...]) -> tuple[str, ...]:
     return anchor * len(forget) if len(anchor) == 1 else anchor
-
-
-def _read_prompts(path: str) -> tuple[str, ...]:
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--retain_prompts must be a text file with one prompt a line; {path} cannot be read ({error})."
-        ) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if any("\0" in prompt for prompt in prompts):
-        raise UserError(f"--retain_prompts must be a text file with one prompt a line; {path} is binary.")
-    if not prompts:
-        raise UserError(f"--retain_prompts must hold at least one prompt; {path} is empty.")
-    return prompts
