@@ -69,6 +69,9 @@ class TrainDemoConfig:
         0.0, "p of the extra weight min(SNR^-p, 10) on noisy states, where colours are decided.", minimum=0, maximum=1
     )
     init_from: str = setting("", "Pipeline folder whose autoencoder is kept and whose denoiser is trained on.")
+    denoiser_goes_on_from: str = setting(
+        "", "Output folder of another training of these stages; its denoiser's steps count as the first of this one."
+    )
     from_scratch: bool = setting(False, "Take no more than autoencoder and tokenizer from --init_from.")
     exclude: tuple[str, ...] = setting(
         (), "Shapes and styles that are never shown or named: what an erased model is compared with."
@@ -300,6 +303,8 @@ def _run_stages(config: TrainDemoConfig, accelerator: Accelerator) -> Path:
     drawn = scenes(config)
     loss = denoiser_loss(latents * scaling, [drawn[index] for index in seen], tokenizer, config, accelerator)
     course["decay_steps"] = config.denoiser_decay_steps
+    if config.denoiser_goes_on_from:
+        course["goes_on_from"] = Path(config.denoiser_goes_on_from) / "denoiser-checkpoint"
     course["decided_by"] = {
         **decided_by(config, "exclude", "denoiser_batch_size", "plain_captions", "noisy_weight", "from_scratch"),
         "--init_from": tensors_sha256({**known.unet.state_dict(), **known.text_encoder.state_dict()}) if known else "",

@@ -52,6 +52,8 @@ class Fit:
         max_grad_norm: The gradient is clipped to this norm.
         decided_by: What else decides the training, as JSON values by the names that the user knows: settings of the
             loss, where the weights start, and the identity of the data (see `tensors_sha256`).
+        goes_on_from: Checkpoint of another training of the same network, whose steps count as this one's first; what it
+            was made of is part of what decides this one.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Fit:
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     decided_by: Mapping[str, Any] = field(default_factory=dict)
+    goes_on_from: Path | None = None
 
     def run(self, accelerator: Accelerator, output: Path) -> nn.Module:
         """Train to the last step and return the module with its averaged weights.
@@ -87,8 +90,8 @@ class Fit:
         )  # fmt: skip
         average = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
         first, spent = 0, 0.0
-        if folder.exists():
-            tensors, state = load_state(folder)
+        if folder.exists() or self.goes_on_from is not None:
+            tensors, state = load_state(folder if folder.exists() else Path(str(self.goes_on_from)))
             self._refuse_another(folder, state, record)
             first, spent = state["step"], state.get("seconds", 0.0)
             self.module.load_state_dict(_under("model.", tensors))
@@ -160,6 +163,9 @@ class Fit:
             "mixed_precision": accelerator.mixed_precision,
             "network": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
         }
+        if self.goes_on_from is not None:
+            earlier = load_state(self.goes_on_from)[1]
+            decided["first steps"] = {"step": earlier["step"], **earlier.get("decided_by", {})}
         # As it will be read back: tuples are lists then.
         written: dict[str, Any] = json.loads(json.dumps(decided, default=str))
         return {"decided_by": written, "steps": self.steps, "decay_begins": -self._decaying(0)}
@@ -172,6 +178,8 @@ class Fit:
         """
         elsewhere = "use the same settings, another --output_dir, or delete that folder"
         known, asked = state.get("decided_by"), record["decided_by"]
+        if not folder.exists() and known is not None:  # Of another training on purpose, but of the same network.
+            known = {**asked, "network": known["network"]}
         if known is None:
             raise UserError(
                 f"{folder} does not say what it was trained with, so it cannot be gone on with; {elsewhere}."

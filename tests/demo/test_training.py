@@ -139,6 +139,25 @@ class TestAnotherTraining:
         with pytest.raises(UserError, match="has 8 steps of a course of 8, whose learning rate falls from step 4 on"):
             fit(tmp_path / "c", steps=9, decay_steps=0)
 
+    def test_going_on_from_another_training_is_said_and_recorded(self, tmp_path):
+        """The first four steps of other data, then six: the bits of a copied checkpoint, and a record of both."""
+        first = {"decay_steps": 0, "decided_by": {"--exclude": "all"}}
+        fit(tmp_path / "shared", steps=4, **first)
+        earlier = tmp_path / "shared" / "net-checkpoint"
+        rest = {"decay_steps": 4, "decided_by": {"--exclude": "one"}, "goes_on_from": earlier}
+        _, losses = fit(tmp_path / "own", **rest)
+        assert len(losses) == 6
+        record = load_state(tmp_path / "own" / "net-checkpoint")[1]["decided_by"]
+        assert record["--exclude"] == "one"
+        assert (record["first steps"]["step"], record["first steps"]["--exclude"]) == (4, "all")
+        assert fit(tmp_path / "own", **rest)[1] == []
+        with pytest.raises(UserError, match="first steps was"):
+            fit(tmp_path / "own", **{**rest, "goes_on_from": None})
+        with pytest.raises(UserError, match="network was"):
+            fit(tmp_path / "wide", **rest, width=2)
+        with pytest.raises(UserError, match="has 4 steps of a course of 4"):
+            fit(tmp_path / "long", **{**rest, "decay_steps": None})
+
     def test_a_checkpoint_that_does_not_say_is_refused(self, tmp_path):
         fit(tmp_path)
         path = tmp_path / "net-checkpoint" / "state.json"
