@@ -1,6 +1,7 @@
 """The papers' classifier experiments, one command each; tables and plots go to --output_dir.
 
     python scripts/benchmark_classification.py --experiment full_stack
+    python scripts/benchmark_classification.py --preset salun-table1 --scenarios random-0.1 random-0.5
 
 full_stack   all methods: UA, RA, TA, MIA, gap, time; a class, random 10 % and 50 %
 ratios       gap to Retrain for random 10 to 50 %
@@ -25,21 +26,23 @@ from typing import Any, Literal
 
 import torch
 from classification_experiments import (
-    GRIDS,
     TUNING_SEEDS,
     Cell,
     Laboratory,
     grid,
+    grids,
     mean_and_deviation,
 )
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.classification.classifier import NormStats
 from salun_diffusers.classification.methods import default_mask
+from salun_diffusers.classification.presets import TRAINING, TrainingPreset, filled
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.programs.program import Program
 
+_START = ("dataset", "model", "epochs")
 _DENSITIES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 _COUNTS = (4, 8, 16, 32, 64, 128)
 _L2UL_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -65,11 +68,14 @@ class BenchmarkConfig:
     experiment: Literal["full_stack", "ratios", "sensitivity", "masks", "instances"] = setting(
         "full_stack", "Which experiment."
     )
-    dataset: str = setting("digits", "Data set; cifar10 needs the network.")
-    model: str = setting("resnet_small", "Network.")
-    epochs: int = setting(60, "Epochs of the starting models and of Retrain.", minimum=1)
+    preset: TrainingPreset = setting(
+        "small", "small: a small net on digits; salun-table1: ResNet-18 on CIFAR-10 as in SalUn's Table 1."
+    )
+    dataset: str | None = setting(None, "Data set; cifar10 needs the network.")
+    model: str | None = setting(None, "Network.")
+    epochs: int | None = setting(None, "Epochs of the starting models and of Retrain.", minimum=1)
     scenarios: tuple[str, ...] = setting(("class", "random-0.1", "random-0.5"), "Forget sets of full_stack.")
-    methods: tuple[str, ...] = setting(tuple(GRIDS), "Methods of full_stack and ratios.")
+    methods: tuple[str, ...] = setting((), "Methods of full_stack and ratios; by default all that have a grid.")
     seeds: tuple[str, ...] = setting(("0", "1", "2", "3", "4"), "Seeds.")
     output_dir: str = setting("runs/classification", "Where models, cells, tables and plots go.")
 
@@ -112,6 +118,8 @@ def full_stack(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> It
             if not good:
                 yield f"| {method} | {mask} | {norm} | failed |" + " |" * 7
                 continue
+            if len(good) < len(seeds):
+                method = f"{method} ({len(good)} of {len(seeds)} seeds; the others failed)"
             cells = [
                 shown([result[name] for result in good])
                 for name in ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia", "gap")
@@ -146,7 +154,7 @@ def sensitivity(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> I
     for method in ("iu", "rl", "ga"):
         for mask in ("full", "saliency"):
             means = []
-            for settings in grid(method):
+            for settings in grid(method, config.preset):
                 rows = over_seeds(lab, Cell("random-0.1", method, 0, mask, settings=settings), seeds)
                 # A diverged run is as bad as a model that knows nothing of what it should.
                 means.append(mean_and_deviation([min(row["gap"], 1.0) for row in rows])[0])
@@ -261,13 +269,17 @@ def work(config: BenchmarkConfig, command: str) -> str:
     Raises:
         UserError: If a method or a seed is none.
     """
+    known = grids(config.preset)
+    wanted = {name: TRAINING[config.preset][name] for name in _START}
+    config = filled(replace(config, methods=config.methods or tuple(known)), wanted)
     for method in config.methods:
-        if method not in GRIDS:
-            raise UserError(f"--methods knows {', '.join(GRIDS)}; got {method!r}.")
+        if method not in known:
+            raise UserError(f"--methods knows {', '.join(known)}; got {method!r}.")
     if not all(seed.isdecimal() for seed in config.seeds):
         raise UserError(f"--seeds must be whole numbers, got {' '.join(config.seeds)}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lab = Laboratory(Path(config.output_dir), config.dataset, config.model, config.epochs, device)
+    start = {name: getattr(config, name) for name in _START}
+    lab = Laboratory(Path(config.output_dir), **start, device=device, preset=config.preset)
     lab.folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     lines = list(EXPERIMENTS[config.experiment](lab, config, [int(seed) for seed in config.seeds]))
@@ -277,7 +289,9 @@ def work(config: BenchmarkConfig, command: str) -> str:
     return table
 
 
-main = Program("scripts/benchmark_classification.py", BenchmarkConfig, work, __doc__ or "")
+main = Program(
+    "scripts/benchmark_classification.py", BenchmarkConfig, work, __doc__ or "", left_open="as --preset has it"
+)
 
 
 if __name__ == "__main__":

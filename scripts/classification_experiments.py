@@ -18,7 +18,7 @@ import torch
 
 from salun_diffusers.classification.batches import Augmentation
 from salun_diffusers.classification.classifier import NormStats
-from salun_diffusers.classification.config import TrainConfig
+from salun_diffusers.classification.config import TRAINING_FLAGS, TrainConfig
 from salun_diffusers.classification.datasets import load_pools
 from salun_diffusers.classification.forget_split import (
     ForgetSplit,
@@ -29,8 +29,9 @@ from salun_diffusers.classification.forget_split import (
 )
 from salun_diffusers.classification.masks import make_mask
 from salun_diffusers.classification.methods import METHODS
-from salun_diffusers.classification.metrics import average_gap, measure
+from salun_diffusers.classification.metrics import MiaRule, average_gap, measure
 from salun_diffusers.classification.models import load_classifier, load_record
+from salun_diffusers.classification.presets import UNLEARNING, TrainingPreset
 from salun_diffusers.classification.run import recipe_of
 from salun_diffusers.classification.train import run_training
 from salun_diffusers.classification.training import Task
@@ -66,10 +67,36 @@ GRIDS: dict[str, tuple[dict[str, tuple[Any, ...]], ...]] = {
 }
 
 
-def grid(method: str) -> list[tuple[tuple[str, Any], ...]]:
+# For SalUn's Table 1: eight values in the ranges that are said to be the paper's, beside what the preset fixes.
+_HUNDREDFOLD = (1.0, 2.0, 4.0, 7.0, 15.0, 30.0, 60.0, 100.0)
+_LOWEST_RATES = {"ft": 1e-3, "rl": 1e-3, "salun": 5e-4, "salun_soft": 5e-4, "ga": 1e-5, "be": 1e-6, "bs": 1e-6}
+_TABLE1: dict[str, dict[str, tuple[Any, ...]]] = {
+    **{method: {"learning_rate": tuple(low * x for x in _HUNDREDFOLD)} for method, low in _LOWEST_RATES.items()},
+    "l1_sparse": {"learning_rate": (1e-3, 0.01, 0.03, 0.1), "penalty": (1e-6, 1e-4)},
+    "iu": {"step": (1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0)},
+}
+
+
+def grids(preset: TrainingPreset) -> dict[str, tuple[dict[str, tuple[Any, ...]], ...]]:
+    """The grids of a preset: method → products of lists."""
+    if preset == "small":
+        return GRIDS
+    switches: dict[Any, Any] = {"on": True, "off": False}
+    fixed = {
+        method: {
+            name: (value if isinstance(value, tuple) else switches.get(value, value),) for name, value in own.items()
+        }
+        for method, own in UNLEARNING[preset].items()
+    }
+    return {method: ({**fixed[method], **tried},) for method, tried in _TABLE1.items()}
+
+
+def grid(method: str, preset: TrainingPreset = "small") -> list[tuple[tuple[str, Any], ...]]:
     """All settings that a method is tried with."""
     return [
-        tuple(zip(part, chosen, strict=True)) for part in GRIDS[method] for chosen in itertools.product(*part.values())
+        tuple(zip(part, chosen, strict=True))
+        for part in grids(preset)[method]
+        for chosen in itertools.product(*part.values())
     ]
 
 
@@ -112,6 +139,7 @@ class Laboratory:
         model: Name of the network.
         epochs: Epochs of starting models and of Retrain.
         device: Where models run.
+        preset: What else the starting models are trained by, and what decides grids and membership attack.
     """
 
     folder: Path
@@ -119,10 +147,12 @@ class Laboratory:
     model: str = "resnet_small"
     epochs: int = 60
     device: str = "cpu"
+    preset: TrainingPreset = "small"
 
     @property
     def _name(self) -> str:
-        return f"{self.model.replace('/', '-')}-{Path(self.dataset).stem}-{self.epochs}"
+        preset = "" if self.preset == "small" else f"-{self.preset}"
+        return f"{self.model.replace('/', '-')}-{Path(self.dataset).stem}-{self.epochs}{preset}"
 
     def start(self, seed: int) -> Path:
         """The folder of a starting model, trained if it is not there."""
@@ -131,8 +161,11 @@ class Laboratory:
             # Another process that shares the folder may be training the same one.
             mine = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
             run_training(
-                TrainConfig(model=self.model, dataset=self.dataset, epochs=self.epochs, seed=seed, output_dir=str(mine))
-            )
+                TrainConfig(
+                    preset=self.preset, model=self.model, dataset=self.dataset, epochs=self.epochs, seed=seed,
+                    output_dir=str(mine),
+                )
+            )  # fmt: skip
             try:
                 mine.rename(folder)
             except OSError:
@@ -154,14 +187,17 @@ class Laboratory:
         classifier, size = load_classifier(start)
         classifier.model.to(self.device)
         record = load_record(start)
-        split = make_split(load_pools(self.dataset, seed=record["data_seed"], image_size=size), cell)
+        pools = load_pools(
+            self.dataset, seed=record["data_seed"], image_size=size, validation=record["validation_share"]
+        )
+        split = make_split(pools, cell)
         clock = Clock({})
         with clock.stage("mask"):
             mask = make_mask(cell.mask, classifier, split.forget, ratio=cell.mask_ratio, seed=cell.seed)
         augmentation = Augmentation(record["shift"], record["flip"])
         task = Task(classifier, split, mask, cell.seed, cell.norm_stats, augmentation)
         settings = dict(cell.settings)
-        training = {name: settings.pop(name) for name in ("epochs", "learning_rate", "schedule") if name in settings}
+        training = {name: settings.pop(name) for name in TRAINING_FLAGS if name in settings}
         method = METHODS[cell.method](**settings)
         if cell.method == "retrain":
             method = dataclasses.replace(method, training=recipe_of(record))
@@ -170,10 +206,11 @@ class Laboratory:
         started = time.perf_counter()
         try:
             unlearned = method(task)
+            seconds = time.perf_counter() - started
+            rule: MiaRule = "drawn" if self.preset == "small" else "official"
+            scores = measure(unlearned.classifier, split, seed=cell.seed, mia=rule)
         except UserError as error:
             return {"failed": str(error)}
-        seconds = time.perf_counter() - started
-        scores = measure(unlearned.classifier, split, seed=cell.seed)
         return {**scores.to_json(), "seconds": seconds, "mask_seconds": clock.seconds["mask"]}
 
     def gap(self, cell: Cell) -> float:
@@ -189,7 +226,7 @@ class Laboratory:
                 self.gap(Cell(scenario, method, seed, mask, settings=settings)) for seed in TUNING_SEEDS
             ) / len(TUNING_SEEDS)
 
-        return min(grid(method), key=mean_gap)
+        return min(grid(method, self.preset), key=mean_gap)
 
 
 def make_split(pools: Pools, cell: Cell) -> ForgetSplit:

@@ -28,6 +28,7 @@ from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.files.pipeline_folder import EMBEDDED
 from salun_diffusers.files.run_folder import RunFolder, identity_of
+from salun_diffusers.files.whole_files import whole_file
 from salun_diffusers.progress import Clock
 
 RETRAIN_STEPS = {"demo": 12_600, "digits": 2_000}  # as many as the shipped ones had
@@ -154,11 +155,14 @@ def _without_shape_or_style(name: str, course: Course, settings: EraseConfig, fo
             noisy_weight=0.0, output_dir=str(shared),
         )
     )  # fmt: skip
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
-        shutil.copytree(shared, partial, dirs_exist_ok=True)
-        partial.replace(folder)
-    return train(replace(config, denoiser_decay_steps=course.steps - course.shared_steps))
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "latents.safetensors") as partial:  # Of the same scenes and autoencoder.
+        shutil.copyfile(shared / "latents.safetensors", partial)
+    return train(
+        replace(
+            config, denoiser_decay_steps=course.steps - course.shared_steps, denoiser_goes_on_from=str(shared)
+        )
+    )  # fmt: skip
 
 
 def distances(pictures: Mapping[str, Sequence[Image.Image]], model: str, concept: Concept) -> dict[str, float]:

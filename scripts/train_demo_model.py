@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from salun_diffusers.demo import architecture
 from salun_diffusers.demo.detector_training import detector_batch, detector_loss
 from salun_diffusers.demo.hub_layout import lay_out_as_on_the_hub
 from salun_diffusers.demo.renderer import Scene, random_caption, render, sample_scene
-from salun_diffusers.demo.training import Fit
+from salun_diffusers.demo.training import Fit, load_kept, tensors_sha256
 from salun_diffusers.demo.vocabulary import SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.errors import UserError
 from salun_diffusers.programs.program import Program
@@ -69,6 +69,9 @@ class TrainDemoConfig:
         0.0, "p of the extra weight min(SNR^-p, 10) on noisy states, where colours are decided.", minimum=0, maximum=1
     )
     init_from: str = setting("", "Pipeline folder whose autoencoder is kept and whose denoiser is trained on.")
+    denoiser_goes_on_from: str = setting(
+        "", "Output folder of another training of these stages; its denoiser's steps count as the first of this one."
+    )
     from_scratch: bool = setting(False, "Take no more than autoencoder and tokenizer from --init_from.")
     exclude: tuple[str, ...] = setting(
         (), "Shapes and styles that are never shown or named: what an erased model is compared with."
@@ -219,6 +222,11 @@ def captions(config: TrainDemoConfig) -> Iterator[str]:
     return (random_caption(drawn[index], rng) for index in shown(config))
 
 
+def decided_by(config: TrainDemoConfig, *names: str) -> dict[str, Any]:
+    """The settings that decide a stage's weights, by their flags; seed and course are `Fit`'s own."""
+    return {f"--{name}": getattr(config, name) for name in names}
+
+
 def train(config: TrainDemoConfig) -> Path:
     """Run the stages and return the folder of the pipeline.
 
@@ -276,22 +284,32 @@ def _run_stages(config: TrainDemoConfig, accelerator: Accelerator) -> Path:
         vae.requires_grad_(False).eval()
     else:
         loss = autoencoder_loss(data[seen] if len(data) else data, config, accelerator)
+        course["decided_by"] = decided_by(config, "num_pictures", "exclude", "autoencoder_batch_size")
         Fit("autoencoder", Reconstruction(vae), loss, config.autoencoder_steps, 2e-3, **course).run(accelerator, output)
     if not {"denoiser", "pipeline"} & set(stages):
         return output
+    # What is kept is that of these scenes and this encoder.
+    mark = f"seed {config.seed}, {config.num_pictures} pictures, autoencoder {tensors_sha256(vae.state_dict())}"
     if not cache.exists():
         latents = encode(vae, data, accelerator)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            save_file({"latents": latents}, cache)
+            save_file({"latents": latents}, cache, {"decided_by": mark})
         accelerator.wait_for_everyone()
-    latents = load_file(cache)["latents"][seen]
+    latents = load_kept(cache, mark)["latents"][seen]
     scaling = known.vae.config.scaling_factor if known else float(1 / latents.std())
     vae.register_to_config(scaling_factor=scaling)
     prediction = Prediction(text_encoder, unet)
     drawn = scenes(config)
     loss = denoiser_loss(latents * scaling, [drawn[index] for index in seen], tokenizer, config, accelerator)
     course["decay_steps"] = config.denoiser_decay_steps
+    if config.denoiser_goes_on_from:
+        course["goes_on_from"] = Path(config.denoiser_goes_on_from) / "denoiser-checkpoint"
+    course["decided_by"] = {
+        **decided_by(config, "exclude", "denoiser_batch_size", "plain_captions", "noisy_weight", "from_scratch"),
+        "--init_from": tensors_sha256({**known.unet.state_dict(), **known.text_encoder.state_dict()}) if known else "",
+        "latents": tensors_sha256({"latents": latents * scaling}),
+    }
     fit = Fit("denoiser", prediction, loss, config.denoiser_steps, config.denoiser_learning_rate, **course)
     fit.run(accelerator, output)
     if accelerator.is_main_process:

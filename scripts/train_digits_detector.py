@@ -21,7 +21,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.arguments import setting
-from salun_diffusers.demo.training import Fit
+from salun_diffusers.demo.training import Fit, tensors_sha256
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.programs.program import Program
 from salun_diffusers.reports.measurement import Measurement
@@ -112,7 +112,10 @@ def run(config: DetectorConfig, command: str) -> str:
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         torch.manual_seed(config.seed)
         loss = detector_loss(pixels[train], images.labels[train], config.batch_size)
-        trained = Fit("detector", classifier(), loss, config.steps, 3e-3, seed=config.seed).run(accelerator, output)
+        seen = tensors_sha256({"pixels": pixels[train], "labels": images.labels[train]})
+        decided = {"batch_size": config.batch_size, "pictures": seen}
+        fit = Fit("detector", classifier(), loss, config.steps, 3e-3, seed=config.seed, decided_by=decided)
+        trained = fit.run(accelerator, output)
     trained.to(torch.float16).save_pretrained(output / "detector")  # type: ignore[operator]
     trained.float()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,7 +65,7 @@ def in_order(data: LabelledPictures, batch_size: int, device: torch.device | str
 
 def shuffled(
     data: LabelledPictures,
-    batch_size: int,
+    batch_size: int | list[int],
     generator: torch.Generator,
     *,
     augmentation: Augmentation = AS_THEY_ARE,
@@ -75,15 +76,36 @@ def shuffled(
 
     Args:
         data: The pictures.
-        batch_size: Rows of a batch; the last one may be smaller.
+        batch_size: Rows of a batch, the last one may be smaller; or of each batch.
         generator: Gives order and augmentation.
         augmentation: What is done to the pictures.
         device: Where the batches go.
         forget: Whether the rows come from the forget set.
     """
     for rows in torch.randperm(len(data), generator=generator).split(batch_size):
-        pixels = augmentation(as_float(data.pixels[rows], device), generator)
+        pixels = as_float(data.pixels[rows], device)
+        if len(rows):
+            pixels = augmentation(pixels, generator)
         yield Batch(pixels, data.labels[rows].to(device), len(rows) if forget else 0)
+
+
+def in_order_of_content(data: LabelledPictures, seed: int) -> LabelledPictures:
+    """The same pictures in an order as good as random that contents and seed decide, not the order they had."""
+
+    def key(row: int) -> bytes:
+        label = f"{seed} {int(data.labels[row])} ".encode()
+        return hashlib.sha256(label + data.pixels[row].contiguous().numpy().tobytes()).digest()
+
+    return data[torch.tensor(sorted(range(len(data)), key=key), dtype=torch.int64)]
+
+
+def even_sizes(count: int, parts: int) -> list[int]:
+    """Sizes of `parts` batches that deal out `count` pictures evenly: ⌊(i+1)·n/parts⌋ - ⌊i·n/parts⌋, some of them 0.
+
+    >>> even_sizes(5, 2), even_sizes(2, 5)
+    ([2, 3], [0, 0, 1, 0, 1])
+    """
+    return [(part + 1) * count // parts - part * count // parts for part in range(parts)]
 
 
 def join(batches: Sequence[Batch]) -> Batch:

@@ -132,7 +132,17 @@ def predict(classifier: Classifier, pixels: Tensor, batch_size: int = 256) -> Te
         classifier: The model; left in evaluation mode.
         pixels: `(n, channels, height, width)`, uint8 or float in [0, 1].
         batch_size: Pictures at once.
+
+    Raises:
+        UserError: If an answer is NaN or infinite.
     """
     classifier.eval()
     parts = [classifier.logits(as_float(part, classifier.device)).float().cpu() for part in pixels.split(batch_size)]
-    return torch.cat(parts)
+    logits = torch.cat(parts)
+    if not logits.isfinite().all():
+        wrong = int((~logits.isfinite().all(1)).sum())
+        raise UserError(
+            f"The model answers {wrong} of {len(logits)} pictures with NaN or infinity: its training has diverged, or "
+            "its weights are damaged; use a lower --learning_rate or --step, or another model."
+        )
+    return logits

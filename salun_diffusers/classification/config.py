@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, Training
+from salun_diffusers.classification.presets import Normalisation, TrainingPreset, UnlearningPreset
 
 T = TypeVar("T")
 Flag: TypeAlias = "tuple[Any, Any]"  # a type and a field of that type
@@ -20,19 +21,17 @@ _METHOD, _TRAIN, _RUN = "Method", "Training", "Run"
 _DATASETS = "digits, shapes, cifar10, cifar100, svhn, tiny-imagenet, an image folder or a .safetensors file."
 
 
-def _flag(hint: Any, declared: dataclasses.Field[Any], default: Any, **metadata: str) -> Flag:
-    """A hyper-parameter as a flag with another default; None leaves it open, and what is on or off then says so."""
-    if default is None:
-        hint = (Literal["on", "off"] if hint is bool else hint) | None
-    return hint, dataclasses.field(default=default, metadata={**declared.metadata, **metadata})
+def _flag(hint: Any, declared: dataclasses.Field[Any], **metadata: str) -> Flag:
+    """A hyper-parameter as a flag that is left open; what is on or off then says so."""
+    hint = (Literal["on", "off"] if hint is bool else hint) | None
+    return hint, dataclasses.field(default=None, metadata={**declared.metadata, **metadata})
 
 
-def _training_flags(defaults: Training | None) -> dict[str, Flag]:
-    """The settings of SGD as flags, with these defaults or left open."""
+def _training_flags() -> dict[str, Flag]:
+    """The settings of SGD as flags, all left open."""
     hints = get_type_hints(Training)
     return {
-        declared.name: _flag(hints[declared.name], declared, getattr(defaults, declared.name, None), group=_TRAIN)
-        for declared in dataclasses.fields(Training)
+        declared.name: _flag(hints[declared.name], declared, group=_TRAIN) for declared in dataclasses.fields(Training)
     }
 
 
@@ -47,11 +46,11 @@ def _method_flags() -> dict[str, Flag]:
             if text:
                 meanings.setdefault(name, {}).setdefault(text.rstrip("."), []).append(method)
                 told = "; ".join(f"{', '.join(methods)}: {meaning}" for meaning, methods in meanings[name].items())
-                flags[name] = _flag(hints[name], declared, None, group=_METHOD, help=f"{told}.")
+                flags[name] = _flag(hints[name], declared, group=_METHOD, help=f"{told}.")
     return flags
 
 
-METHOD_FLAGS, TRAINING_FLAGS = _method_flags(), _training_flags(None)
+METHOD_FLAGS, TRAINING_FLAGS = _method_flags(), _training_flags()
 
 
 def _with_flags(flags: Mapping[str, Flag], *, after: str) -> Callable[[type[T]], type[T]]:
@@ -70,19 +69,27 @@ def _with_flags(flags: Mapping[str, Flag], *, after: str) -> Callable[[type[T]],
 
 
 @dataclass(frozen=True)
-@_with_flags(_training_flags(Training(epochs=60, learning_rate=0.05, schedule="cosine")), after="validation_share")
+@_with_flags(TRAINING_FLAGS, after="validation_share")
 class TrainConfig:
-    """Settings of a starting model, those of SGD (`Training`) among them."""
+    """Settings of a starting model, those of SGD (`Training`) among them. `None` means: as the preset has it."""
 
-    model: str = setting("resnet_small", "resnet_small, resnet18, resnet50, vgg16_bn, vit, or timm/NAME.", group=_DATA)
-    dataset: str = setting("digits", _DATASETS, group=_DATA)
+    preset: TrainingPreset = setting(
+        "small", "small: a small net on digits; salun-table1: ResNet-18 on CIFAR-10 as in SalUn's Table 1.", group=_DATA
+    )
+    model: str | None = setting(None, "resnet_small, resnet18, resnet50, vgg16_bn, vit, or timm/NAME.", group=_DATA)
+    dataset: str | None = setting(None, _DATASETS, group=_DATA)
     data_seed: int = setting(0, "Seed of what is held out; unlearning takes it over.", group=_DATA, minimum=0)
     image_size: int | None = setting(None, "Side to resize to; by default as the model needs.", group=_DATA, minimum=1)
-    validation_share: float = setting(
-        0.0, "Share of each class held out beside the test set.", group=_DATA, minimum=0, maximum=0.9
+    validation_share: float | None = setting(
+        None, "Share of each class held out beside the test set.", group=_DATA, minimum=0, maximum=0.9
     )
-    shift: int = setting(0, "Augmentation: pixels to pad and crop by.", group=_TRAIN, minimum=0)
-    flip: bool = setting(False, "Augmentation: mirror half of the pictures.", group=_TRAIN)
+    shift: int | None = setting(None, "Augmentation: pixels to pad and crop by.", group=_TRAIN, minimum=0)
+    flip: Literal["on", "off"] | None = setting(None, "Augmentation: mirror half of the pictures.", group=_TRAIN)
+    normalisation: Normalisation | None = setting(
+        None,
+        "Mean and deviation by which pixels are normalised: half is 0.5 and 0.5.",
+        group=_DATA,
+    )
     output_dir: str = setting("runs/classifier", "Folder of the model.", group=_RUN)
     seed: int = setting(0, "Seed of weights and batches.", group=_RUN, minimum=0, maximum=2**31 - 1)
 
@@ -110,13 +117,26 @@ class UnlearnConfig:
         "global", "Rank weights over the whole model or within each tensor.", group=_MASK
     )
 
+    preset: UnlearningPreset | None = setting(
+        None, "The method's settings in SalUn's Table 1; flags come first.", group=_METHOD
+    )
     method: MethodName = setting("salun", "How to unlearn.", group=_METHOD)
     norm_stats: Literal["update", "freeze"] = setting(
         "update", "Whether batch norms update their statistics; no mask covers those.", group=_TRAIN
     )
-    shift: int = setting(0, "Augmentation: pixels to pad and crop by.", group=_TRAIN, minimum=0)
-    flip: bool = setting(False, "Augmentation: mirror half of the pictures.", group=_TRAIN)
+    shift: int | None = setting(
+        None, "Augmentation: pixels to pad and crop by; by default as the model was trained.", group=_TRAIN, minimum=0
+    )
+    flip: Literal["on", "off"] | None = setting(
+        None, "Augmentation: mirror half of the pictures; by default as the model was trained.", group=_TRAIN
+    )
 
+    mia: Literal["drawn", "official"] | None = setting(
+        None,
+        "Whom the membership attack learns from: as many retained as test pictures, drawn (default); or as in the "
+        "official code, all test pictures and as many of the first retained ones.",
+        group=_RUN,
+    )
     retrain: bool = setting(False, "Also retrain from new weights by the model's own recipe, and compare.", group=_RUN)
     output_dir: str | None = setting(None, "Folder of the run (default: runs/NNNN-<forgotten>-…).", group=_RUN)
     seed: int = setting(0, "Seed of everything random.", group=_RUN, minimum=0, maximum=2**31 - 1)

@@ -125,6 +125,10 @@ def forget_instances(pools: Pools, indices: Sequence[int]) -> ForgetSplit:
     Raises:
         UserError: If a position is out of range or there twice, or they are none or all.
     """
+    total = len(pools.train)
+    for index in indices:  # Before torch sees them: it has no words for more than 64 bits.
+        if not 0 <= index < total:
+            raise UserError(f"Forget index {index} is out of range; the training set has positions 0 to {total - 1}.")
     chosen = torch.tensor(list(indices), dtype=torch.int64)
     return ForgetSplit(chosen, pools.train, pools.validation, pools.test, f"{len(chosen)} instances")
 
@@ -136,7 +140,7 @@ def read_indices(path: str | Path) -> list[int]:
         UserError: If the file cannot be read or holds anything else; the message names the first such word.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--forget_indices {path} cannot be read as text: {error}.") from error
     try:

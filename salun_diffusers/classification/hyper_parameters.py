@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from salun_diffusers.arguments import setting
+from salun_diffusers.errors import UserError
 
 Order: TypeAlias = Literal["together", "sequential", "mixed"]
 MasForm: TypeAlias = Literal["per_sample", "per_batch"]
@@ -26,6 +27,10 @@ class Training:
         weight_decay: L2 penalty; acts on the selected weights only.
         batch_size: Pictures a batch.
         schedule: Course of the learning rate over the epochs.
+        milestones: Epochs from which on a multistep rate is a tenth of what it was.
+
+    Raises:
+        UserError: If a milestone is no whole number.
     """
 
     epochs: int = setting(10, "Passes over the data.", minimum=1)
@@ -33,7 +38,14 @@ class Training:
     momentum: float = setting(0.9, "Momentum.", minimum=0, maximum=0.999)
     weight_decay: float = setting(5e-4, "L2 penalty of the weights that may move.", minimum=0)
     batch_size: int = setting(64, "Pictures a batch.", minimum=1)
-    schedule: Literal["constant", "cosine"] = setting("constant", "Course of the learning rate.")
+    schedule: Literal["constant", "cosine", "multistep"] = setting("constant", "Course of the learning rate.")
+    milestones: tuple[str, ...] = setting(("91", "136"), "Epochs after which a multistep rate falls to a tenth.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(map(str, self.milestones)))  # A record has a list of them.
+        for milestone in self.milestones:
+            if not milestone.isdecimal():
+                raise UserError(f"--milestones must be whole numbers of epochs, got {milestone!r}.")
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class SalUnSoftSettings(RandomLabelSettings):
     """Of SalUn-soft."""
 
     frozen_share: float = setting(0.5, "share of changes taken back at the start.", minimum=0, maximum=1)
-    anchor: Literal["base", "epoch"] = "base"
+    anchor: Literal["base", "epoch"] = setting("base", "what changes are measured from: epoch as in the official code.")
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class L1SparseSettings:
 
     training: Training = field(default_factory=Training)
     penalty: float = setting(1e-4, "γ.", minimum=0)
-    epochs_without: int = 0
+    epochs_without: int = setting(0, "epochs at the end without the penalty.", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,8 @@ class InfluenceSettings:
     step: float = setting(1.0, "α.")
     inverse: Literal["official", "diag", "cg"] = setting("cg", "how the inverse is taken.")
     damping: float = setting(0.01, "λ of diag and cg.", above=0)
-    samples: int = 1000
-    iterations: int = 20
+    samples: int = setting(1000, "pictures of official.", minimum=1)
+    iterations: int = setting(20, "products with the Fisher matrix of cg.", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class BoundaryShrinkingSettings:
 
     training: Training = field(default_factory=lambda: Training(learning_rate=1e-3))
     fgsm_step: float = setting(0.1, "step per pixel.", above=0)
-    exclude_true: bool = True
+    exclude_true: bool = setting(True, "never aim at the true class; off as in the official code.")
 
 
 @dataclass(frozen=True)
@@ -119,18 +131,18 @@ class L2ULSettings:
     training: Training = field(
         default_factory=lambda: Training(epochs=100, learning_rate=1e-3, weight_decay=1e-4, batch_size=32)
     )
-    goal: Literal["misclassify", "relabel"] = setting("misclassify", "what the forget set becomes.")
+    goal: Literal["misclassify", "relabel"] = setting("relabel", "what the forget set becomes.")
     adversarial: bool = setting(True, "use adversarial pictures.")
     importance: bool = setting(True, "hold weights by importance.")
-    retain: bool = False
-    weighting: Literal["batch_size", "sum"] = "batch_size"
+    retain: bool = setting(False, "also learn the retain set.")
+    weighting: Literal["sum", "batch_size"] = setting("sum", "of the two terms; batch_size as in the official code.")
     radius: float = setting(4.0, "ε of the attack, L2 over pixels in [0, 1].", above=0)
-    step_size: float = 0.1
+    step_size: float = setting(0.3, "step of the attack; 0.1 in the official code.", above=0)
     copies: int = setting(20, "adversarial pictures per forget picture.", minimum=1)
-    attack_steps: int = setting(100, "steps of the attack.", minimum=1)
-    adversarial_batch_size: int = 256
+    attack_steps: int = setting(30, "steps of the attack; 100 in the official code.", minimum=1)
+    adversarial_batch_size: int = setting(256, "adversarial pictures a step.", minimum=1)
     holding: float = setting(1.0, "λ of the importance penalty.", minimum=0)
-    form: MasForm = "per_sample"
+    form: MasForm = setting("per_sample", "of the importance; per_batch as in the official code.")
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,10 @@ class DampeningSettings:
 
     selection: float = setting(10.0, "α.", minimum=0)
     dampening: float = setting(1.0, "λ.", minimum=0)
-    batch_size: int = 8
+    importance_batch_size: int = setting(64, "pictures whose mean gradient is squared.", minimum=1)
+    importance_order: Literal["drawn", "stored"] = setting(
+        "drawn", "which pictures share a batch; stored as in the official code, where it depends on the files."
+    )
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,7 @@ class ScrubSettings:
     ascent_epochs: int = setting(3, "epochs with the forget set.", minimum=0)
     distillation: float = setting(0.5, "α.", minimum=0)
     retain_weight: float = setting(1.0, "γ.", minimum=0)
-    temperature: float = 4.0
+    temperature: float = setting(4.0, "T.", above=0)
 
 
 HYPER_PARAMETERS: dict[str, type] = {

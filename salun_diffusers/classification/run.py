@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salun_diffusers.classification.config import METHOD_FLAGS, TRAINING_FLAGS, UnlearnConfig
 from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, RetrainSettings, Training
+from salun_diffusers.classification.presets import filled, unlearning_preset
 from salun_diffusers.errors import ReceiptError, UserError
 
 if TYPE_CHECKING:
+    from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.classifier import Classifier
     from salun_diffusers.classification.forget_split import ForgetSplit, Pools
     from salun_diffusers.classification.training import Method
@@ -19,8 +22,12 @@ if TYPE_CHECKING:
     from salun_diffusers.reports.report import EvaluationReport
 
 
-def make_method(config: UnlearnConfig) -> Method:
+def make_method(config: UnlearnConfig, record: Mapping[str, Any] | None = None) -> Method:
     """The method with the user's settings; what is not set is as the method has it.
+
+    Args:
+        config: The settings.
+        record: Of the model's training: Retrain's settings are the model's own.
 
     Raises:
         UserError: If a setting is not one of the method's.
@@ -40,6 +47,8 @@ def make_method(config: UnlearnConfig) -> Method:
 
     switches = {"on": True, "off": False}
     method = METHODS[config.method](**{name: switches.get(value, value) for name, value in given.items()})
+    if config.method == "retrain":
+        method = dataclasses.replace(method, training=recipe_of(record or {}))
     if training:
         method = dataclasses.replace(method, training=dataclasses.replace(method.training, **training))
     made: Method = method
@@ -123,10 +132,11 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
         UserError: If the request cannot be carried out.
         ReceiptError: If a weight outside the mask moved.
     """
+    config = filled(config, unlearning_preset(config.preset, config.method))
     check_request(config)
 
     from salun_diffusers.accelerator import engine
-    from salun_diffusers.classification.batches import Augmentation
+    from salun_diffusers.classification.classifier import predict
     from salun_diffusers.classification.masks import make_mask
     from salun_diffusers.classification.methods import default_mask
     from salun_diffusers.classification.metrics import measure
@@ -136,9 +146,12 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
 
-    method, clock = make_method(config), Clock({})
+    mia = config.mia or "drawn"
+    make_method(config)  # What is wrong with the settings is told before anything is loaded.
+    clock = Clock({})
     with clock.stage("load"):
         classifier, pools, size, record = load(config)
+        method = make_method(config, record)
         split = make_split(config, pools)
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         if accelerator.num_processes > 1:
@@ -146,7 +159,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
         classifier.model.to(accelerator.device)
         base = {name: weight.detach().cpu().clone() for name, weight in classifier.parameters.items()}
         with clock.stage("measure before"):
-            before = measure(classifier, split, seed=config.seed)
+            before = measure(classifier, split, seed=config.seed, mia=mia)
         with clock.stage("saliency and mask"):
             mask = make_mask(
                 config.mask or default_mask(config.method),
@@ -156,9 +169,11 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
                 scope=config.mask_scope,
                 seed=config.seed,
             )
-        task = Task(classifier, split, mask, config.seed, config.norm_stats, Augmentation(config.shift, config.flip))
+        task = Task(classifier, split, mask, config.seed, config.norm_stats, augmentation_of(config, record))
         with clock.stage("unlearning"):
             unlearned = method(task)
+        for data in (split.retain, split.test):
+            predict(unlearned.classifier, data.pixels)  # Nothing is written of a model that does not answer.
         identity = fingerprint(**{name: str(value) for name, value in dataclasses.asdict(config).items()})
         run = open_run(config.output_dir, split.name, config.method, resume=None, identity=identity)
         with clock.stage("save and measure"):
@@ -167,27 +182,35 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
             written, _ = load_classifier(run.root / "model")
             receipt = mask_receipt(base, written.parameters, unlearned.mask)
             written.model.to(accelerator.device)
-            after = measure(written, split, seed=config.seed)
+            after = measure(written, split, seed=config.seed, mia=mia)
         if receipt.violations:
             raise ReceiptError(f"{receipt.violations} weights outside the mask moved; do not use {run.root}.")
         retrained = None
         if config.retrain:
             with clock.stage("retraining"):
                 again = _retrain(config, split, record, accelerator.device)
-            retrained = measure(again, split, seed=config.seed)
+            retrained = measure(again, split, seed=config.seed, mia=mia)
         device = f"{accelerator.device.type} ({platform.processor() or platform.machine()})"
     outcome = Outcome(split.name, split.whole_class, before, after, retrained, unlearned.history, clock.seconds, device)
     return run, write_report(run, outcome, config, unlearned.mask, receipt, command)
 
 
-def recipe_of(record: dict[str, Any]) -> Training:
+def augmentation_of(config: UnlearnConfig, record: Mapping[str, Any]) -> Augmentation:
+    """What is done to pictures in training: as the flags say, else as the model was trained."""
+    from salun_diffusers.classification.batches import Augmentation
+
+    shift = record.get("shift", 0) if config.shift is None else config.shift
+    flip = record.get("flip", False) if config.flip is None else config.flip == "on"
+    return Augmentation(shift, flip)
+
+
+def recipe_of(record: Mapping[str, Any]) -> Training:
     """The settings of SGD that a model was trained with; a model from elsewhere gets `Retrain`'s own."""
     known = {name: record[name] for name in TRAINING_FLAGS if name in record}
     return dataclasses.replace(RetrainSettings().training, **known)
 
 
-def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], device: Any) -> Classifier:
-    from salun_diffusers.classification.batches import Augmentation
+def _retrain(config: UnlearnConfig, split: ForgetSplit, record: Mapping[str, Any], device: Any) -> Classifier:
     from salun_diffusers.classification.methods.finetune import Retrain
     from salun_diffusers.classification.models import load_classifier
     from salun_diffusers.classification.training import Task
@@ -195,6 +218,6 @@ def _retrain(config: UnlearnConfig, split: ForgetSplit, record: dict[str, Any], 
 
     classifier, _ = load_classifier(Path(config.model))
     classifier.model.to(device)
-    augmentation = Augmentation(record.get("shift", config.shift), record.get("flip", config.flip))
-    task = Task(classifier, split, SaliencyMask.full(classifier.parameters), config.seed, "update", augmentation)
+    own = augmentation_of(dataclasses.replace(config, shift=None, flip=None) if "shift" in record else config, record)
+    task = Task(classifier, split, SaliencyMask.full(classifier.parameters), config.seed, "update", own)
     return Retrain(recipe_of(record))(task).classifier

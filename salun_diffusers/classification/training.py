@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salun_diffusers.classification.batches import AS_THEY_ARE, Augmentation, Batch, shuffled
-from salun_diffusers.classification.classifier import Classifier, NormStats
+from salun_diffusers.classification.classifier import Classifier, NormStats, predict
 from salun_diffusers.classification.forget_split import ForgetSplit
 from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.errors import UserError
@@ -22,6 +22,7 @@ from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
 History: TypeAlias = "list[dict[str, float | None]]"
+_MILDER = "use a lower --learning_rate or fewer --epochs (iu: a smaller --step)."
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Task:
     augmentation: Augmentation = AS_THEY_ARE
 
     def batches(
-        self, data: LabelledPictures, batch_size: int, name: str, epoch: int, *, forget: bool = False
+        self, data: LabelledPictures, batch_size: int | list[int], name: str, epoch: int, *, forget: bool = False
     ) -> Iterable[Batch]:
         """One shuffled, augmented pass over `data`; `name` and `epoch` choose the random stream."""
         return shuffled(
@@ -123,40 +124,78 @@ def fit(
         One row per step: step, loss, learning_rate.
 
     Raises:
-        UserError: If the loss becomes NaN or infinite.
+        UserError: If the loss, a weight or a statistic becomes NaN or infinite.
     """
     selected = selected or task.selected()
     optimizer = torch.optim.SGD(
         selected.weights, training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
     )
+    rates = learning_rates(training)
     history: History = []
-    for epoch in range(training.epochs):
-        rate = training.learning_rate * _factor(training, epoch)
+    for epoch, batch in ((number, batch) for number in range(training.epochs) for batch in passes(number)):
+        rate = rates[epoch]
         optimizer.param_groups[0]["lr"] = rate
-        for batch in passes(epoch):
-            # Batch norm cannot take the statistics of one picture.
-            task.classifier.train(task.norm_stats if len(batch.labels) > 1 else "freeze")
-            value = loss(batch)
-            if not math.isfinite(value.item()):
-                raise UserError(
-                    f"The loss became {value.item()} at step {len(history) + 1}; use a lower --learning_rate or fewer "
-                    "--epochs."
-                )
-            value.backward()  # type: ignore[no-untyped-call]
-            selected.gather_gradients()
-            optimizer.step()
-            optimizer.zero_grad()
-            history.append({"step": float(len(history) + 1), "loss": value.item(), "learning_rate": rate})
-            after_step(selected, len(history))
-            selected.scatter()
-            if stop():
-                return history
+        # Batch norm cannot take the statistics of one picture.
+        task.classifier.train(task.norm_stats if len(batch.labels) > 1 else "freeze")
+        value = loss(batch)
+        if not math.isfinite(value.item()):
+            raise UserError(f"The loss became {value.item()} at step {len(history) + 1}; {_MILDER}")
+        value.backward()  # type: ignore[no-untyped-call]
+        selected.gather_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({"step": float(len(history) + 1), "loss": value.item(), "learning_rate": rate})
+        after_step(selected, len(history))
+        selected.scatter()
+        if stop():
+            break
+    check_state(task.classifier)
     return history
 
 
+def check_state(classifier: Classifier) -> None:
+    """Refuse a model of which a weight or a statistic is NaN or infinite: the last step is followed by no loss.
+
+    Raises:
+        UserError: Naming the first such tensor.
+    """
+    for name, tensor in classifier.model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} holds NaN or infinity after the last step; {_MILDER}")
+
+
+def finished(task: Task, history: History) -> Unlearned:
+    """What a method returns, sure to be a model that answers.
+
+    Args:
+        task: The changed model, and the weights that were allowed to move.
+        history: Rows of the training.
+
+    Raises:
+        UserError: If a weight, a statistic or an answer on the forget set is NaN or infinite.
+    """
+    check_state(task.classifier)
+    predict(task.classifier, task.split.forget.pixels)
+    return Unlearned(task.classifier, task.mask, history)
+
+
+def learning_rates(training: Training) -> list[float]:
+    """The rate η_t of each epoch t, counted from 0.
+
+    constant: η      cosine: η · ½ (1 + cos(π t / T))      multistep: η · 10^-(number of milestones ≤ t)
+    """
+    return [training.learning_rate * _factor(training, epoch) for epoch in range(training.epochs)]
+
+
 def _factor(training: Training, epoch: int) -> float:
+    """Share of the learning rate in an epoch, counted from 0.
+
+    constant: 1      cosine: ½ (1 + cos(π t / T))      multistep: 10^-(number of milestones ≤ t)
+    """
     if training.schedule == "constant":
         return 1.0
+    if training.schedule == "multistep":
+        return 10.0 ** -sum(epoch >= int(milestone) for milestone in training.milestones)
     return 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
 
 

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from salun_diffusers.accelerator import engine, start_tracker
-from salun_diffusers.demo.training import Fit
+from salun_diffusers.demo.training import Fit, tensors_sha256
 from salun_diffusers.diffusion.ddpm_config import TrainDDPMConfig
 from salun_diffusers.errors import UserError
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
@@ -75,6 +75,15 @@ def noise_loss(
     return loss
 
 
+def decided_by(config: TrainDDPMConfig, images: LabelledPictures) -> dict[str, Any]:
+    """Everything that decides the weights, for `Fit`: all settings but the named ones, and the pictures themselves."""
+    elsewhere = {"train_data", "output_dir", "checkpointing_steps", "save_dtype", "report_to"}  # Not in the weights.
+    of_fit = {"max_train_steps", "mixed_precision"}  # `Fit` knows the course, and the engine its precision.
+    settings = {f"--{name}": value for name, value in asdict(config).items() if name not in elsewhere | of_fit}
+    pictures = tensors_sha256({"pixels": images.pixels, "labels": images.labels})
+    return {**settings, "classes": images.class_names, "pictures": pictures}
+
+
 def scheduler() -> Any:
     """DDPM's linear noise, sampled by DDIM from the last step on."""
     return DDIMScheduler(
@@ -122,6 +131,7 @@ def train(config: TrainDDPMConfig) -> Path:
             checkpointing_steps=config.checkpointing_steps,
             ema_decay=config.ema_decay,
             max_grad_norm=config.max_grad_norm,
+            decided_by=decided_by(config, images),
         )
         fit.run(accelerator, output)
         if accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """Train a starting classifier.
 
     salun train-classifier --dataset digits --output_dir runs/classifier
+    salun train-classifier --preset salun-table1 --output_dir runs/cifar10
 
 The folder holds a transformers model, how its pictures are normalised, and the settings of its training, which
 unlearning takes over: what was held out here must be held out there.
@@ -20,4 +21,11 @@ def work(config: TrainConfig, command: str) -> str:
     return f"\ntest accuracy {result:.4f}\nmodel         {folder}\n"
 
 
-main = Program("train-classifier", TrainConfig, work, __doc__ or "", interrupted="nothing was written.")
+main = Program(
+    "train-classifier",
+    TrainConfig,
+    work,
+    __doc__ or "",
+    interrupted="nothing was written.",
+    left_open="as --preset has it",
+)

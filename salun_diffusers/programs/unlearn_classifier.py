@@ -2,6 +2,7 @@
 
     salun unlearn-classifier --model runs/classifier --forget_class 3 --method salun
     salun unlearn-classifier --model runs/classifier --forget_ratio 0.1 --method ft --retrain
+    salun unlearn-classifier --model runs/cifar10 --forget_ratio 0.1 --preset salun-table1 --method salun
 
 The run folder holds the unlearned model, which `AutoModelForImageClassification` loads, the mask, and a report with the
 papers' measures before and after.

@@ -37,6 +37,11 @@ def network(classes: int = 4, *, norm: bool = True, seed: int = 0) -> Classifier
 
 
 @pytest.fixture
+def make_network() -> Callable[..., Classifier]:
+    return network
+
+
+@pytest.fixture
 def pools() -> Pools:
     return Pools(pictures(48), pictures(8, seed=1), pictures(24, seed=2))
 

@@ -7,11 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from salun_diffusers.classification.batches import Augmentation
+from salun_diffusers.classification.classifier import predict
 from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.classification.masks import make_mask
 from salun_diffusers.classification.methods import METHODS, default_mask
 from salun_diffusers.classification.methods.boundary import BoundaryExpanding, BoundaryShrinking
-from salun_diffusers.classification.methods.finetune import FineTune, L1Sparse, Retrain
+from salun_diffusers.classification.methods.finetune import FineTune, Retrain
 from salun_diffusers.classification.methods.l2ul import L2UL
 from salun_diffusers.classification.methods.random_label import RandomLabel, SalUnSoft
 from salun_diffusers.classification.training import Task, fit
@@ -128,7 +130,7 @@ class TestL2UL:
         task = make_task(SaliencyMask.full(make_task().classifier.parameters))
         learn_all(task, epochs=1)
         cap = Training(epochs=50, learning_rate=0.05, batch_size=32)
-        done = L2UL(cap, adversarial=False, importance=False)(task)
+        done = L2UL(cap, goal="misclassify", adversarial=False, importance=False)(task)
         assert 0 < len(done.history) < 50
         task.classifier.eval()
         logits = task.classifier.logits(task.split.forget.pixels)
@@ -138,7 +140,8 @@ class TestL2UL:
         """Acceptance test 7: a rate too small to forget anything runs through all epochs."""
         task = make_task(SaliencyMask.full(make_task().classifier.parameters))
         learn_all(task, epochs=20)
-        capped = L2UL(Training(epochs=3, learning_rate=1e-7), adversarial=False, importance=False)(task)
+        never = Training(epochs=3, learning_rate=1e-7)
+        capped = L2UL(never, goal="misclassify", adversarial=False, importance=False)(task)
         assert len(capped.history) == 3
 
     def test_relabelling_ends_when_all_have_their_labels(self, make_task):
@@ -157,6 +160,7 @@ class TestL2UL:
                 attack_steps=1,
                 adversarial_batch_size=24,
                 importance=False,
+                goal="misclassify",
                 weighting=weighting,
             )
             seen[weighting] = one(make_task()).history[0]["loss"]
@@ -203,8 +207,32 @@ def test_orders(make_task, kind, order):
     batches = list(relabel.passes(task, 0))
     assert len(batches) == relabel.steps(task)
     assert len(kind(SHORT, order=order)(task).history) == SHORT.epochs * len(batches)
-    # All 36 retained pictures once; the 12 others once, or 3 with each of the five batches.
-    assert sum(len(batch.labels) for batch in batches) == 36 + (15 if order == "together" else 12)
+    # All 36 retained pictures and the 12 others once.
+    assert sum(len(batch.labels) for batch in batches) == 36 + 12
+
+
+@pytest.mark.parametrize("forgotten", [1, 3, 11, 12, 29, 40])
+def test_together_goes_exactly_once_through_each_set(make_task, pools, forgotten):
+    """Whether the forget set has fewer pictures than the retain set has batches, or many more: each picture once.
+
+    The forget rows of the batches differ by one at most, so that the sets end together.
+    """
+    from salun_diffusers.classification.forget_split import forget_instances
+
+    task = dataclasses.replace(make_task(), split=forget_instances(pools, range(forgotten)))
+    relabel = RandomLabel(SHORT)
+    batches = list(relabel.passes(task, 0))
+    assert len(batches) == relabel.steps(task) == -(-(48 - forgotten) // 8)
+    for rows, data in (
+        ([batch.pixels[: batch.forget] for batch in batches], task.split.forget),
+        ([batch.pixels[batch.forget :] for batch in batches], task.split.retain),
+    ):
+        seen = sorted(picture.sum().item() for picture in torch.cat(rows))
+        assert seen == sorted(picture.sum().item() for picture in data.pixels)
+    counts = [batch.forget for batch in batches]
+    assert max(counts) - min(counts) <= 1
+    again = list(relabel.passes(dataclasses.replace(task, augmentation=Augmentation(shift=1, flip=True)), 0))
+    assert [batch.forget for batch in again] == counts
 
 
 def test_soft_threshold_ends_with_changes_everywhere(make_task, snapshot):
@@ -214,6 +242,31 @@ def test_soft_threshold_ends_with_changes_everywhere(make_task, snapshot):
     SalUnSoft(SHORT, frozen_share=0.99)(task)
     moved = sum(int((w.detach() != before[n]).sum()) for n, w in task.classifier.parameters.items())
     assert moved > 0.5 * task.mask.number_of_weights
+
+
+LAST_STEP = {"iu": {"step": 1e30}, "l1_sparse": {"penalty": 1e30}}
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"ssd"}))  # SSD multiplies by at most 1.
+def test_divergence_in_the_last_step_is_told(make_task, make_network, name):
+    """One step, after which nothing asks for a loss any more: the model would have answered with NaN."""
+    settings = {**QUICK.get(name, {}), **LAST_STEP.get(name, {})}
+    if name != "iu":
+        settings["training"] = Training(epochs=1, learning_rate=1e38, batch_size=64)
+    for classifier in (make_network(), make_network(norm=False)):
+        task = dataclasses.replace(make_task(), classifier=classifier)
+        task = dataclasses.replace(task, mask=SaliencyMask.full(classifier.parameters))
+        with pytest.raises(UserError, match=r"NaN or infinity|The loss became") as told:
+            METHODS[name](**settings)(task)
+        assert "\n" not in str(told.value)
+
+
+def test_a_damaged_model_is_told_before_anything_is_done(make_task):
+    task = make_task()
+    with torch.no_grad():
+        task.classifier.parameters["0.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="answers 12 of 12 pictures with NaN or infinity"):
+        predict(task.classifier, task.split.forget.pixels)
 
 
 def test_divergence_is_told(make_task):
@@ -244,15 +297,6 @@ def test_shrinking_never_aims_at_the_truth(make_task):
     allowed = BoundaryShrinking(fgsm_step=1e-9, exclude_true=False).neighbours(task.classifier, batch)
     rounded = (batch.pixels * 255).round() / 255
     assert torch.equal(allowed, task.classifier.logits(rounded).argmax(1))
-
-
-def test_l1_reaches_every_weight(make_task):
-    assert [round(L1Sparse(Training(epochs=4), 0.4, 1).weight(epoch), 3) for epoch in range(4)] == [
-        0.4,
-        0.267,
-        0.133,
-        0,
-    ]
 
 
 def test_stop_and_history(make_task):

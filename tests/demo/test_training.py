@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from salun_diffusers.accelerator import engine
-from salun_diffusers.demo.training import Fit
+from salun_diffusers.demo.training import Fit, load_kept, tensors_sha256
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.checkpoint import load_state
 
 
@@ -20,7 +22,14 @@ def loss(network: nn.Module, step: int, generator: torch.Generator) -> torch.Ten
 
 
 def fit(
-    folder: Path, *, steps: int = 10, decay_steps: int | None = None, stop_at: int | None = None
+    folder: Path,
+    *,
+    steps: int = 10,
+    decay_steps: int | None = None,
+    stop_at: int | None = None,
+    width: int = 1,
+    scaler: torch.amp.GradScaler | None = None,
+    **settings: object,
 ) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(0)
     seen: list[float] = []
@@ -34,7 +43,10 @@ def fit(
 
     folder.mkdir(exist_ok=True)
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
-        run = Fit("net", nn.Linear(3, 1), counted, steps, 0.1, decay_steps, seed=3, checkpointing_steps=4)
+        if scaler:  # As fp16 has it; only its hardware is missing here.
+            accelerator.scaler = scaler
+        course = {"steps": steps, "learning_rate": 0.1, "decay_steps": decay_steps, "seed": 3, "checkpointing_steps": 4}
+        run = Fit("net", nn.Linear(3, width), counted, **{**course, **settings})
         return run.run(accelerator, folder), seen
 
 
@@ -93,3 +105,105 @@ def test_the_log_has_a_row_every_fifty_steps(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "net.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [50, 100]
     assert rows[1]["loss"] < rows[0]["loss"]
+
+
+def refusal(folder: Path, **changes: object) -> str:
+    """What a second run with other settings is told, in the folder of a first one."""
+    fit(folder, steps=4)
+    with pytest.raises(UserError) as refused:
+        fit(folder, **{"steps": 4, **changes})
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+class TestAnotherTraining:
+    def test_other_settings_are_refused_by_name(self, tmp_path):
+        known = {"--exclude_class": None}
+        fit(tmp_path / "a", decided_by=known)
+        with pytest.raises(UserError, match=r"--exclude_class was None and is 7; use the same settings, another"):
+            fit(tmp_path / "a", decided_by={"--exclude_class": "7"})
+        fit(tmp_path / "a", decided_by=known)
+
+    def test_other_settings_of_the_loop_are_refused(self, tmp_path):
+        assert "learning_rate was 0.1 and is 0.2" in refusal(tmp_path / "a", learning_rate=0.2)
+        assert "seed was 3 and is 4" in refusal(tmp_path / "b", seed=4)
+        assert "ema_decay was 0.999 and is 0.9" in refusal(tmp_path / "c", ema_decay=0.9)
+        assert "network was" in refusal(tmp_path / "d", width=2)
+
+    def test_more_or_fewer_steps_of_a_falling_rate_are_another_course(self, tmp_path):
+        """Half a cosine over 4 steps is not the beginning of one over 8; over none of the last steps it is."""
+        assert "has 4 steps of a course of 4" in refusal(tmp_path / "a", steps=8)
+        assert "has 4 steps of a course of 4" in refusal(tmp_path / "b", steps=3)
+        fit(tmp_path / "c", steps=4, decay_steps=0)
+        fit(tmp_path / "c", steps=8, decay_steps=4)
+        with pytest.raises(UserError, match="has 8 steps of a course of 8, whose learning rate falls from step 4 on"):
+            fit(tmp_path / "c", steps=9, decay_steps=0)
+
+    def test_going_on_from_another_training_is_said_and_recorded(self, tmp_path):
+        """The first four steps of other data, then six: the bits of a copied checkpoint, and a record of both."""
+        first = {"decay_steps": 0, "decided_by": {"--exclude": "all"}}
+        fit(tmp_path / "shared", steps=4, **first)
+        earlier = tmp_path / "shared" / "net-checkpoint"
+        rest = {"decay_steps": 4, "decided_by": {"--exclude": "one"}, "goes_on_from": earlier}
+        _, losses = fit(tmp_path / "own", **rest)
+        assert len(losses) == 6
+        record = load_state(tmp_path / "own" / "net-checkpoint")[1]["decided_by"]
+        assert record["--exclude"] == "one"
+        assert (record["first steps"]["step"], record["first steps"]["--exclude"]) == (4, "all")
+        assert fit(tmp_path / "own", **rest)[1] == []
+        with pytest.raises(UserError, match="first steps was"):
+            fit(tmp_path / "own", **{**rest, "goes_on_from": None})
+        with pytest.raises(UserError, match="network was"):
+            fit(tmp_path / "wide", **rest, width=2)
+        with pytest.raises(UserError, match="has 4 steps of a course of 4"):
+            fit(tmp_path / "long", **{**rest, "decay_steps": None})
+
+    def test_a_checkpoint_that_does_not_say_is_refused(self, tmp_path):
+        fit(tmp_path)
+        path = tmp_path / "net-checkpoint" / "state.json"
+        state = json.loads(path.read_text())
+        del state["decided_by"]
+        path.write_text(json.dumps(state))
+        with pytest.raises(UserError, match="does not say what it was trained with"):
+            fit(tmp_path)
+
+
+def test_the_loss_scale_is_gone_on_with(tmp_path):
+    """A scale that doubles every second step: a new one would start at 4 again."""
+    scales = {}
+    for name, stop in (("whole", None), ("parts", 6), ("parts", None)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        if stop is None:
+            fit(tmp_path / name, scaler=scaler)
+            scales[name] = scaler.get_scale()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                fit(tmp_path / name, scaler=scaler, stop_at=stop)
+    assert scales == {"whole": 4.0 * 2**5, "parts": 4.0 * 2**5}
+
+
+def test_divergence_is_told_and_not_kept(tmp_path):
+    with pytest.raises(
+        UserError, match=r"The training of net diverged: .* after 4 steps, .* use a lower learning rate"
+    ):
+        fit(tmp_path, steps=4, learning_rate=1e38)
+    assert not (tmp_path / "net-checkpoint").exists()
+
+
+def test_kept_tensors_of_something_else_are_refused(tmp_path):
+    save_file({"latents": torch.ones(2)}, tmp_path / "latents", {"decided_by": "seed 0"})
+    assert load_kept(tmp_path / "latents", "seed 0")["latents"].tolist() == [1, 1]
+    with pytest.raises(UserError, match="was made of seed 0, asked for is seed 1; delete it, or use another"):
+        load_kept(tmp_path / "latents", "seed 1")
+    save_file({"latents": torch.ones(2)}, tmp_path / "old")
+    with pytest.raises(UserError, match="was made of something unknown"):
+        load_kept(tmp_path / "old", "seed 1")
+
+
+def test_identity_of_tensors():
+    """Names, shapes, types and values all count."""
+    one = tensors_sha256({"x": torch.zeros(4)})
+    others = [{"y": torch.zeros(4)}, {"x": torch.zeros(2, 2)}, {"x": torch.zeros(4, dtype=torch.int32)}]
+    others.append({"x": torch.tensor([0.0, 0, 0, 1e-40])})
+    assert len({one, *map(tensors_sha256, others)}) == 5
+    assert tensors_sha256({"x": torch.zeros(8)[::2]}) == one

@@ -76,6 +76,29 @@ def test_same_seed_same_bits_and_the_folder_loads(train, tmp_path):
     assert json.loads((one / "config.json").read_text())["max_train_steps"] == 6
 
 
+def test_another_training_does_not_go_on_from_a_checkpoint(train, tmp_path, capsys):
+    """Above all a Retrain that saw the class: its record would say that it had not."""
+    folder = tmp_path / "run"
+    assert train(*SMALL, "--output_dir", str(folder)) == 0
+    record = (folder / "config.json").read_text()
+    for words, content in (
+        (["--exclude_class", "7"], "--exclude_class was None and is 7"),
+        (["--learning_rate", "0.05"], "--learning_rate was 0.001 and is 0.05"),
+        (["--seed", "4"], "--seed was 0 and is 4"),
+        (["--train_batch_size", "5"], "--train_batch_size was 4 and is 5"),
+        (["--max_train_steps", "9"], "has 6 steps of a course of 6"),
+        (["--resolution", "16"], "--resolution was 8 and is 16"),
+        (["--train_data", "shapes"], "was ['0', '1',"),
+    ):
+        capsys.readouterr()
+        assert train(*SMALL, *words, "--output_dir", str(folder)) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and content in error
+        assert (folder / "config.json").read_text() == record
+    # What does not touch the weights may differ.
+    assert train(*SMALL, "--save_dtype", "float16", "--checkpointing_steps", "2", "--output_dir", str(folder)) == 0
+
+
 def test_help_waits_for_nothing_heavy():
     code = (
         "import sys\n"

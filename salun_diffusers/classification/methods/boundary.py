@@ -14,7 +14,7 @@ from salun_diffusers.classification.attacks import fgsm
 from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.hyper_parameters import BoundaryExpandingSettings, BoundaryShrinkingSettings
-from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, fit
+from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, finished, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.seeds import stream
@@ -59,7 +59,7 @@ class BoundaryShrinking(BoundaryShrinkingSettings):
             lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
             lambda batch: relabelled(batch._replace(labels=self.neighbours(base, batch))),
         )
-        return Unlearned(task.classifier, task.mask, history)
+        return finished(task, history)
 
 
 @final
@@ -103,12 +103,12 @@ class BoundaryExpanding(BoundaryExpandingSettings):
         )
         if self.keep_output:
             _name_new_class(expanded.classifier.model, classes)
-            return Unlearned(expanded.classifier, expanded.mask, history)
+            return finished(expanded, history)
         with torch.no_grad():
             narrow.weight.copy_(wide.weight[:classes])
             if narrow.bias is not None:
                 narrow.bias.copy_(wide.bias[:classes])
-        return Unlearned(expanded.classifier.replace_head(narrow), task.mask, history)
+        return finished(dataclasses.replace(task, classifier=expanded.classifier.replace_head(narrow)), history)
 
 
 def _widened(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:

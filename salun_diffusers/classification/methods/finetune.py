@@ -11,7 +11,7 @@ from torch import Tensor
 from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.hyper_parameters import FineTuneSettings, L1SparseSettings, RetrainSettings
 from salun_diffusers.classification.models import fresh_copy
-from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, fit
+from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, finished, fit
 from salun_diffusers.seeds import stream_seed
 
 
@@ -33,7 +33,7 @@ class FineTune(FineTuneSettings):
             lambda epoch: task.batches(task.split.retain, size, "retain", epoch),
             cross_entropy(task.classifier),
         )
-        return Unlearned(task.classifier, task.mask, history)
+        return finished(task, history)
 
 
 @final
@@ -72,7 +72,7 @@ class L1Sparse(L1SparseSettings):
             return classification(batch) + weight * norm
 
         history = fit(task, self.training, lambda epoch: task.batches(task.split.retain, size, "retain", epoch), loss)
-        return Unlearned(task.classifier, task.mask, history)
+        return finished(task, history)
 
 
 @final

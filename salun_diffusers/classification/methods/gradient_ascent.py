@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from salun_diffusers.classification.hyper_parameters import GradientAscentSettings
-from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, fit
+from salun_diffusers.classification.training import Task, Unlearned, cross_entropy, finished, fit
 
 
 @final
@@ -29,4 +29,4 @@ class GradientAscent(GradientAscentSettings):
             lambda epoch: task.batches(task.split.forget, size, "forget", epoch, forget=True),
             lambda batch: -descent(batch),
         )
-        return Unlearned(task.classifier, task.mask, history)
+        return finished(task, history)

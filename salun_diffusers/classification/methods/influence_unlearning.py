@@ -14,7 +14,7 @@ from salun_diffusers.classification.influence import (
     official_product,
     unflat,
 )
-from salun_diffusers.classification.training import Task, Unlearned, apply_change
+from salun_diffusers.classification.training import Task, Unlearned, apply_change, finished
 
 
 @final
@@ -46,4 +46,4 @@ class InfluenceUnlearning(InfluenceSettings):
                 product = fisher_product(classifier, retain)
                 k = conjugate_gradients(product, v, damping=self.damping, iterations=self.iterations)
         apply_change(task, unflat(self.step * k, classifier.parameters))
-        return Unlearned(classifier, task.mask, [])
+        return finished(task, [])

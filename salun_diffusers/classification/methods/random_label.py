@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from salun_diffusers.classification.batches import Batch, join
+from salun_diffusers.classification.batches import Batch, even_sizes, join
 from salun_diffusers.classification.hyper_parameters import RandomLabelSettings, SalUnSoftSettings
 from salun_diffusers.classification.labels import random_labels
-from salun_diffusers.classification.training import Loss, Task, Unlearned, fit
+from salun_diffusers.classification.training import Loss, Task, Unlearned, finished, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.soft_threshold import falling_share, soft_threshold_
@@ -26,8 +26,9 @@ from salun_diffusers.seeds import stream
 class RandomLabel(RandomLabelSettings):
     """RL: ℓ = CE(x_f, y′) + α CE(x_r, y_r), with y′ ≠ y_f drawn anew for every batch. SalUn is this under its mask.
 
-    SalUn, arXiv 2310.12508, with both terms in one step (``together``): an epoch goes once through each set, the forget
-    set in as many batches as the retain set has.
+    SalUn, arXiv 2310.12508, with both terms in one step (``together``): an epoch goes exactly once through each set,
+    the forget set dealt out evenly over the batches of the retain set. If it has fewer pictures than there are batches,
+    a step has one or none of them, and where it has none the first term is 0.
 
     Differs from the official code: OPTML-Group/Unlearn-Saliency@a6e89fd, Classification/unlearn/RL.py, has no α and
     goes through the whole forget set, then the whole retain set (``sequential``, CIFAR-10 and SVHN), or draws labels
@@ -71,9 +72,9 @@ class RandomLabel(RandomLabelSettings):
                 yield relabelled(batch)
             yield from retained
             return
-        endless = _endless(task, -(-len(forget) // self.steps(task)), epoch)
-        for batch in retained:
-            yield join([relabelled(next(endless)), batch])
+        dealt = task.batches(forget, even_sizes(len(forget), self.steps(task)), "forget", epoch, forget=True)
+        for few, batch in zip(dealt, retained, strict=True):
+            yield join([relabelled(few), batch])
 
     def steps(self, task: Task) -> int:
         """How many batches an epoch has."""
@@ -99,7 +100,7 @@ class RandomLabel(RandomLabelSettings):
     def __call__(self, task: Task) -> Unlearned:
         """Train on both sets."""
         history = fit(task, self.training, lambda epoch: self.passes(task, epoch), self.loss(task))
-        return Unlearned(task.classifier, task.mask, history)
+        return finished(task, history)
 
 
 @final
@@ -138,12 +139,4 @@ class SalUnSoft(SalUnSoftSettings):
             soft_threshold_(weights.weights, reference, falling_share(self.frozen_share, step, steps))
 
         history = fit(task, self.training, passes, relabel.loss(task), selected=selected, after_step=shrink)
-        return Unlearned(task.classifier, task.mask, history)
-
-
-def _endless(task: Task, size: int, epoch: int) -> Iterator[Batch]:
-    """Batches of the forget set, pass after pass."""
-    turn = 0
-    while True:
-        yield from task.batches(task.split.forget, size, f"forget {turn}", epoch, forget=True)
-        turn += 1
+        return finished(task, history)

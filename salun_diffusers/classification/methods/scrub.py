@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salun_diffusers.classification.batches import Batch
 from salun_diffusers.classification.hyper_parameters import ScrubSettings
-from salun_diffusers.classification.training import Task, Unlearned, fit
+from salun_diffusers.classification.training import Task, Unlearned, finished, fit
 
 
 @final
@@ -61,4 +61,4 @@ class Scrub(ScrubSettings):
                 return -divergence
             return self.retain_weight * F.cross_entropy(student, batch.labels) + self.distillation * divergence
 
-        return Unlearned(task.classifier, task.mask, fit(task, self.training, passes, loss))
+        return finished(task, fit(task, self.training, passes, loss))
