@@ -123,11 +123,36 @@ def test_measurements_and_their_intervals(demo) -> None:
     ]
     fd, kid, precision, recall = measure_fidelity(*sides, demo, bootstraps=4, subsets=10)
     assert fd.low < fd.value < fd.high and "interval from 4 bootstraps" in fd.protocol and "120 pictures" in fd.protocol
-    assert kid.low < kid.value < kid.high
+    assert kid.interval is None  # The subsets overlap.
     assert precision.kind == recall.kind == "rate"
     assert measure_fidelity(*sides, demo, bootstraps=4, subsets=10)[0] == fd
     (alone, *_) = measure_fidelity(*sides, demo, subsets=10)
-    assert alone.low == alone.value == alone.high and "no interval" in alone.protocol
+    assert alone.interval is None and "no interval" in alone.protocol
+
+
+def test_features_far_from_the_origin_have_the_same_neighbours() -> None:
+    """A line of steps 0.001 at 1000: single precision has steps of 0.00006 there, and its products of 0.06.
+
+    Centres 0, 1, 3 with k = 1 have radii 1, 1, 2 steps: of the queries -1, 2, 4 and 5 steps are inside, -2 and 6 not.
+    """
+    steps = (
+        torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64),
+        torch.tensor([[-1.0], [-2.0], [2.0], [4.0], [4.9], [6.0]], dtype=torch.float64),
+    )
+    centres, queries = (torch.nn.functional.pad(1e-3 * side, (0, 300)) + 1000 for side in steps)
+    assert inside_count(queries - 1e-9, centres, neighbours=1) in (3, 4)
+    single = inside_count(queries.float(), centres.float(), neighbours=1)
+    exact = inside_count(queries.float().double(), centres.float().double(), neighbours=1)
+    assert single == exact >= 3
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_are_not_finite_are_told(demo, side: int) -> None:
+    sets = [FeatureSet(torch.randn(120, 96), demo.protocol, "ab" * 32, "pictures") for _ in range(2)]
+    sets[side].values[[7, 9], 3] = torch.tensor([torch.nan, torch.inf])
+    what = ("the generated set", "the reference")[side]
+    with pytest.raises(UserError, match=f"of {what} 2 of 120 pictures have NaN or infinity, the first is number 8"):
+        measure_fidelity(*sets, demo)
 
 
 def test_too_few_pictures() -> None:
