@@ -114,16 +114,15 @@ def drop(
     return made(before.n, after.n, enough)
 
 
-def distance(measured: Measurement, *, what: str, limit: float, ceiling: float) -> Loss:
+def distance(measured: Measurement, *, words: str, limit: float, ceiling: float) -> Loss:
     """The mean of a distance as a loss.
 
     Args:
         measured: The distance; without an interval nothing is decided.
-        what: In words: ``retained pictures moved by``.
+        words: The distance in words: ``retained pictures moved by 0.1 (at most 0.5)``.
         limit: The largest mean that counts as harmless.
         ceiling: Where its interval must end.
     """
-    words = f"{what} {measured.text()} (at most {limit:g})"
     low, high = measured.interval or (0.0, float("inf"))
     enough = max(measured.n + 1, 8)
     if measured.interval and measured.value != limit:

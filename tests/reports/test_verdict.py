@@ -141,16 +141,15 @@ def test_harm_needs_enough_pictures_too(before: int, after: int, n: int, harm: s
 
 def test_distances_stand_in_for_labels() -> None:
     """Mean 0.1 is below a half; 0.9 above; two pictures at 0.1 and 0.7 (t = 12.7) tell nothing."""
-    limits = {"what": "moved by", "limit": 0.5, "ceiling": 0.75}
-    near = distance(mean([0.1, 0.12, 0.08, 0.1]), **limits)
-    far = distance(mean([0.9, 0.92, 0.88, 0.9]), **limits)
-    few = distance(mean([0.1, 0.7]), **limits)
-    alone = distance(mean([0.1]), **limits)
+    near, far, few, alone = (
+        distance(mean(values), words=f"moved by {sum(values) / len(values):.1f}", limit=0.5, ceiling=0.75)
+        for values in ([0.1, 0.12, 0.08, 0.1], [0.9, 0.92, 0.88, 0.9], [0.1, 0.7], [0.1])
+    )
     assert [loss.harm for loss in (near, far, few, alone)] == ["harmless", "harmful", "undecided", "undecided"]
     assert few.enough > few.n and alone.enough > alone.n
     for losses, verdict, words in (
-        ((near,), "erased", "and moved by 0.1 (at most 0.5)"),
-        ((near, far), "over-erased", "but moved by 0.9 (at most 0.5)"),
+        ((near,), "erased", "and moved by 0.1"),
+        ((near, far), "over-erased", "but moved by 0.9"),
         ((few, near), "not measured", "2 pictures are too few to say what else was lost (moved by 0.4"),
     ):
         decided, reason = decide_verdict(rate(98), rate(0), None, None, others=losses)
