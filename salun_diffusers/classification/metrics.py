@@ -35,6 +35,7 @@ class Scores:
         loss_attack: See `loss_attack_accuracy`.
         sizes: Number of pictures of D_f, D_r, D_test.
         mia_rule: Whom the attack behind `mia` learnt from.
+        classes: Number of classes; who guesses is right once in so many. 0 where that is not known.
     """
 
     forget_accuracy: float
@@ -44,6 +45,7 @@ class Scores:
     loss_attack: float
     sizes: tuple[int, int, int]
     mia_rule: MiaRule = "drawn"
+    classes: int = 0
 
     @property
     def unlearning_accuracy(self) -> float:
@@ -59,13 +61,35 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of pictures whose largest logit is the true class: torchmetrics' micro average.
 
     Raises:
-        UserError: If torchmetrics is missing.
+        UserError: If torchmetrics is missing, there is no picture, or a logit is not finite.
     """
+    _require_finite(logits)
     try:
         from torchmetrics.functional.classification import multiclass_accuracy
     except ImportError as error:
         raise UserError("Accuracies need torchmetrics: pip install 'salun-diffusers[classification]'.") from error
     return float(multiclass_accuracy(logits, labels, num_classes=logits.shape[1], average="micro"))
+
+
+def _require_finite(logits: Tensor) -> None:
+    if not len(logits):
+        raise UserError("An accuracy needs at least one picture, got none; use data with more of them.")
+    if not bool(logits.isfinite().all()):
+        wrong = int((~logits.isfinite().all(dim=1)).sum())
+        raise UserError(
+            f"The model has diverged: it gives NaN or infinity for {wrong} of {len(logits)} pictures; use a lower "
+            "--learning_rate, or a smaller --step of iu."
+        )
+
+
+def require_finite(classifier: Classifier, split: ForgetSplit) -> None:
+    """Refuse a model that gives NaN or infinity for a picture of the three sets.
+
+    Raises:
+        UserError: Naming how many.
+    """
+    for data in (split.forget, split.retain, split.test):
+        _require_finite(predict(classifier, data.pixels))
 
 
 def measure(classifier: Classifier, split: ForgetSplit, *, seed: int = 0, mia: MiaRule = "drawn") -> Scores:
@@ -78,7 +102,7 @@ def measure(classifier: Classifier, split: ForgetSplit, *, seed: int = 0, mia: M
         mia: Whom the membership attack learns from, see `svc_efficacy`.
 
     Raises:
-        UserError: If torchmetrics or scikit-learn is missing.
+        UserError: If torchmetrics or scikit-learn is missing, or a logit is not finite.
     """
 
     def asked(data: LabelledPictures) -> tuple[Tensor, Tensor]:
@@ -95,6 +119,7 @@ def measure(classifier: Classifier, split: ForgetSplit, *, seed: int = 0, mia: M
         loss_attack=loss_attack_accuracy(true_class_loss(*forget), true_class_loss(*test), seed=seed),
         sizes=(len(forget[1]), len(retain[1]), len(test[1])),
         mia_rule=mia,
+        classes=split.train.num_classes,
     )
 
 
@@ -108,13 +133,14 @@ def full_stack(scores: Scores) -> tuple[float, float, float, float]:
     return scores.unlearning_accuracy, scores.retain_accuracy, scores.test_accuracy, scores.mia
 
 
-def measurements(scores: Scores, *, whole_class: bool, command: str = "") -> list[Measurement]:
-    """The scores as rows of a report, with Wilson's intervals.
+def measurements(scores: Scores, *, whole_class: bool, subject: str = "", command: str = "") -> list[Measurement]:
+    """The scores as rows of a report, with Wilson's intervals; a mean over splits that overlap has none.
 
     Args:
         scores: Of one model.
         whole_class: Whether a class is forgotten: the forget accuracy should then fall; else there is no better way,
             Retrain's value is the goal.
+        subject: Data and forget set, see `subject_of`.
         command: The command line.
     """
     n_forget, n_retain, n_test = scores.sizes
@@ -122,7 +148,7 @@ def measurements(scores: Scores, *, whole_class: bool, command: str = "") -> lis
     def rate(name: str, share: float, n: int, direction: Any, protocol: str, group: str) -> Measurement:
         return Measurement.rate(
             name, round(share * n), n, direction=direction, protocol=protocol, command=command, group=group
-        )
+        ).of(subject)
 
     wanted = "lower" if whole_class else "neither"
     seen = "SVC on the true class's confidence, retain against test pictures; share of the forget set called unseen"
@@ -133,12 +159,18 @@ def measurements(scores: Scores, *, whole_class: bool, command: str = "") -> lis
         rate("test accuracy (TA)", scores.test_accuracy, n_test, "higher", "top-1, test set", "retained"),
         rate("retain accuracy (RA)", scores.retain_accuracy, n_retain, "higher", "top-1, retain set", "retained"),
         rate("MIA efficacy", scores.mia, n_forget, "higher" if whole_class else "neither", seen, "membership"),
-        rate(
+        Measurement(
             "loss attack accuracy",
             scores.loss_attack,
             2 * min(n_forget, n_test),
-            "neither",
-            "logistic regression on the loss, forget against test pictures; 0.5 is chance",
-            "membership",
+            low=None,
+            high=None,
+            direction="neither",
+            protocol="logistic regression on the loss, forget against test pictures, mean of overlapping splits; 0.5 "
+            "is chance",
+            command=command,
+            group="membership",
+            kind="rate",
+            subject=subject,
         ),
     ]

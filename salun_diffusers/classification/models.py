@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from salun_diffusers.classification.classifier import Classifier
-from salun_diffusers.errors import UserError
+from salun_diffusers.classification.preprocessing import PROCESSOR, read_json, read_preprocessing
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.progress import loading_quietly
 
 # Pictures are resized to this many pixels; other models take them as they come. The plain ResNet's stem divides a
 # side by four.
 IMAGE_SIZES = {"resnet_small": 32}
 MODELS = ("resnet_small", "resnet18", "resnet50", "vgg16_bn", "vit", "timm/NAME")
-_PROCESSOR = "preprocessor_config.json"
 
 
 def make_classifier(
@@ -155,7 +155,7 @@ def save_classifier(classifier: Classifier, folder: Path, image_size: int, recor
         "image_mean": list(classifier.mean),
         "image_std": list(classifier.std),
     }
-    (folder / _PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    (folder / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -163,7 +163,8 @@ def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
     """Read a classifier and the picture size it was trained on, if its folder says so.
 
     Raises:
-        UserError: If the folder is no image classifier of transformers, or holds pickled weights only.
+        UserError: If the folder is no image classifier of transformers, holds pickled weights only, or lacks weights;
+            if it does not say how pictures are prepared.
     """
     from transformers import AutoModelForImageClassification
 
@@ -175,28 +176,33 @@ def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
         raise UserError(f"--model {folder} must hold safetensors weights, found none; pickled weights are not opened.")
     try:
         with loading_quietly():
-            model = AutoModelForImageClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            model, found = AutoModelForImageClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # transformers and safetensors raise many kinds; all mean a folder that does not load.
-        raise UserError(f"--model {folder} cannot be loaded as an image classifier: {error}") from error
-    processor = _read(folder / _PROCESSOR)
-    size = processor.get("size", {})
-    classifier = Classifier(
-        model, model.config.num_labels, processor.get("image_mean", [0.5]), processor.get("image_std", [0.5])
-    )
-    return classifier, size.get("height", size.get("shortest_edge"))
+        raise UserError(f"--model {folder} cannot be loaded as an image classifier: {one_line(error)}") from error
+    # transformers draws what is missing at random and goes on; a counter of batches is no weight.
+    missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
+    if missing:
+        raise UserError(
+            f"--model {folder} lacks {len(missing)} weights, the first is {missing[0]}: they would be drawn at random. "
+            "A classifier whose head was trained is required."
+        )
+    known = read_preprocessing(folder)
+    channels = getattr(model.config, "num_channels", None)
+    if channels is not None and not {len(known.mean), len(known.std)} <= {1, channels}:
+        raise UserError(
+            f"{folder / PROCESSOR} normalises {len(known.mean)} channels, the model takes pictures of {channels}."
+        )
+    return Classifier(model, model.config.num_labels, known.mean, known.std), known.size
+
+
+def names_of(classifier: Classifier) -> tuple[str, ...]:
+    """The classes of a transformers model, in the order of its outputs."""
+    config: Any = classifier.model.config
+    return tuple(str(config.id2label[number]) for number in range(config.num_labels))
 
 
 def load_record(folder: Path) -> dict[str, Any]:
     """What `save_classifier` recorded of the training; empty for a folder from elsewhere."""
-    return _read(folder / "training.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}).") from error
+    return read_json(folder / "training.json")

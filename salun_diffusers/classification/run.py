@@ -94,8 +94,9 @@ def load(config: UnlearnConfig) -> tuple[Classifier, Pools, int, dict[str, Any]]
     Raises:
         UserError: If model and data do not go together.
     """
+    from salun_diffusers.classification.class_order import in_order_of_model
     from salun_diffusers.classification.datasets import load_pools
-    from salun_diffusers.classification.models import load_classifier, load_record
+    from salun_diffusers.classification.models import load_classifier, load_record, names_of
 
     folder = Path(config.model)
     classifier, size = load_classifier(folder)
@@ -110,11 +111,7 @@ def load(config: UnlearnConfig) -> tuple[Classifier, Pools, int, dict[str, Any]]
     dataset = config.dataset or record.get("dataset", "digits")
     seed = config.data_seed if config.data_seed is not None else record.get("data_seed", 0)
     pools = load_pools(dataset, seed=seed, image_size=size, validation=record.get("validation_share", 0.0))
-    if classifier.num_classes != pools.train.num_classes:
-        raise UserError(
-            f"--model {folder} has {classifier.num_classes} classes, the data {pools.train.num_classes}; "
-            "use the data that the model was trained on."
-        )
+    pools = in_order_of_model(pools, names_of(classifier), folder)
     channels, needed = pools.train.pixels.shape[1], getattr(classifier.model.config, "num_channels", None)
     if needed not in (None, channels):
         raise UserError(f"--model {folder} takes pictures of {needed} channels, the data has {channels}.")
@@ -136,12 +133,11 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     check_request(config)
 
     from salun_diffusers.accelerator import engine
-    from salun_diffusers.classification.classifier import predict
     from salun_diffusers.classification.masks import make_mask
     from salun_diffusers.classification.methods import default_mask
-    from salun_diffusers.classification.metrics import measure
+    from salun_diffusers.classification.metrics import measure, require_finite
     from salun_diffusers.classification.models import load_classifier, save_classifier
-    from salun_diffusers.classification.run_report import Outcome, mask_receipt, write_report
+    from salun_diffusers.classification.run_report import Outcome, mask_receipt, subject_of, write_report
     from salun_diffusers.classification.training import Task
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
@@ -172,8 +168,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
         task = Task(classifier, split, mask, config.seed, config.norm_stats, augmentation_of(config, record))
         with clock.stage("unlearning"):
             unlearned = method(task)
-        for data in (split.retain, split.test):
-            predict(unlearned.classifier, data.pixels)  # Nothing is written of a model that does not answer.
+        require_finite(unlearned.classifier, split)  # Before a folder is made: nothing is left of a model that broke.
         identity = fingerprint(**{name: str(value) for name, value in dataclasses.asdict(config).items()})
         run = open_run(config.output_dir, split.name, config.method, resume=None, identity=identity)
         with clock.stage("save and measure"):
@@ -191,7 +186,17 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
                 again = _retrain(config, split, record, accelerator.device)
             retrained = measure(again, split, seed=config.seed, mia=mia)
         device = f"{accelerator.device.type} ({platform.processor() or platform.machine()})"
-    outcome = Outcome(split.name, split.whole_class, before, after, retrained, unlearned.history, clock.seconds, device)
+    outcome = Outcome(
+        split.name,
+        split.whole_class,
+        before,
+        after,
+        retrained,
+        unlearned.history,
+        clock.seconds,
+        device,
+        subject_of(split),
+    )
     return run, write_report(run, outcome, config, unlearned.mask, receipt, command)
 
 

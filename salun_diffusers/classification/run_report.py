@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from importlib.metadata import version
 from torch import Tensor
 
 from salun_diffusers.classification.config import UnlearnConfig
+from salun_diffusers.classification.forget_split import ForgetSplit
 from salun_diffusers.classification.metrics import Scores, average_gap, full_stack, measurements
 from salun_diffusers.classification.training import History
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import MaskReceipt, block_of, count_moves
+from salun_diffusers.reports.intervals import wilson_interval
 from salun_diffusers.reports.measurement import Comparison, Measurement, percent
 from salun_diffusers.reports.page import html_page
 from salun_diffusers.reports.report import (
@@ -26,8 +29,8 @@ from salun_diffusers.reports.report import (
     MaskSummary,
     ReceiptSummary,
     ReportImages,
-    Verdict,
 )
+from salun_diffusers.reports.verdict import HARMLESS_DROP, Verdict, drop, presence_decided_by, presence_of
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "scikit-learn", "torchmetrics")
 
@@ -45,6 +48,7 @@ class Outcome:
         history: Rows of the training.
         seconds: Stage → seconds.
         device: Where it ran, in words.
+        subject: Data and forget set, see `subject_of`.
     """
 
     forgotten: str
@@ -55,50 +59,97 @@ class Outcome:
     history: History
     seconds: Mapping[str, float]
     device: str
+    subject: str = ""
 
 
-def decide(outcome: Outcome, *, tolerance: float = 0.05) -> tuple[Verdict, str]:
+def decide(outcome: Outcome, *, tolerance: float = HARMLESS_DROP) -> tuple[Verdict, str]:
     """Judge an unlearning, and say what to try next.
 
-    A class is forgotten when at most 2 % of it is recognised; single pictures when UA and MIA are within `tolerance` of
-    Retrain's, without which there is nothing to judge them by. Harm is a test accuracy that fell by more.
+    A class is forgotten when at most 2 % of it is recognised, and was recognised before, by a model that knew the data;
+    single pictures when UA and MIA are within `tolerance` of Retrain's, without which there is nothing to judge them
+    by. Harm is a test accuracy that fell by more. What the pictures are too few for is not said.
     """
     before, after, reference = outcome.before, outcome.after, outcome.retrained
-    drop = before.test_accuracy - after.test_accuracy
+    n_forget, _, n_test = after.sizes
     found = (
         f"{percent(after.forget_accuracy)} of the forget set is recognised ({percent(before.forget_accuracy)} before)"
     )
     kept = f"test accuracy went from {percent(before.test_accuracy)} to {percent(after.test_accuracy)}"
-    harmed = round(drop, 9) > tolerance
     milder = "use a lower learning rate, fewer epochs or a higher retain weight"
+    loss = drop(
+        _rate(before.test_accuracy, before.sizes[2]),
+        _rate(after.test_accuracy, n_test),
+        what="test accuracy",
+        limit=tolerance,
+    )
+    few = f"{found}; {kept}, and {n_test} test pictures are too few to tell: use at least {loss.enough}."
+    if guess := _guessed(before, outcome.whole_class):
+        return "not measured", f"{guess}, so there is nothing to forget: use the data that the model was trained on."
     if outcome.whole_class:
-        if after.forget_accuracy > 0.02:
-            return "no effect", f"{found}; {kept}: raise the learning rate or the epochs."
-        if harmed:
+        old, new = _rate(before.forget_accuracy, before.sizes[0]), _rate(after.forget_accuracy, n_forget)
+        presence = presence_of(old, new)
+        if presence == "undecided":
+            enough = presence_decided_by(old, new)
+            return "not measured", f"{found}; {n_forget} pictures are too few to tell: use at least {enough}."
+        if presence != "gone":
+            verdict: Verdict = "partly erased" if presence == "partly" else "no effect"
+            return verdict, f"{found}; {kept}: raise the learning rate or the epochs."
+        if loss.harm == "harmful":
             return "over-erased", f"{found}, but {kept}: {milder}."
+        if loss.harm == "undecided":
+            return "not measured", few
         return "erased", f"{found}; {kept}."
-    if harmed:
+    if loss.harm == "harmful":
         return "over-erased", f"{found}, but {kept}: {milder}."
     if reference is None:
         return "not measured", (
             f"{found}; {kept}. Whether that is as if the pictures had never been seen, only --retrain can tell."
         )
-    far = [
-        (name, value, goal)
-        for name, value, goal in (
-            ("UA", after.unlearning_accuracy, reference.unlearning_accuracy),
-            ("MIA", after.mia, reference.mia),
-        )
-        if abs(value - goal) > tolerance
-    ]
     gap = f"the average gap to Retrain is {percent(average_gap(full_stack(after), full_stack(reference)))}"
-    if not far:
-        return "erased", f"{found}; {kept}; {gap}."
-    name, value, goal = far[0]
-    where = f"{name} is {percent(value)}, Retrain's {percent(goal)}"
-    if value > goal:
-        return "over-erased", f"{found}; {where}; {gap}: {milder}."
-    return "no effect", f"{found}; {where}; {gap}: raise the learning rate or the epochs."
+    for name, value, goal in (
+        ("UA", after.unlearning_accuracy, reference.unlearning_accuracy),
+        ("MIA", after.mia, reference.mia),
+    ):
+        where = f"{name} is {percent(value)}, Retrain's {percent(goal)}"
+        over = drop(_rate(max(value, goal), n_forget), _rate(min(value, goal), n_forget), limit=tolerance)
+        if over.harm == "undecided":
+            return "not measured", (
+                f"{found}; {where}; {n_forget} pictures are too few to tell: forget at least {over.enough}."
+            )
+        if over.harm == "harmful" and value > goal:
+            return "over-erased", f"{found}; {where}; {gap}: {milder}."
+        if over.harm == "harmful":
+            return "no effect", f"{found}; {where}; {gap}: raise the learning rate or the epochs."
+    if loss.harm == "undecided":
+        return "not measured", few
+    return "erased", f"{found}; {kept}; {gap}."
+
+
+def _rate(share: float, n: int) -> Measurement:
+    return Measurement.rate("", round(share * n), n, direction="neither", protocol="")
+
+
+def _guessed(before: Scores, whole_class: bool) -> str:
+    """Why the starting model knew nothing of what it is to forget; empty where it did."""
+    chance = 1 / before.classes if before.classes else 0.0
+    for what, share, n in (
+        ("test pictures", before.test_accuracy, before.sizes[2]),
+        ("pictures of the class" if whole_class else "forget set", before.forget_accuracy, before.sizes[0]),
+    ):
+        if share == 0 or wilson_interval(round(share * n), n)[0] <= chance:
+            known = f"; who guesses among {before.classes} classes, {percent(chance)}" if chance else ""
+            return f"Before, the model recognises {percent(share)} of {n} {what}{known}"
+    return ""
+
+
+def subject_of(split: ForgetSplit) -> str:
+    """Data and forget set in a few words and a hash: measurements of others do not share a row with these."""
+    digest = hashlib.sha256()
+    parts = (split.train.pixels, split.train.labels, split.test.pixels, split.test.labels, split.forget_indices)
+    for part in parts:
+        digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return f"{split.name}, {len(split.forget)} of {len(split.train)} pictures {digest.hexdigest()[:8]}"
 
 
 def mask_receipt(base: Mapping[str, Tensor], now: Mapping[str, Tensor], mask: SaliencyMask) -> MaskReceipt:
@@ -141,13 +192,13 @@ def write_report(
     """
     verdict, reason = decide(outcome)
     before, after = (
-        measurements(scores, whole_class=outcome.whole_class, command=command)
+        measurements(scores, whole_class=outcome.whole_class, subject=outcome.subject, command=command)
         for scores in (outcome.before, outcome.after)
     )
     extra = [_seconds("run time (RTE)", outcome.seconds["unlearning"], outcome.device)]
     extra.append(_seconds("mask, not part of RTE", outcome.seconds["saliency and mask"], outcome.device))
     if outcome.retrained is not None:
-        rows = measurements(outcome.retrained, whole_class=outcome.whole_class)
+        rows = measurements(outcome.retrained, whole_class=outcome.whole_class, subject=outcome.subject)
         extra += [dataclasses.replace(row, group="Retrain, the reference", direction="neither") for row in rows]
         gap = average_gap(full_stack(outcome.after), full_stack(outcome.retrained))
         extra.append(
@@ -155,11 +206,12 @@ def write_report(
                 "average gap to Retrain",
                 gap,
                 n=4,
-                low=gap,
-                high=gap,
+                low=None,
+                high=None,
                 direction="lower",
                 protocol="mean of |difference| over UA, RA, TA, MIA",
                 group="Retrain, the reference",
+                subject=outcome.subject,
             )
         )
         extra.append(_seconds("run time of Retrain", outcome.seconds["retraining"], outcome.device))
@@ -190,4 +242,4 @@ def write_report(
 
 
 def _seconds(name: str, value: float, device: str) -> Measurement:
-    return Measurement(name, value, 1, value, value, "lower", f"wall seconds on {device}", group="time")
+    return Measurement(name, value, 1, None, None, "lower", f"wall seconds on {device}", group="time")

@@ -147,8 +147,20 @@ class EraseConfig:
         None, "Clip the gradient of the selected weights; off by default.", group=_TRAIN, above=0
     )
 
-    detector: Literal["preset", "none"] = setting(
-        "preset", "Detector that looks for the concept; none skips it.", group=_EVALUATION
+    detector: str = setting(
+        "preset",
+        "Detector that looks for the concept: the preset's, none, nudenet, demo, digits, "
+        'clip:"words" (the words against the anchor prompts), or the folder or hub id of an image classifier.',
+        group=_EVALUATION,
+    )
+    detector_labels: tuple[str, ...] = setting(
+        (), "Labels of the classifier that mean the concept; by default the one of its name.", group=_EVALUATION
+    )
+    clip: str | None = setting(
+        None,
+        "CLIP of --detector clip:, and for comparing retained pictures without labels with the base's: local folder or "
+        "hub id.",
+        group=_EVALUATION,
     )
     num_validation_images: int | None = setting(
         None, "Same-seed pictures per validation prompt, before and after.", group=_EVALUATION, minimum=1

@@ -9,11 +9,13 @@ from pathlib import Path
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, check_foreseen
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import Settings, recorded, resolve
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
@@ -46,9 +48,9 @@ class Request:
     class_name: str
 
     @property
-    def detector(self) -> str:
-        """Name of the detector that looks for the concept."""
-        return "none" if self.config.detector == "none" else self.concept.detector
+    def detector(self) -> DetectorChoice:
+        """The detector that looks for the concept."""
+        return chosen_detector(self.concept, self.config)
 
 
 def accept(config: EraseConfig) -> Request:
@@ -60,10 +62,11 @@ def accept(config: EraseConfig) -> Request:
         UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
     """
     check(config)
+    check_detector(config)
     name = config.pretrained_model_name_or_path
     if not is_local(name):  # A mistake in the words is told before anything large is fetched.
         try:
-            find_concept(config)
+            with_detector(find_concept(config), config)
         except UserError:  # They may still name a class of the model.
             if not _is_class_conditional_on_hub(config):
                 raise
@@ -88,7 +91,7 @@ def accept(config: EraseConfig) -> Request:
     index = model_index(base)
     denoiser_folder(index, base)
     classes = class_name(index) == CLASS_CONDITIONAL
-    concept = class_concept(config, index) if classes else find_concept(config)
+    concept = with_detector(class_concept(config, index) if classes else find_concept(config), config)
     if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "

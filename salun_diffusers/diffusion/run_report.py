@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import recorded
 from salun_diffusers.diffusion.started_run import Run
@@ -19,6 +20,7 @@ from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import MaskReceipt
+from salun_diffusers.reports.measurement import Comparison, Measurement
 from salun_diffusers.reports.page import html_page
 from salun_diffusers.reports.report import (
     BlockRow,
@@ -27,8 +29,8 @@ from salun_diffusers.reports.report import (
     MaskSummary,
     ReceiptSummary,
     ReportImages,
-    decide_verdict,
 )
+from salun_diffusers.reports.verdict import Verdict, decide_verdict
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 
@@ -65,14 +67,7 @@ def write_report(run: Run, request: Request, detector: Detector, outcome: Outcom
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
     comparisons, measurements = measure(concept, detector, before, after, run.command)
-    gone = next((pair for pair in comparisons if pair.after.group == "concept"), None)
-    kept = next((pair for pair in comparisons if pair.after.group in ("retained", "retained across")), None)
-    verdict, reason = decide_verdict(
-        gone.before if gone else None,
-        gone.after if gone else None,
-        kept.before if kept else None,
-        kept.after if kept else None,
-    )
+    verdict, reason = judge(comparisons, measurements)
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
@@ -105,6 +100,24 @@ def write_report(run: Run, request: Request, detector: Detector, outcome: Outcom
         write_text(run.folder.root / "report.html", html)
         run.folder.write_json("report.json", report.to_json())
     return report
+
+
+def judge(comparisons: Sequence[Comparison], measurements: Sequence[Measurement]) -> tuple[Verdict, str]:
+    """The verdict on an erasure's figures: the concept's rate, that of labels that should stay, and what needs none.
+
+    Args:
+        comparisons: Before and after; of the rates with labels the first counts, which is the one that fell more.
+        measurements: Of the erased model alone.
+    """
+    gone = next((pair for pair in comparisons if pair.after.group == "concept"), None)
+    kept = next((pair for pair in comparisons if pair.after.group in ("retained", "retained across")), None)
+    return decide_verdict(
+        gone.before if gone else None,
+        gone.after if gone else None,
+        kept.before if kept else None,
+        kept.after if kept else None,
+        others=losses_without_labels(comparisons, measurements),
+    )
 
 
 def _save_samples(folder: RunFolder, before: Pictures, after: Pictures, hidden: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any, Literal, TypeVar
 from PIL import Image
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
+from salun_diffusers.diffusion.kept import faces_kept, moved
 from salun_diffusers.diffusion.sampler import Sampler
-from salun_diffusers.evaluation.alignment import PIXEL_PROTOCOL, pixel_distances
-from salun_diffusers.evaluation.detectors import Detector, NudityDetector
+from salun_diffusers.evaluation.alignment import PIXEL_BOUNDS, PIXEL_PROTOCOL, ClipScore, pixel_distances
+from salun_diffusers.evaluation.detectors import ClipDetector, Detector, NudityDetector, WithClip
 from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
@@ -94,8 +96,10 @@ def measure(
         Comparisons (the concept first, then the others, of their two rates the one that fell more) and single
         measurements.
     """
+    detector, clip = _taken_apart(detector)
     about: dict[str, Any] = {"protocol": detector.protocol, "command": command}
     comparisons: list[Comparison] = []
+    measurements: list[Measurement] = []
     forget = _LabelsOf(before.forget, after.forget, detector)
     retain = _LabelsOf(before.retain, after.retain, detector)
     if concept.target_labels and detector.protocol != "none":
@@ -122,11 +126,16 @@ def measure(
                 kept.append(Comparison(name, old, new))
         # The larger fall first: it decides the verdict and stands at the top of the page.
         comparisons += sorted(kept, key=lambda pair: pair.change)
+        if faces := faces_kept(_flat(retain.before), _flat(retain.after), about):
+            comparisons.append(faces)
         comparisons += _body_parts(detector, before.forget, after.forget, command)
         comparisons += _by_prompt(concept, forget, retain, about)
-    measurements = _became(concept, forget.after, about)
+        if not all(prompt.expected for prompt in before.retain.prompts):
+            alone = moved(before.retain.pictures, after.retain.pictures, clip, command)
+            measurements += [alone] if alone else []
+    measurements += _became(concept, forget.after, about)
     drift = pixel_distances(_flat(before.retain.pictures), _flat(after.retain.pictures))
-    if len(drift) > 1:
+    if drift:
         measurements.append(
             Measurement.mean(
                 "pixel drift of retained pictures at equal seed",
@@ -134,10 +143,30 @@ def measure(
                 direction="lower",
                 group="drift",
                 protocol=PIXEL_PROTOCOL,
+                bounds=PIXEL_BOUNDS,
                 command=command,
             )
         )
-    return comparisons, measurements
+    told = [Comparison(p.name, *(_told(item, concept, before) for item in (p.before, p.after))) for p in comparisons]
+    return told, [_told(item, concept, before) for item in measurements]
+
+
+def _taken_apart(detector: Detector) -> tuple[Detector, ClipScore | None]:
+    """A detector, and the CLIP that came with it."""
+    if isinstance(detector, WithClip):
+        return detector.detector, detector.clip
+    return detector, detector.clip if isinstance(detector, ClipDetector) else None
+
+
+def _told(item: Measurement, concept: Concept, pictures: Pictures) -> Measurement:
+    """A measurement with what it was measured on: numbers of other prompts, or without another concept, are others."""
+    if item.group.endswith("by prompt"):
+        return item
+    mine = item.group in ("concept", "became", "body parts")
+    prompts = [prompt.prompt for prompt in (pictures.forget if mine else pictures.retain).prompts]
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    whose = "" if mine else f"without {concept.name}, "
+    return item.of(f"{whose}{len(prompts)} prompt{'' if len(prompts) == 1 else 's'} {digest[:8]}")
 
 
 class _LabelsOf:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 
 PIXEL_PROTOCOL = "mean |difference| over pixels in [0, 1]"
+# Student's interval knows nothing of what a measure can be at all.
+PIXEL_BOUNDS, SSIM_BOUNDS, COSINE_BOUNDS, CLIP_BOUNDS = (0.0, 1.0), (-1.0, 1.0), (0.0, 2.0), (0.0, 100.0)
 SSIM_PROTOCOL = "structural similarity by torchmetrics, Gaussian window of 11 pixels, range 255"
 
 
@@ -31,6 +33,38 @@ def pixel_distances(before: Sequence[Image.Image], after: Sequence[Image.Image])
         float(np.abs(np.asarray(old, dtype=np.float32) - np.asarray(new, dtype=np.float32)).mean() / 255)
         for old, new in zip(before, after, strict=True)
     ]
+
+
+def shares_of_another_seed(
+    before: Sequence[Sequence[Image.Image]],
+    after: Sequence[Sequence[Image.Image]],
+    distances: Callable[[Sequence[Image.Image], Sequence[Image.Image]], list[float]],
+) -> list[float]:
+    """How far each picture moved, as a share of how far another seed's picture of the same prompt is.
+
+        d(xᵢ, yᵢ) / mean d(xᵢ, xⱼ),   x before, y after, j the prompt's next seed
+
+    0 where nothing changed, 1 where the prompt might as well have been drawn by another seed; a picture that has become
+    its pixels' mean is at 0.7. It asks for no label and has no unit, so pixels and features have one limit.
+
+    Args:
+        before: Pictures of one model: a row for each prompt, its seeds in order.
+        after: Those of another at the same seeds.
+        distances: Of pairs of pictures.
+
+    Returns:
+        One share for each picture; none where the pictures before are all alike, or there is only one.
+    """
+    # Where a prompt has one picture, those of other prompts stand in.
+    rows = before if all(len(row) > 1 for row in before) else [[picture for row in before for picture in row]]
+    first = [picture for row in rows for picture in row]
+    following = [picture for row in rows for picture in (*row[1:], *row[:1])]
+    if len(first) < 2:
+        return []
+    apart = distances(first, following)
+    scale = sum(apart) / len(apart)
+    moved = distances([picture for row in before for picture in row], [picture for row in after for picture in row])
+    return [value / scale for value in moved] if scale > 0 else []
 
 
 def structural_similarities(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[float]:
@@ -62,9 +96,19 @@ def feature_distances(
         after: Pictures of another at the same seeds.
         extractor: Gives the features.
     """
+    return cosine_distances(extractor(before), extractor(after))
+
+
+def cosine_distances(before: Tensor, after: Tensor) -> list[float]:
+    """1 - cos of each pair of rows, in [0, 2].
+
+    Args:
+        before: `(n, width)`.
+        after: `(n, width)`.
+    """
     import torch.nn.functional as F
 
-    cosines = F.cosine_similarity(extractor(before).double(), extractor(after).double())
+    cosines = F.cosine_similarity(before.double(), after.double()).clamp(-1, 1)
     return [float(1 - value) for value in cosines]
 
 
@@ -93,8 +137,9 @@ class ClipScore:
         self._model = load_transformers(CLIPModel, weights, "The CLIP score", self._device)
         self._tokenizer = load_transformers(AutoTokenizer, weights, "The CLIP score")
         self._size = int(self._model.config.vision_config.image_size)
+        self.weights_protocol = f"CLIP weights {weights_hash(self._model)}, centre square at {self._size} px"
         self.protocol = (
-            f"CLIP score, 100 · max(cos, 0); weights {weights_hash(self._model)}, centre square at {self._size} px, "
+            f"CLIP score, 100 · max(cos, 0); {self.weights_protocol}, "
             f"prompts cut at {self._model.config.text_config.max_position_embeddings} tokens"
         )
 
@@ -103,14 +148,23 @@ class ClipScore:
         import torch
         import torch.nn.functional as F
 
+        from salun_diffusers.evaluation.image_folder import batches
         from salun_diffusers.evaluation.pretrained import CLIP_MEAN, CLIP_STD, normalised, stack_pixels
 
-        shown = [
-            normalised(stack_pixels([_centre_square(picture)]), self._size, CLIP_MEAN, CLIP_STD) for picture in pictures
-        ]
-        with torch.no_grad():
-            pooled = self._model.vision_model(pixel_values=torch.cat(shown).to(self._device)).pooler_output
-            return F.normalize(self._model.visual_projection(pooled), dim=-1).cpu()
+        found = []
+        for batch in batches(pictures, 32):
+            shown = [
+                normalised(stack_pixels([_centre_square(picture)]), self._size, CLIP_MEAN, CLIP_STD)
+                for picture in batch
+            ]
+            with torch.no_grad():
+                pooled = self._model.vision_model(pixel_values=torch.cat(shown).to(self._device)).pooler_output
+                found.append(F.normalize(self._model.visual_projection(pooled), dim=-1).cpu())
+        return torch.cat(found)
+
+    def distances(self, before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[float]:
+        """Cosine distance of the embeddings of each pair."""
+        return cosine_distances(self.images(before), self.images(after))
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit vectors `(n, width)` of prompts; what the text tower cannot take is cut off."""

@@ -104,7 +104,8 @@ def scatter_chart(table: ComparisonTable, forget: Key, retain: Key) -> str:
 
 def _scaled(item: Measurement) -> tuple[float, float, float]:
     scale = 100.0 if item.kind == "rate" else 1.0
-    return scale * item.value, scale * item.low, scale * item.high
+    low, high = item.interval or (item.value, item.value)
+    return scale * item.value, scale * low, scale * high
 
 
 def _axis_label(item: Measurement) -> str:

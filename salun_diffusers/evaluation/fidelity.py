@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.feature_files import FeatureSet
-from salun_diffusers.reports.measurement import NORMAL_95, Measurement
+from salun_diffusers.reports.intervals import NORMAL_95
+from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.seeds import stream_seed
 
 FEWEST = 100  # below this a covariance and a KID subset say nothing
@@ -112,11 +113,37 @@ def inside_count(queries: Tensor, centres: Tensor, neighbours: int = 3, rows: in
         neighbours: k.
         rows: Rows of a distance matrix at once.
     """
+    # Distances of features that all lie far from the origin are lost in single precision.
+    middle = centres.double().mean(dim=0)
+    queries, centres = queries.double() - middle, centres.double() - middle
     radii = torch.cat(
         # The nearest one is the centre itself.
-        [torch.cdist(part, centres).kthvalue(neighbours + 1, dim=1).values for part in centres.split(rows)]
+        [_distances(part, centres).kthvalue(neighbours + 1, dim=1).values for part in centres.split(rows)]
     )
-    return sum(int((torch.cdist(part, centres) <= radii).any(dim=1).sum()) for part in queries.split(rows))
+    return sum(int((_distances(part, centres) <= radii).any(dim=1).sum()) for part in queries.split(rows))
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def require_finite(features: FeatureSet, what: str) -> None:
+    """Refuse features that hold NaN or infinity.
+
+    Args:
+        features: Of one side.
+        what: Which side, for the message.
+
+    Raises:
+        UserError: Naming how many pictures have such, and the first of them.
+    """
+    wrong = (~features.values.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if wrong:
+        raise UserError(
+            f"Distances need finite features; of {what} {len(wrong)} of {len(features.values)} pictures have NaN or "
+            f"infinity, the first is number {wrong[0] + 1} of {features.source}: draw them again, or look at the "
+            "network."
+        )
 
 
 def require_enough(count: int, what: str) -> None:
@@ -164,10 +191,8 @@ def measure_fidelity(
         reference: Features of the reference.
         extractor: What made both.
         seed: Of subsets and resampling.
-        bootstraps: Resamplings of both sets for the Fréchet distance's interval, value ± 1.96 s; with 0 the limits
-            are the value itself and the protocol says so.
-        subsets: Subsets of the kernel distance; its interval is mean ± 1.96 s over them, which is wider than the
-            mean's own.
+        bootstraps: Resamplings of both sets for the Fréchet distance's interval, value ± 1.96 s; below 2 there is none.
+        subsets: Subsets of the kernel distance. They overlap, so that their mean has no interval.
         command: The command that measures it again.
 
     Raises:
@@ -175,6 +200,7 @@ def measure_fidelity(
     """
     for side, what in ((generated, "the generated set"), (reference, "the reference")):
         require_enough(len(side.values), what)
+        require_finite(side, what)
     ours, theirs = generated.values, reference.values
     n, m = len(ours), len(theirs)
     base = f"{generated.protocol}; reference of {m} pictures (sha256 {reference.digest[:8]})"
@@ -185,12 +211,12 @@ def measure_fidelity(
         frechet_distance(ours[torch.randint(n, (n,), generator=draw)], theirs[torch.randint(m, (m,), generator=draw)])
         for _ in range(bootstraps)
     ]
-    half = NORMAL_95 * float(torch.tensor(again).std()) if bootstraps > 1 else 0.0
+    half = NORMAL_95 * float(torch.tensor(again).std()) if bootstraps > 1 else None
     interval = f"interval from {bootstraps} bootstraps" if bootstraps > 1 else "no interval"
     # The bias depends on the number of pictures, so it belongs to the protocol.
     frechet = f"{base}; Fréchet distance by torchmetrics, {n} pictures, {interval}"
     size = min(1000, n // 2, m // 2)
-    kid, deviation = kernel_distance(ours, theirs, subsets=subsets, subset_size=size, seed=stream_seed(seed, "kid"))
+    kid, _ = kernel_distance(ours, theirs, subsets=subsets, subset_size=size, seed=stream_seed(seed, "kid"))
     kernel = f"{base}; unbiased cubic-kernel MMD² by torchmetrics, mean of {subsets} subsets of {size}"
     manifold = f"{base}; improved precision and recall, k = 3, {n} pictures"
     about: dict[str, Any] = {"command": command, "group": "fidelity"}
@@ -200,8 +226,8 @@ def measure_fidelity(
             name,
             value,
             n,
-            low=max(0.0, value - half),
-            high=value + half,
+            low=None if half is None else max(0.0, value - half),
+            high=None if half is None else value + half,
             direction="lower",
             protocol=frechet,
             **about,
@@ -210,8 +236,8 @@ def measure_fidelity(
             f"KID{short}",
             kid,
             n,
-            low=kid - NORMAL_95 * deviation,
-            high=kid + NORMAL_95 * deviation,
+            low=None,
+            high=None,
             direction="lower",
             protocol=kernel,
             **about,

@@ -10,24 +10,10 @@ import torch
 from PIL import Image
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.class_names import find_label
 from salun_diffusers.evaluation.image_classifier import ImageClassifier
 from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.reports.measurement import Measurement
-
-# Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
-# OPTML-Group/Diffusion-MU-Attack@0eea64d). A prompt file's `classidx` 0…9 counts in this order, not in ImageNet's.
-IMAGENETTE = {
-    "tench": 0,
-    "english springer": 217,
-    "cassette player": 482,
-    "chain saw": 491,
-    "church": 497,
-    "french horn": 566,
-    "garbage truck": 569,
-    "gas pump": 571,
-    "golf ball": 574,
-    "parachute": 701,
-}
 
 
 class ObjectClassifier:
@@ -47,7 +33,7 @@ class ObjectClassifier:
         # The demo classifier has no preprocessing of its own: it takes [-1, 1] at 64 pixels.
         self._classifier = ImageClassifier(weights, "The classifier", side=64, preprocessed=True, device=device)
         labels = self._classifier.labels
-        places = {name: _find(name, labels) for name in classes}
+        places = {name: find_label(name, labels) for name in classes}
         unknown = [name for name, place in places.items() if place is None]
         if unknown:
             raise UserError(
@@ -96,23 +82,6 @@ class ClipZeroShot:
         """The class whose prompt is nearest to each picture."""
         nearest = (self._clip.images(pictures) @ self._texts.T).argmax(dim=1)
         return [self._classes[int(index)] for index in nearest]
-
-
-def _comparable(label: str) -> str:
-    """A label as it is compared: lower-case words, underscores as spaces."""
-    return " ".join(label.lower().replace("_", " ").split())
-
-
-def _find(name: str, labels: Sequence[str]) -> int | None:
-    """The label of a class: Imagenette's index among a thousand, else the label or one of its synonyms."""
-    wanted = _comparable(name)
-    if len(labels) == 1000 and wanted in IMAGENETTE:
-        return IMAGENETTE[wanted]
-    for index, label in enumerate(labels):
-        synonyms = {_comparable(part) for part in label.split(",")} | {_comparable(label.split(":")[-1])}
-        if wanted == _comparable(label) or wanted in synonyms:
-            return index
-    return None
 
 
 def measure_objects(

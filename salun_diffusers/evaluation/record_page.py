@@ -79,6 +79,10 @@ def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str 
     both = any(before is not None for before, _ in pairs)
     figure, axes = bare_chart(9.4, (0.52 if both else 0.36) * len(pairs) + 0.7)
     height = 0.36 if both else 0.62
+
+    def reach(item: Measurement) -> float:
+        return item.interval[1] if item.interval else item.value
+
     for side, (colour, shift) in enumerate(((SOFT, -0.2), (ACCENT, 0.2))):
         chosen = [(row, pair[side]) for row, pair in enumerate(pairs)]
         found = [(row, item) for row, item in chosen if item is not None]
@@ -86,8 +90,8 @@ def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str 
             continue
         places = np.array([row + (shift if both else 0.0) for row, _ in found])
         values = np.array([scale * item.value for _, item in found])
-        low = values - scale * np.array([item.low for _, item in found])
-        high = scale * np.array([item.high for _, item in found]) - values
+        limits = scale * np.array([item.interval or (item.value, item.value) for _, item in found])
+        low, high = values - limits[:, 0], limits[:, 1] - values
         axes.barh(
             places,
             values,
@@ -99,7 +103,7 @@ def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str 
         for place, (_, item) in zip(places, found, strict=True):
             axes.annotate(
                 item.text(),
-                (scale * item.high, place),
+                (scale * reach(item), place),
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
@@ -108,7 +112,7 @@ def bar_chart(rows: Sequence[Comparison | Measurement], *, name: str, unit: str 
             )
     axes.set_yticks(range(len(pairs)), [after.name for _, after in pairs])
     axes.set_ylim(len(pairs) - 0.4, -0.6)
-    widest = max(scale * item.high for pair in pairs for item in pair if item is not None)
+    widest = max(scale * reach(item) for pair in pairs for item in pair if item is not None)
     axes.set_xlim(0, 1.12 * widest or 1.0)
     axes.set_xlabel(unit)
     axes.grid(axis="x", color=LINE, linewidth=0.8)

@@ -73,7 +73,10 @@ def folders(config: AlignmentConfig) -> list[ImageFolder]:
 def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str) -> list[Measurement]:
     """Measure the pairs."""
     from salun_diffusers.evaluation.alignment import (
+        COSINE_BOUNDS,
+        PIXEL_BOUNDS,
         PIXEL_PROTOCOL,
+        SSIM_BOUNDS,
         SSIM_PROTOCOL,
         feature_distances,
         pixel_distances,
@@ -97,8 +100,17 @@ def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str
             bar.advance(len(after))
     about: dict[str, Any] = {"group": "drift", "command": command}
     measured = [
-        Measurement.mean("pixel distance at equal seed", pixels, direction="lower", protocol=PIXEL_PROTOCOL, **about),
-        Measurement.mean("SSIM at equal seed", similar, direction="higher", protocol=SSIM_PROTOCOL, **about),
+        Measurement.mean(
+            "pixel distance at equal seed",
+            pixels,
+            direction="lower",
+            protocol=PIXEL_PROTOCOL,
+            bounds=PIXEL_BOUNDS,
+            **about,
+        ),
+        Measurement.mean(
+            "SSIM at equal seed", similar, direction="higher", protocol=SSIM_PROTOCOL, bounds=SSIM_BOUNDS, **about
+        ),
     ]
     if extractor:
         measured.append(
@@ -107,6 +119,7 @@ def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str
                 features,
                 direction="lower",
                 protocol=f"1 - cosine; {extractor.protocol}",
+                bounds=COSINE_BOUNDS,
                 **about,
             )
         )
@@ -120,7 +133,7 @@ def work(config: AlignmentConfig, command: str) -> str:
     writable_folder(config.output_dir)
     scored: list[Measurement] = []
     if config.clip:
-        from salun_diffusers.evaluation.alignment import ClipScore
+        from salun_diffusers.evaluation.alignment import CLIP_BOUNDS, ClipScore
 
         clip = ClipScore(config.clip)
         for folder in read:
@@ -132,7 +145,13 @@ def work(config: AlignmentConfig, command: str) -> str:
                     bar.advance(len(pictures))
             scored.append(
                 Measurement.mean(
-                    "CLIP score", scores, direction="higher", protocol=clip.protocol, group="alignment", command=command
+                    "CLIP score",
+                    scores,
+                    direction="higher",
+                    protocol=clip.protocol,
+                    bounds=CLIP_BOUNDS,
+                    group="alignment",
+                    command=command,
                 )
             )
     pairs = (Comparison("CLIP score", *scored),) if len(scored) == 2 else ()

@@ -4,96 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+from salun_diffusers.errors import UserError
+from salun_diffusers.reports.intervals import finite_mean, mean_interval, poisson_interval, wilson_interval
 
 Direction = Literal["higher", "lower", "neither"]
 Kind = Literal["rate", "number"]
-NORMAL_95 = 1.959964  # 97.5 % quantile of the standard normal distribution
-
-
-def wilson_interval(successes: int, n: int, z: float = NORMAL_95) -> tuple[float, float]:
-    """Bound a rate by Wilson's score interval, which stays honest at 0 of n and n of n.
-
-        (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n),   p = successes / n
-
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22(158).
-
-    Args:
-        successes: How often it happened, 0 to `n`.
-        n: How often it was tried, at least 1.
-        z: Quantile of the standard normal distribution; the default gives 95 %.
-
-    Returns:
-        The lower and the upper limit, in [0, 1].
-
-    Raises:
-        ValueError: If `n` is not positive or `successes` is not between 0 and `n`.
-    """
-    if n < 1:
-        raise ValueError(f"A rate needs at least one trial, got n = {n}. Evaluate at least one picture.")
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must lie between 0 and n = {n}, got {successes}. Pass counts, not rates.")
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # At the ends the limit equals the rate exactly; rounding must not push it past.
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == n else (centre + half) / scale
-    return low, high
-
-
-def poisson_interval(count: int, z: float = NORMAL_95) -> tuple[float, float]:
-    """Bound the expectation of a count by Byar's approximation to the exact Poisson limits.
-
-        k (1 - 1/9k - z/3√k)³   and   (k+1) (1 - 1/9(k+1) + z/3√(k+1))³
-
-    Breslow & Day 1987, "Statistical methods in cancer research II", section 2.3. For k = 3 the exact limits are 0.62
-    and 8.77, these are 0.60 and 8.77; for k = 0 the upper one is 3.69 and here 3.67.
-
-    Args:
-        count: How many were found, k.
-        z: Quantile of the standard normal distribution; the default gives 95 %.
-
-    Returns:
-        The lower and the upper limit.
-
-    Raises:
-        ValueError: If the count is negative.
-    """
-    if count < 0:
-        raise ValueError(f"A count is at least 0, got {count}.")
-    low = 0.0 if count == 0 else count * max(0.0, 1 - 1 / (9 * count) - z / (3 * math.sqrt(count))) ** 3
-    more = count + 1
-    return low, more * (1 - 1 / (9 * more) + z / (3 * math.sqrt(more))) ** 3
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Bound a mean by Student's t.
-
-        mean ± t · s / √n,   s the sample deviation, t the 97.5 % quantile of n - 1 degrees of freedom
-
-    Args:
-        values: At least two finite numbers that are independent, such as one per picture.
-
-    Returns:
-        The mean, the lower and the upper limit of its 95 % interval.
-
-    Raises:
-        ValueError: If there are fewer than two values or one of them is not finite.
-    """
-    from scipy.special import stdtrit
-
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"The interval of a mean needs at least two values, got {n}. Evaluate more pictures.")
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError("A mean needs finite values, got NaN or infinity. Look for the picture that scores so.")
-    mean = math.fsum(values) / n
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
-    return mean, mean - half, mean + half
+Limits = tuple[float, float]
+UNBOUNDED: Limits = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -104,46 +24,60 @@ class Measurement:
         name: What was measured, as a reader would say it: ``star appears``.
         value: The number.
         n: On how many pictures.
-        low: Lower limit of the 95 % interval.
-        high: Upper limit of the 95 % interval.
+        low: Lower limit of the 95 % interval; None where there is no interval: of a single value, of a time, of a mean
+            over subsets that overlap.
+        high: Upper limit of the 95 % interval, or None as well.
         direction: Which way is better.
         protocol: How it was measured, in one sentence.
         command: The command that measures it again; may be empty.
         group: Heading under which reports list it; ``drift`` also makes it a key figure.
         kind: ``rate`` is printed as percent, ``number`` as it is.
+        subject: What exactly was measured, where the name does not say it: the data, what was forgotten, the prompts.
+            Runs share a row of a comparison where name and subject are equal.
 
     Raises:
-        ValueError: If `n` is not positive, the limits do not enclose the value, or a rate leaves [0, 1].
+        UserError: If `n` is not positive, the limits do not enclose the value, or a rate leaves [0, 1].
     """
 
     name: str
     value: float
     n: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     direction: Direction
     protocol: str
     command: str = ""
     group: str = ""
     kind: Kind = "number"
+    subject: str = ""
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise ValueError(f"{self.name!r} must be measured on at least one picture, got n = {self.n}.")
-        if not self.low <= self.value <= self.high or math.isinf(self.low) or math.isinf(self.high):
-            raise ValueError(
+            raise UserError(f"{self.name!r} must be measured on at least one picture, got n = {self.n}.")
+        low, high = self.interval or (self.value, self.value)
+        if not low <= self.value <= high or math.isinf(low) or math.isinf(high):
+            raise UserError(
                 f"{self.name!r} needs finite limits with low <= value <= high, got {self.low}, {self.value}, "
                 f"{self.high}. wilson_interval and mean_interval give such limits."
             )
         if self.direction not in ("higher", "lower", "neither"):
-            raise ValueError(f"direction must be 'higher', 'lower' or 'neither', got {self.direction!r}.")
+            raise UserError(f"direction must be 'higher', 'lower' or 'neither', got {self.direction!r}.")
         if self.kind not in ("rate", "number"):
-            raise ValueError(f"kind must be 'rate' or 'number', got {self.kind!r}.")
-        if self.kind == "rate" and not (self.low >= 0 and self.high <= 1):
-            raise ValueError(
+            raise UserError(f"kind must be 'rate' or 'number', got {self.kind!r}.")
+        if self.kind == "rate" and not (low >= 0 and high <= 1):
+            raise UserError(
                 f"The rate {self.name!r} must lie in [0, 1], got {self.value} in [{self.low}, {self.high}]. "
                 "Rates are fractions: 0.41 is printed as 41 %."
             )
+
+    @property
+    def interval(self) -> Limits | None:
+        """Both limits of the 95 % interval, or None where there is none."""
+        if self.low is None or self.high is None:
+            if self.low is not self.high:
+                raise UserError(f"{self.name!r} has an interval or none, got limits {self.low} and {self.high}.")
+            return None
+        return self.low, self.high
 
     @classmethod
     def rate(
@@ -190,12 +124,35 @@ class Measurement:
         *,
         direction: Direction,
         protocol: str,
+        bounds: Limits = UNBOUNDED,
         command: str = "",
         group: str = "",
     ) -> Measurement:
-        """Average one number per picture, with Student's 95 % interval."""
-        mean, low, high = mean_interval(values)
-        return cls(name, mean, len(values), low, high, direction, protocol, command, group, "number")
+        """Average one number per picture, with Student's 95 % interval; of one picture there is none.
+
+        Args:
+            name: What was measured.
+            values: One per picture.
+            direction: Which way is better.
+            protocol: How it was measured.
+            bounds: What the measure can be at all, such as -1 and 1 of SSIM: Student's interval knows nothing of that
+                and ends there.
+            command: The command that measures it again.
+            group: Heading in reports.
+        """
+        mean, low, high = finite_mean(values), None, None
+        smallest, largest = bounds
+        if not smallest - 1e-6 <= mean <= largest + 1e-6:
+            raise UserError(f"{name!r} lies between {smallest:g} and {largest:g}, got {mean:g}.")
+        if len(values) > 1:
+            _, low, high = mean_interval(values)
+            # Rounding may put a mean of values at the bound a last digit past it.
+            low, high = min(max(low, smallest), mean), max(min(high, largest), mean)
+        return cls(name, mean, len(values), low, high, direction, protocol, command, group)
+
+    def of(self, subject: str) -> Measurement:
+        """The same number, with what exactly it was measured on."""
+        return replace(self, subject=subject)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object; `from_json` gives an equal measurement back."""
@@ -211,8 +168,10 @@ class Measurement:
         return _printed(self.value, self.kind)
 
     def interval_text(self) -> str:
-        """Print the 95 % interval: ``31.9 to 50.8 %``."""
-        low, high = _printed(self.low, self.kind), _printed(self.high, self.kind)
+        """Print the 95 % interval: ``31.9 to 50.8 %``; ``no interval`` where there is none."""
+        if self.interval is None:
+            return "no interval"
+        low, high = (_printed(limit, self.kind) for limit in self.interval)
         return f"{low.removesuffix(' %')} to {high}"
 
 
@@ -235,7 +194,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if (self.before.kind, self.before.direction) != (self.after.kind, self.after.direction):
-            raise ValueError(
+            raise UserError(
                 f"{self.name!r} compares two different things: a {self.before.kind} where {self.before.direction} is "
                 f"better with a {self.after.kind} where {self.after.direction} is. Measure both models the same way."
             )

@@ -126,7 +126,8 @@ def _commands(report: EvaluationReport) -> dict[str, list[str]]:
 
 def _outcome(pair: Comparison) -> str:
     """Name the colour of a change: better, worse, or neither where the intervals overlap."""
-    apart = pair.before.high < pair.after.low or pair.after.high < pair.before.low
+    before, after = pair.before.interval, pair.after.interval
+    apart = before and after and (before[1] < after[0] or after[1] < before[0])
     if not apart or pair.after.direction == "neither":
         return ""
     return "better" if (pair.change > 0) == (pair.after.direction == "higher") else "worse"

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from salun_diffusers.reports.measurement import Comparison, Measurement, percent
+from salun_diffusers.reports.measurement import Comparison, Measurement
+from salun_diffusers.reports.verdict import Verdict
 
-Verdict = Literal["erased", "no effect", "over-erased", "not measured"]
 FORMAT = "salun_diffusers evaluation report, version 1"
 
 
@@ -191,72 +191,6 @@ class ReportImages:
 
     rows: tuple[GridRow, ...] = ()
     obscure_forget: bool = False
-
-
-def decide_verdict(
-    forget_before: Measurement | None,
-    forget_after: Measurement | None,
-    retain_before: Measurement | None,
-    retain_after: Measurement | None,
-    *,
-    forgotten_below: float = 0.02,
-    retained_drop: float = 0.05,
-) -> tuple[Verdict, str]:
-    """Judge an erasure from two rates before and after, and say what to try next.
-
-    Args:
-        forget_before: How often the base model shows the concept for its prompts; `None` without a detector.
-        forget_after: The same for the erased model.
-        retain_before: How often the base model is right on everything else; `None` without a detector.
-        retain_after: The same for the erased model.
-        forgotten_below: The concept counts as gone when it appears at most this often.
-        retained_drop: The largest drop on everything else that counts as harmless.
-
-    Returns:
-        The verdict and its reason in one sentence. ``not measured`` also where the rates cannot carry a verdict: the
-        base model did not show the concept either, or the intervals before and after overlap.
-    """
-    if forget_before is None or forget_after is None:
-        return "not measured", "No detector knows this concept, so look at the pictures or name a detector for it."
-    shown, left = forget_before.text(), forget_after.text()
-    if forget_before.value <= forgotten_below:
-        return "not measured", (
-            f"The base model shows the concept in only {shown} of the pictures for its prompts, so there is nothing to "
-            "erase: evaluate with prompts that bring the concept out."
-        )
-    harm = 0.0 if retain_before is None or retain_after is None else retain_before.value - retain_after.value
-    harmed = round(harm, 9) > retained_drop  # Decimal drops such as 0.95 - 0.90 must not flip on binary rounding.
-    if forget_after.value > forgotten_below:
-        if harmed:
-            advice = "more steps would harm the rest further, so widen the forget prompts and raise the retain weight"
-        elif forget_after.value > forget_before.value / 2:
-            advice = "raise the learning rate or train for more steps"
-        else:
-            advice = "train for more steps or widen the forget prompts"
-        return "no effect", (
-            f"The concept still appears in {left} of the pictures for its prompts ({shown} before, "
-            f"gone means at most {percent(forgotten_below)}): {advice}."
-        )
-    if forget_after.high >= forget_before.low:
-        return "not measured", (
-            f"With {forget_after.n} pictures, {shown} before and {left} after could be chance: evaluate more pictures."
-        )
-    if retain_before is None or retain_after is None:
-        return "not measured", (
-            f"The concept appears in {left} of the pictures for its prompts, but nothing says what else was lost: "
-            "evaluate prompts that should stay."
-        )
-    kept = f"{retain_before.text()} to {retain_after.text()}"
-    if harmed:
-        return "over-erased", (
-            f"The concept is gone ({left} of the pictures for its prompts), but everything else fell from {kept}: "
-            "raise the retain weight, add retain prompts near the concept, or train for fewer steps."
-        )
-    rest = f"stays at {retain_after.text()}" if retain_after.value == retain_before.value else f"went from {kept}"
-    return "erased", (
-        f"The concept appears in {left} of {forget_after.n} pictures for its prompts, down from {shown} "
-        f"(at most {percent(forget_after.high)} with 95 % confidence), and everything else {rest}."
-    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -123,11 +123,32 @@ def test_measurements_and_their_intervals(demo) -> None:
     ]
     fd, kid, precision, recall = measure_fidelity(*sides, demo, bootstraps=4, subsets=10)
     assert fd.low < fd.value < fd.high and "interval from 4 bootstraps" in fd.protocol and "120 pictures" in fd.protocol
-    assert kid.low < kid.value < kid.high
+    assert kid.interval is None  # The subsets overlap.
     assert precision.kind == recall.kind == "rate"
     assert measure_fidelity(*sides, demo, bootstraps=4, subsets=10)[0] == fd
     (alone, *_) = measure_fidelity(*sides, demo, subsets=10)
-    assert alone.low == alone.value == alone.high and "no interval" in alone.protocol
+    assert alone.interval is None and "no interval" in alone.protocol
+
+
+def test_features_far_from_the_origin_have_the_same_neighbours() -> None:
+    """Steps of 1/1024 at 1024, which single precision holds exactly, and whose products of 300 squares it does not.
+
+    Centres 0, 1, 3 with k = 1 have radii 1, 1, 2: of the queries -2 and 6 are outside, -1, 2, 4 and 5 inside.
+    """
+    centres, queries = (
+        torch.nn.functional.pad(torch.tensor(places)[:, None] / 1024, (0, 299)) + 1024
+        for places in ([0.0, 1.0, 3.0], [-2.0, -1.0, 2.0, 4.0, 5.0, 6.0])
+    )
+    assert inside_count(queries, centres, neighbours=1) == 4
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_are_not_finite_are_told(demo, side: int) -> None:
+    sets = [FeatureSet(torch.randn(120, 96), demo.protocol, "ab" * 32, "pictures") for _ in range(2)]
+    sets[side].values[[7, 9], 3] = torch.tensor([torch.nan, torch.inf])
+    what = ("the generated set", "the reference")[side]
+    with pytest.raises(UserError, match=f"of {what} 2 of 120 pictures have NaN or infinity, the first is number 8"):
+        measure_fidelity(*sets, demo)
 
 
 def test_too_few_pictures() -> None:

@@ -13,11 +13,10 @@ from PIL import Image
 
 from salun_diffusers.demo.renderer import Scene, render, sample_scene
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.class_names import IMAGENETTE, find_label
 from salun_diffusers.evaluation.objects import (
-    IMAGENETTE,
     ClipZeroShot,
     ObjectClassifier,
-    _find,
     measure_objects,
     turned_into,
 )
@@ -53,10 +52,10 @@ def test_class_that_nobody_drew() -> None:
 
 def test_imagenettes_places() -> None:
     thousand = [f"LABEL_{index}" for index in range(1000)]
-    assert _find("Church", thousand) == 497
-    assert _find("english_springer", thousand) == IMAGENETTE["english springer"] == 217
-    assert _find("dog", thousand) is None
-    assert _find("tench", ["goldfish", "tench, Tinca tinca"]) == 1
+    assert find_label("Church", thousand) == 497
+    assert find_label("english_springer", thousand) == IMAGENETTE["english springer"] == 217
+    assert find_label("dog", thousand) is None
+    assert find_label("tench", ["goldfish", "tench, Tinca tinca"]) == 1
 
 
 def test_the_demo_classifier_ranks_shapes_only() -> None:
