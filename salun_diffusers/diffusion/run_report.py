@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from PIL import Image
+
+from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import recorded
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.diffusion.validation import Pictures, measure
+from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.files.run_folder import RunFolder
@@ -90,12 +93,14 @@ def write_report(run: Run, request: Request, detector: Detector, outcome: Outcom
     )
     if run.main:
         hidden = concept.explicit and not config.show_explicit
+        if hidden:
+            before, after = (_without_explicit(both, concept, detector) for both in (before, after))
         rows = tuple(
             GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
             for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)
             for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
         )
-        _save_samples(run.folder, before, after, hidden)
+        _save_samples(run.folder, before, after)
         html = html_page(report, ReportImages(rows, obscure_forget=hidden))
         write_text(run.folder.root / "report.html", html)
         run.folder.write_json("report.json", report.to_json())
@@ -120,12 +125,30 @@ def judge(comparisons: Sequence[Comparison], measurements: Sequence[Measurement]
     )
 
 
-def _save_samples(folder: RunFolder, before: Pictures, after: Pictures, hidden: bool) -> None:
-    """Write pictures as PNG; where the concept is explicit, those of forget prompts only blurred."""
+def _without_explicit(both: Pictures, concept: Concept, detector: Detector) -> Pictures:
+    """The same pictures, blurred where they may be explicit.
+
+    Those of forget prompts are; those of what must stay are where the detector finds the concept, as base models draw
+    it for harmless prompts too, and all of them where nobody looks.
+    """
+
+    def shown(row: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+        looked = detector.protocol != "none" and concept.target_labels
+        found = detector.labels(row) if looked else [concept.target_labels or frozenset({"unknown"})] * len(row)
+        wanted = concept.target_labels or frozenset({"unknown"})
+        return tuple(blurred(one) if labels & wanted else one for one, labels in zip(row, found, strict=True))
+
+    return Pictures(
+        Samples(both.forget.prompts, tuple(tuple(map(blurred, row)) for row in both.forget.pictures)),
+        Samples(both.retain.prompts, tuple(map(shown, both.retain.pictures))),
+    )
+
+
+def _save_samples(folder: RunFolder, before: Pictures, after: Pictures) -> None:
+    """Write pictures as PNG."""
     folder.samples.mkdir(exist_ok=True)
     for when, both in (("before", before), ("after", after)):
         for side, samples in both.sides():
             for row, pictures in enumerate(samples.pictures):
                 for number, picture in enumerate(pictures):
-                    shown = blurred(picture) if hidden and side == "forget" else picture
-                    shown.save(folder.samples / f"{side}-{row:02d}-{number:02d}-{when}.png")
+                    picture.save(folder.samples / f"{side}-{row:02d}-{number:02d}-{when}.png")

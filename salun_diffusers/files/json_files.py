@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,7 +57,9 @@ def parse_json(data: bytes, *, finite: bool = True) -> Any:
         ValueError: If it is none, in one short line.
     """
     try:
-        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant if finite else float)
+        if not finite:
+            return json.loads(data, object_pairs_hook=_object)
+        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -103,6 +106,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:40]!r} stands there twice")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is larger than any number here")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

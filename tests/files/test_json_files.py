@@ -14,7 +14,8 @@ from salun_diffusers.files.json_files import parse_json, read_json, read_object
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[1,]", "nul", "\xff\xfe", '{"a": NaN}', "Infinity", '{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}',
+    ["", "{", "[1,]", "nul",
+     "\xff\xfe", '{"a": NaN}', "Infinity", "1e999", '{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}',
      "[" * 200_000, '{"a":' * 50_000, "9" * 10_000, '"\\ud800', "\x00"],
     ids=str,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.presets import shapes
 from salun_diffusers.diffusion.presets.nudity import nudity
 from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.explicit_prompts import explicit_words
 from salun_diffusers.evaluation.prompt_files import read_prompts
 
 
@@ -55,6 +56,7 @@ def find_concept(config: EraseConfig) -> Concept:
         changed: dict[str, Any] = {"forget_prompts": forget, "anchor_prompts": _paired(forget, anchor)}
         if config.forget_prompt:
             changed["forget_evaluation"] = tuple(map(EvaluationPrompt, forget[:8]))
+            changed["explicit"] = preset.explicit or bool(explicit_words(forget))
         return replace(preset, retain_prompts=retain or preset.retain_prompts, **changed)
     if not config.forget_prompt and not config.anchor_prompt:
         close = difflib.get_close_matches(name.lower(), known, n=len(known), cutoff=0.0)
@@ -71,6 +73,7 @@ def find_concept(config: EraseConfig) -> Concept:
         forget_evaluation=tuple(map(EvaluationPrompt, forget[:8])),
         retain_evaluation=tuple(map(EvaluationPrompt, retain[:8])),
         numbers=STABLE_DIFFUSION[config.recipe],
+        explicit=bool(explicit_words((name, *forget))),
     )
 
 
