@@ -1,4 +1,4 @@
-"""Explicit pictures are shown to nobody who has not asked for them, whatever the concept is called; retained ones too."""
+"""Explicit pictures are shown only to who has asked for them, whatever the concept is called; retained ones too."""
 
 from __future__ import annotations
 

@@ -1,0 +1,265 @@
+"""The readers that `fuzz.py` tries: for each a good file, how it is read, and whether a hash covers its content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from fuzz_pipeline import small_pipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.families.tensor_names import check_tensors
+from salun_diffusers.diffusion.foreseen import check_foreseen
+from salun_diffusers.diffusion.latent_cache import kept_in
+from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.settings import resolve
+from salun_diffusers.diffusion.trainer import read_metrics
+from salun_diffusers.evaluation.comparison import read_runs
+from salun_diffusers.evaluation.feature_files import FeatureSet
+from salun_diffusers.evaluation.image_folder import read_image_folder
+from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
+from salun_diffusers.evaluation.nudity import Box, boxes_to_json, read_boxes
+from salun_diffusers.evaluation.prompt_files import read_prompt_file
+from salun_diffusers.files.checkpoint import load_state, save_state
+from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.pipeline_folder import model_index
+from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.patch import WeightPatch
+from salun_diffusers.masks.receipt import compare
+from salun_diffusers.pictures.picture_sources import load_pictures
+from salun_diffusers.reports.measurement import Comparison, Measurement
+from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, ReceiptSummary
+
+Kind = Literal["bytes", "json", "safetensors"]
+
+
+@dataclass
+class Reader:
+    """One way in.
+
+    Args:
+        name: Of the reader, and of the folder of its good file.
+        where: The file, below that folder.
+        kind: What mutators suit it.
+        read: Reads the folder; what it returns is compared.
+        hashed: Whether other content than was written must never be returned.
+        expected: What the good file gives.
+    """
+
+    name: str
+    where: str
+    kind: Kind
+    read: Callable[[Path], Any]
+    hashed: bool = False
+    expected: Any = field(default=None, init=False)
+
+    def file(self, folder: Path) -> Path:
+        """The file in a copy of the folder."""
+        return folder / self.where
+
+
+_BASE = {"w": torch.arange(40.0).view(8, 5), "b": torch.ones(3)}
+_ERASED = {"w": _BASE["w"].clone().index_fill_(0, torch.tensor([1, 4]), 7.0), "b": torch.ones(3)}
+_SETTINGS = resolve(EraseConfig(concept="circle"), find_concept(EraseConfig(concept="circle")).numbers)
+
+
+def readers(folder: Path) -> list[Reader]:
+    """All readers, with their good files below a folder."""
+    found = [*_masks(), *_runs(), *_evaluation(), *_pipelines()]
+    for reader, make in found:
+        home = folder / reader.name
+        reader.file(home).parent.mkdir(parents=True)
+        make(home)
+        reader.expected = reader.read(home)
+    return [reader for reader, _ in found]
+
+
+Made = tuple[Reader, Callable[[Path], object]]
+
+
+def _flat(tensors: Any) -> list[Any]:
+    return [(name, tensor.dtype, tensor.tolist()) for name, tensor in sorted(tensors.items())]
+
+
+def _masks() -> list[Made]:
+    mask = SaliencyMask.random({"w": (8, 5), "b": (3,)}, 0.5, torch.Generator().manual_seed(0))
+
+    def read_mask(home: Path) -> Any:
+        read = SaliencyMask.load(home / "mask.safetensors")
+        return read, dict(read.recipe), read.matched_to({"w": _BASE["w"], "b": _BASE["b"]}).density
+
+    def read_patch(home: Path) -> Any:
+        patch = WeightPatch.load(home / "patch.safetensors")
+        return _flat(patch.apply(_BASE)), _flat(patch.revert(_ERASED))
+
+    return [
+        (
+            Reader("mask", "mask.safetensors", "safetensors", read_mask, hashed=True),
+            lambda home: mask.save(home / "mask.safetensors"),
+        ),
+        (
+            Reader("patch", "patch.safetensors", "safetensors", read_patch, hashed=True),
+            lambda home: WeightPatch.between(_BASE, _ERASED).save(home / "patch.safetensors"),
+        ),
+    ]
+
+
+def _runs() -> list[Made]:
+    def checkpoint(home: Path) -> None:
+        save_state(home / "checkpoint-2", _BASE, {"step": 2, "optimizer": {"lr": 0.5}, "fingerprint": "f"})
+
+    def state(home: Path) -> Any:
+        tensors, values = load_state(home / "checkpoint-2")
+        return _flat(tensors), values
+
+    def draw(prompts: Any, seeds: Any, **how: Any) -> torch.Tensor:
+        return torch.full((len(prompts), 4, 2, 2), float(seeds[0]))
+
+    def cached(home: Path) -> Any:
+        [latent] = kept_in(home, draw, pipeline="p")(["a star"], [3], num_inference_steps=2, guidance_scale=1.0)
+        return latent.tolist()
+
+    def mark(home: Path) -> None:
+        (home / "mask.safetensors").write_bytes(b"mask")
+        RunFolder(home).mark_done("mask", "one", home / "mask.safetensors")
+
+    def marked(home: Path) -> bool:
+        return RunFolder(home).stage_is_done("mask", "one")
+
+    def warm(home: Path) -> None:
+        cached(home)
+        [file] = home.rglob("*.safetensors")
+        (home / "latent").symlink_to(file.relative_to(home))
+
+    metrics = "".join(json.dumps({"step": n, "loss": 0.5}) + "\n" for n in range(1, 4))
+    return [
+        (Reader("checkpoint-state", "checkpoint-2/state.json", "json", state, hashed=True), checkpoint),
+        (Reader("checkpoint-tensors", "checkpoint-2/state.safetensors", "safetensors", state, hashed=True), checkpoint),
+        (Reader("latent-cache", "latent", "safetensors", cached, hashed=True), warm),
+        (Reader("stage-mark", "work/mask.json", "json", marked), mark),
+        (
+            Reader("run-record", "run.json", "json", lambda home: check_output(str(home), "latest", "i")),
+            lambda home: RunFolder(home).write_json("run.json", {"format": "salun_diffusers.run", "identity": "i"}),
+        ),
+        (
+            Reader("metrics", "metrics.jsonl", "bytes", lambda home: read_metrics(home / "metrics.jsonl")),
+            lambda home: (home / "metrics.jsonl").write_text(metrics),
+        ),
+    ]  # fmt: skip
+
+
+def _evaluation() -> list[Made]:
+    rows = (PictureRow("0.png", "a star", 1, 7.5, 0, 0, "star"), PictureRow("1.png", "a cat", 2, 7.5, 1, 0, "cat"))
+
+    def drawn(home: Path) -> None:
+        for name in ("0.png", "1.png"):
+            Image.new("RGB", (8, 8), "red").save(home / name)
+        Manifest(rows, {"num_inference_steps": 5, "height": 8}, False, "by hand").save(home)
+
+    def report(home: Path) -> None:
+        rate = Measurement.rate("star appears", 1, 20, direction="lower", group="concept", protocol="by hand")
+        made = EvaluationReport(
+            concept="star",
+            verdict="erased",
+            verdict_reason="It is gone.",
+            base="demo",
+            recipe="paper",
+            mask=MaskSummary(0.5, 20, (BlockRow("down", 40, 0.5, 0.25),)),
+            receipt=ReceiptSummary(0, True, 0.25),
+            created="2026-01-01T00:00:00+00:00",
+            measurements=(rate,),
+            comparisons=(Comparison("star appears", rate, rate),),
+            series=({"step": 1, "loss": 0.5},),
+        )
+        (home / "report.json").write_text(json.dumps(made.to_json()))
+
+    def labelled(home: Path) -> None:
+        pixels = torch.arange(6 * 3 * 8 * 8, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 8, 8)
+        labels = torch.arange(6) % 2
+        parts = {
+            "train_pixels": pixels,
+            "train_labels": labels,
+            "test_pixels": pixels.clone(),
+            "test_labels": labels.clone(),
+        }
+        save_file(parts, home / "data.safetensors")
+
+    def read_labelled(home: Path) -> Any:
+        train, test = load_pictures(str(home / "data.safetensors"))
+        return train.pixels.sum().item(), None if test is None else test.labels.tolist()
+
+    def features(home: Path) -> None:
+        FeatureSet(torch.ones(4, 3), "protocol", "digest", "source").save(home / "features.safetensors")
+
+    def read_features(home: Path) -> Any:
+        read = FeatureSet.load(home / "features.safetensors")
+        return read.values.tolist(), read.protocol
+
+    csv = "case_number,prompt,evaluation_seed,evaluation_guidance,class\n3,a star,11,7,star\n5,a cat,12,2,cat\n"
+    boxes = boxes_to_json([Box("FACE_FEMALE", 0.7, (1, 2, 3, 4))])
+    return [
+        (Reader("manifest", "manifest.json", "json", lambda home: read_manifest(home)), drawn),
+        (Reader("picture-folder", "0.png", "bytes", lambda home: len(read_image_folder(home).files)), drawn),
+        (
+            Reader("prompts-csv", "p.csv", "bytes", lambda home: read_prompt_file(home / "p.csv").rows),
+            lambda home: (home / "p.csv").write_text(csv),
+        ),
+        (
+            Reader("prompts-text", "p.txt", "bytes", lambda home: read_prompt_file(home / "p.txt").rows),
+            lambda home: (home / "p.txt").write_text("a star\na cat\n"),
+        ),
+        (Reader("features", "features.safetensors", "safetensors", read_features), features),
+        (
+            Reader("detections", "d.json", "json", lambda home: read_boxes(home / "d.json")),
+            lambda home: (home / "d.json").write_text(json.dumps(boxes)),
+        ),
+        (Reader("labelled", "data.safetensors", "safetensors", read_labelled), labelled),
+        (Reader("report", "report.json", "json", lambda home: len(read_runs([str(home)]))), report),
+    ]  # fmt: skip
+
+
+def _pipelines() -> list[Made]:
+    def mask_of(home: Path) -> SaliencyMask:
+        return SaliencyMask.full(_unet_shapes(home / "base"))
+
+    def two(home: Path) -> None:
+        small_pipeline(home / "base")
+        small_pipeline(home / "erased")
+
+    def whole(home: Path) -> Any:
+        check_complete(home)
+        return model_index(home)
+
+    def receipt(home: Path) -> Any:
+        read = compare(home / "base", home / "erased", mask_of(home))
+        return read.holds, read.moved if not read.holds else 0
+
+    def tensors(home: Path) -> None:
+        check_tensors(home, None)
+
+    def foreseen(home: Path) -> None:
+        check_foreseen(home / "unet", home / "scheduler", _SETTINGS, None)
+
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    return [
+        (Reader("model-index", "model_index.json", "json", whole), small_pipeline),
+        (Reader("unet-config", "unet/config.json", "json", tensors), small_pipeline),
+        (Reader("unet-weights", weights, "safetensors", tensors), small_pipeline),
+        (Reader("scheduler", "scheduler/scheduler_config.json", "json", foreseen), small_pipeline),
+        (Reader("receipt", f"erased/{weights}", "safetensors", receipt), two),
+        (Reader("identity", "vae/config.json", "json", lambda home: identity_of(home)), small_pipeline),
+    ]
+
+
+def _unet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    from salun_diffusers.files.whole_files import check_whole
+
+    header = check_whole(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
