@@ -17,7 +17,12 @@ from salun_diffusers.reports.report import FORMAT as REPORT_FORMAT
 from salun_diffusers.reports.report import EvaluationReport
 
 Key = tuple[str, str]
-"""Group and name of a measurement."""
+"""Group of a measurement, and its name with what exactly it was measured on: what shares a row."""
+
+
+def key_of(item: Measurement) -> Key:
+    """The row of a measurement: runs that forgot something else, or on other data, have rows of their own."""
+    return item.group, f"{item.name} ({item.subject})" if item.subject else item.name
 
 
 @dataclass
@@ -42,12 +47,12 @@ class Run:
 
     def accepts(self, measured: Sequence[Measurement]) -> bool:
         """Whether numbers do not contradict those that are there."""
-        return all(self.measured.get((item.group, item.name), item).value == item.value for item in measured)
+        return all(self.measured.get(key_of(item), item).value == item.value for item in measured)
 
     def add(self, measured: Sequence[Measurement], pictures: str, explicit: bool, drawn: Sampling) -> None:
         """Take numbers in, with the folder they were measured on and how its pictures were drawn."""
-        self.measured |= {(item.group, item.name): item for item in measured}
-        self.drawn |= {(item.group, item.name): drawn for item in measured}
+        self.measured |= {key_of(item): item for item in measured}
+        self.drawn |= {key_of(item): drawn for item in measured}
         self.pictures = self.pictures or (Path(pictures) if pictures else None)
         self.explicit |= explicit
 
@@ -76,14 +81,16 @@ class ComparisonTable:
         """The measurement of an axis: the one named, else the first of the groups in which two runs differ.
 
         Raises:
-            UserError: If the named one was not measured.
+            UserError: If the named one was not measured, or on several things.
         """
         if wanted is not None:
-            found = next((key for key in self.keys if key[1] == wanted), None)
-            if found is None:
-                names = ", ".join(repr(name) for _, name in self.keys)
+            named = [key for key in self.keys if key[1] == wanted] or [
+                key for key in self.keys if self.example(key).name == wanted
+            ]
+            if len(named) != 1:
+                names = ", ".join(repr(name) for _, name in named or self.keys)
                 raise UserError(f"An axis must be one of the measurements {names}; got {wanted!r}.")
-            return found
+            return named[0]
         for group in groups:
             for key in self.keys:
                 if key[0] == group and len({item.value for item in self.row(key) if item is not None}) >= 2:

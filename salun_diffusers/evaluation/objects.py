@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -122,7 +123,11 @@ def measure_objects(
     kept = ["" if wanted in forget else wanted for wanted in expected]
     rest = share_right("RA: other classes are right", labels, kept, **about)
     if rest:
-        measured.append(rest)
+        # Without another class it is another measure, and so is one over other classes.
+        others_named = ", ".join(sorted({name for name in kept if name}))
+        digest = hashlib.sha256(others_named.encode()).hexdigest()[:8]
+        listed = others_named if len(others_named) <= 60 else f"{len(set(filter(None, kept)))} classes {digest}"
+        measured.append(rest.of(f"without {', '.join(sorted(forget))}: {listed}"))
     for name in dict.fromkeys(filter(None, kept)):
         only = [wanted if wanted == name else "" for wanted in kept]
         single = share_right(f"{name} is right", labels, only, group="retained, by class", **about)

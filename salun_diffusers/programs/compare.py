@@ -17,6 +17,16 @@ from salun_diffusers.evaluation.record import writable_folder
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.programs.program import Program
 
+_RETAINED = (
+    "retained",
+    "retained across",
+    "retained, at equal seed",
+    "retained, against another seed",
+    "fidelity",
+    "alignment",
+    "drift",
+)
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -37,7 +47,7 @@ def work(config: CompareConfig, command: str) -> str:
     table = compare_runs(read_runs(config.reports))
     axes = (
         table.axis(("concept",), config.forget_axis),
-        table.axis(("retained", "retained across", "fidelity", "alignment", "drift"), config.retain_axis),
+        table.axis(_RETAINED, config.retain_axis),
     )
     folder = writable_folder(config.output_dir)
     from salun_diffusers.evaluation.comparison_page import comparison_page, same_seed_grid

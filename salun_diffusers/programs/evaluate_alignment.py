@@ -16,7 +16,7 @@ from typing import Any
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder, decoded, read_image_folder, require_one_size
-from salun_diffusers.evaluation.manifest import same_pictures
+from salun_diffusers.evaluation.pairs import paired
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
 from salun_diffusers.evaluation.record_page import write_record
@@ -61,12 +61,11 @@ def folders(config: AlignmentConfig) -> list[ImageFolder]:
             )
     if config.before:
         old, new = read
-        if len(old) != len(new) or (old.rows and new.rows and not same_pictures(old.rows, new.rows)):
-            raise UserError(
-                f"Pairs need the same prompts and seeds in both folders; {old.root} has {len(old)} pictures, "
-                f"{new.root} has {len(new)}, and their manifests differ. Draw both with the same prompt file."
-            )
-        require_one_size([*old.files, *new.files])
+        read = [*paired(old, new)]
+        try:
+            require_one_size([*old.files, *new.files])
+        except UserError as error:  # Its advice is for features of sets, which may be scaled.
+            raise UserError(f"{str(error).partition('. ')[0]}. Draw both at one size.") from error
     return read
 
 

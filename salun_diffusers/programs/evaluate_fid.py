@@ -52,13 +52,17 @@ def check(config: FidConfig) -> dict[str, Any]:
     for name in ("images", "reference"):
         if not getattr(config, name):
             raise UserError(f"--{name} is required (see --help).")
+    from salun_diffusers.evaluation.feature_files import require_classes
     from salun_diffusers.evaluation.fidelity import require_enough, torchmetric
 
     torchmetric("fid")
+    sources = [source for source in (config.before, config.images, config.reference) if source]
+    require_classes(config.exclude, sources)
     evaluated = []
-    for source in (config.before, config.images, config.reference):
-        if source and Path(source).suffix != ".safetensors":
-            folder = read_image_folder(source).without(config.exclude)
+    for source in sources:
+        if Path(source).suffix != ".safetensors":
+            folder = read_image_folder(source)
+            folder = folder.without([name for name in config.exclude if any(row.label == name for row in folder.rows)])
             require_enough(len(folder), source)
             if config.resize is None and folder.files:
                 require_one_size(folder.files)
@@ -91,6 +95,7 @@ def work(config: FidConfig, command: str) -> str:
 
     reference = features(config.reference, "reference")
     bootstraps = config.bootstraps if config.bootstraps is not None else 20 if extractor.dimension <= 512 else 0
+    subject = f"without {', '.join(sorted(config.exclude))}" if config.exclude else ""
     measured = []
     for source, stage in ((config.before, "before"), (config.images, "pictures")):
         if source:
@@ -98,11 +103,10 @@ def work(config: FidConfig, command: str) -> str:
             for count, what in ((len(generated.values), source), (len(reference.values), config.reference)):
                 if warning := rank_warning(count, what, extractor):
                     tell("warning", warning)
-            measured.append(
-                measure_fidelity(
-                    generated, reference, extractor, seed=config.seed, bootstraps=bootstraps, command=command
-                )
+            found = measure_fidelity(
+                generated, reference, extractor, seed=config.seed, bootstraps=bootstraps, command=command
             )
+            measured.append([item.of(subject) for item in found])
     pairs = tuple(Comparison(new.name, old, new) for old, new in zip(*measured, strict=True)) if config.before else ()
     record = EvaluationRecord(
         kind="fid",

@@ -286,3 +286,20 @@ def test_a_starting_model_that_broke_is_not_written(refused, data_file: Path, tm
         output_dir=tmp_path / "start",
     )  # fmt: skip
     assert not (tmp_path / "start").exists()
+
+
+def test_unlearned_classifiers_share_the_rows_of_one_forget_set(trained: Path, tmp_path: Path) -> None:
+    """Two classes of one data set, one of them by two rates: rows of two runs and rows of the third."""
+    from salun_diffusers.evaluation.comparison import compare_runs, read_runs
+
+    for name, wanted, rate in (("a", 1, 1e-3), ("b", 2, 1e-3), ("c", 1, 2e-3)):
+        flags = ["--model", trained, "--forget_class", wanted, "--epochs", 1, "--learning_rate", rate]
+        assert unlearn.main([*map(str, flags), "--output_dir", str(tmp_path / name)]) == 0
+    table = compare_runs(read_runs([f"{name}={tmp_path / name / 'report.json'}" for name in "abc"]))
+    rows = {
+        key: [run.name for run, item in zip(table.runs, table.row(key), strict=True) if item]
+        for key in table.keys
+        if key[0] in ("forgotten", "retained", "membership")
+    }
+    assert len(rows) == 2 * 5
+    assert all(runs in (["before", "a", "c"], ["before", "b"]) for runs in rows.values())

@@ -91,6 +91,50 @@ def test_pictures_drawn_differently_are_refused_in_one_sentence(tmp_path: Path) 
     assert len(compare_runs(read_runs([ours, other, str(unknown)])).runs) == 4
 
 
+def alone(path: Path, *items: Measurement) -> str:
+    path.write_text(json.dumps(EvaluationRecord("objects", "made up", "", measurements=items).to_json()))
+    return str(path)
+
+
+def test_what_was_measured_on_something_else_has_a_row_of_its_own(tmp_path: Path) -> None:
+    """Other classes than circle are not other classes than star; two data sets are not one."""
+    kept = rate("other classes are right", 19, group="retained")
+    words = [
+        alone(tmp_path / f"{name}.json", kept.of(subject))
+        for name, subject in {"a": "without circle", "b": "without star", "c": "without circle", "d": ""}.items()
+    ]
+    table = compare_runs(read_runs(words))
+    rows = {key[1]: [item is not None for item in table.row(key)] for key in table.keys}
+    assert rows == {
+        "other classes are right (without circle)": [True, False, True, False],
+        "other classes are right (without star)": [False, True, False, False],
+        "other classes are right": [False, False, False, True],
+    }
+    assert "| other classes are right (without star) | – | 95 % [" in table.markdown()
+
+
+def test_an_axis_by_the_bare_name_where_it_is_one_row_only(tmp_path: Path) -> None:
+    kept = rate("kept", 19, group="retained")
+    first, second = alone(tmp_path / "a.json", kept.of("x")), alone(tmp_path / "b.json", kept.of("x"))
+    third = alone(tmp_path / "c.json", kept.of("y"))
+    assert compare_runs(read_runs([first, second])).axis((), "kept") == ("retained", "kept (x)")
+    several = compare_runs(read_runs([first, third]))
+    assert several.axis((), "kept (y)") == ("retained", "kept (y)")
+    with pytest.raises(UserError, match=r"one of the measurements 'kept \(x\)', 'kept \(y\)'; got 'kept'"):
+        several.axis((), "kept")
+
+
+def test_numbers_before_of_other_data_are_no_contradiction(tmp_path: Path) -> None:
+    """One base, two forget sets: its numbers before are one run with two rows."""
+    files = []
+    for name, hits in (("x", 20), ("y", 18)):
+        old, new = (rate("forget accuracy", count).of(name) for count in (hits, 0))
+        files.append(str(write(tmp_path / f"{name}.json", (old, new))))
+    table = compare_runs(read_runs(files))
+    assert [run.name for run in table.runs] == ["before", "x", "y"]
+    assert [len([item for item in table.row(key) if item]) for key in table.keys] == [2, 2]
+
+
 def test_axes(tmp_path: Path) -> None:
     flat = (rate("flat", 0), rate("flat", 0))
     kept = (rate("kept", 3, group="retained"), rate("kept", 2, group="retained"))

@@ -163,6 +163,72 @@ class TestFid:
         pair = record("runs/evaluation/fid.json").comparisons[0]
         assert pair.before.value == pair.after.value and "after resizing to 16 px" in pair.after.protocol
 
+    @pytest.fixture
+    def classes(self, tmp_path: Path) -> Callable[..., Path]:
+        """A folder with 50 pictures of noise in each of some sub-folders, and 20 of circles."""
+
+        def make(name: str, *names: str, seed: int = 0) -> Path:
+            rng = np.random.default_rng(seed)
+            for label in names:
+                (tmp_path / name / label).mkdir(parents=True)
+                for number in range(20 if label == "circle" else 50):
+                    pixels = rng.integers(0, 50 + 10 * len(label), (16, 16, 3)).astype(np.uint8)
+                    Image.fromarray(pixels).save(tmp_path / name / label / f"{number}.png")
+            return tmp_path / name
+
+        return make
+
+    def test_a_file_of_features_leaves_out_what_a_folder_does(self, run, refused, classes, tmp_path: Path) -> None:
+        """60 circles of 180 pictures go on every side, whether the reference is a folder or its features."""
+        ours, theirs = (
+            classes("ours", "circle", "square", "star"),
+            classes("theirs", "circle", "square", "star", seed=1),
+        )
+        words = ("--images", ours, "--extractor", "demo", "--bootstraps", 0)
+        assert run("evaluate_fid", *words, "--reference", theirs, "--cache_dir", "kept")[0] == 0
+        from salun_diffusers.evaluation.feature_files import FeatureSet
+
+        (features,) = (file for file in Path("kept").glob("*") if FeatureSet.load(file).source == str(theirs))
+        found = []
+        for reference in (theirs, features):
+            code, _, err = run("evaluate_fid", *words, "--reference", reference, "--exclude", "circle")
+            assert code == 0, err
+            found.append(record("runs/evaluation/fid.json").measurements)
+        folder, file = ([{**item.to_json(), "command": ""} for item in side] for side in found)
+        assert folder == file
+        assert "reference of 100 pictures" in found[0][0].protocol and found[0][0].n == 100
+        assert found[0][0].subject == "without circle"
+        # What is known to be without circles needs no second look; what is not known is refused.
+        (without,) = (
+            path for path in Path("runs/features").glob("*")
+            if FeatureSet.load(path).without == ("circle",) and FeatureSet.load(path).source == str(theirs)
+        )  # fmt: skip
+        code, _, err = run("evaluate_fid", *words, "--reference", without, "--exclude", "circle")
+        assert code == 0, err
+        old = FeatureSet.load(features)
+        FeatureSet(old.values, old.protocol, old.digest, old.source).save(tmp_path / "old.safetensors")
+        refused(
+            "kept before features had classes",
+            "evaluate_fid",
+            *words,
+            "--reference",
+            "old.safetensors",
+            "--exclude",
+            "circle",
+        )
+
+    def test_classes_that_are_not_there_are_refused(self, refused, run, classes, noise_folder) -> None:
+        ours = classes("ours", "circle", "star")
+        other, more = classes("other", "Circle", "star"), classes("more", "star", "square")
+        words = ("--images", ours, "--extractor", "demo", "--bootstraps", 0, "--reference")
+        refused("the nearest is 'circle', all are circle, star", "evaluate_fid", *words, ours, "--exclude", "Circle")
+        refused("the nearest is 'star'", "evaluate_fid", *words, ours, "--exclude", "stars")
+        refused("is no class of", "evaluate_fid", *words, ours, "--exclude", "star", "moon")
+        refused("which has 'Circle'", "evaluate_fid", *words, other, "--exclude", "circle")
+        refused("needs to know them", "evaluate_fid", *words, noise_folder(100), "--exclude", "star")
+        # 100 squares and stars know no circle, and nothing like it: nothing to leave out there, 50 stars are too few.
+        refused("at least 100 pictures", "evaluate_fid", *words, more, "--exclude", "circle")
+
     def test_bad_input(self, refused, tmp_path: Path, noise_folder) -> None:
         (tmp_path / "empty").mkdir()
         few, enough = noise_folder(1), noise_folder(100)
@@ -207,14 +273,63 @@ class TestAlignment:
         refused("Nothing to measure", "evaluate_alignment", "--images", two)
         refused("it has none", "evaluate_alignment", "--images", "empty", "--before", two)
         refused("at least two pictures", "evaluate_alignment", "--images", one, "--before", one)
-        refused("same prompts and seeds", "evaluate_alignment", "--images", two, "--before", three)
+        refused("2_0.png of", "evaluate_alignment", "--images", two, "--before", three)
+        refused("has no partner in", "evaluate_alignment", "--images", three, "--before", two)
         refused("must have one size", "evaluate_alignment", "--images", two, "--before", other)
+        refused("Draw both at one size", "evaluate_alignment", "--images", two, "--before", other)
         refused("needs prompts", "evaluate_alignment", "--images", two, "--clip", tiny_clip)
         (tmp_path / "prompts.txt").write_text("a\nb\n")
         words = ("--images", two, "--clip", "openai/clip-vit-base-patch16", "--prompts", "prompts.txt")
         refused("could be had from the hub", "evaluate_alignment", *words)
         (two / "1_0.png").write_bytes(b"no picture")
         refused("cannot be read as a picture", "evaluate_alignment", "--images", two, "--before", other)
+
+    def flat(self, folder: Path, names: dict[str, int]) -> Path:
+        """Flat grey pictures by name."""
+        for name, level in names.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (level,) * 3).save(folder / name)
+        return folder
+
+    def test_pictures_are_paired_by_name_whatever_their_order(self, run, tmp_path: Path) -> None:
+        """0 to 51, 2 to 2, 10 to 10: 51 of 255 in one of three is 0.2 / 3, with png for bmp."""
+        before = self.flat(tmp_path / "before", {"0.png": 0, "2.png": 100, "a/10.png": 200})
+        after = self.flat(tmp_path / "after", {"a/10.bmp": 200, "2.png": 100, "0.bmp": 51})
+        assert run("evaluate_alignment", "--before", before, "--images", after)[0] == 0
+        (pixels, _) = record("runs/evaluation/alignment.json").measurements
+        assert pixels.value == pytest.approx(0.2 / 3)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "words"),
+        [
+            (["0.png", "1.png"], ["img_0.png", "img_1.png"], "before has no partner in"),
+            (["0.png", "1.png", "2.png"], ["1.jpg", "2.jpg", "3.jpg"], "0.png of"),
+            (["0.png", "1.png", "2.png"], ["0.png", "1.png", "2.png", "3.png"], "3.png of"),
+            (["a/0.png", "a/1.png"], ["b/0.png", "b/1.png"], "a/0.png of"),
+            (["0.png", "0.jpg", "1.png"], ["0.png", "1.png", "2.png"], "have one partner"),
+        ],
+    )
+    def test_names_that_do_not_pair_are_refused(
+        self, refused, tmp_path: Path, old: list[str], new: list[str], words: str
+    ) -> None:
+        before, after = (
+            self.flat(tmp_path / where, dict.fromkeys(names, 9)) for where, names in (("before", old), ("after", new))
+        )
+        refused(words, "evaluate_alignment", "--before", before, "--images", after)
+
+    def test_manifests_pair_prompts_and_seeds_whatever_the_names(self, run, tmp_path: Path) -> None:
+        """The same pictures in reverse and under other names have not moved."""
+        first = shapes(tmp_path / "first", 3, 1)
+        rows = json.loads((first / "manifest.json").read_text())["pictures"]
+        (tmp_path / "second").mkdir()
+        turned = []
+        for number, row in enumerate(reversed(rows)):
+            shutil.copy(first / row["file"], tmp_path / "second" / f"{number}.png")
+            turned.append(PictureRow(**{**row, "file": f"{number}.png"}))
+        Manifest(tuple(turned), {"model": "renderer", "num_inference_steps": 12}).save(tmp_path / "second")
+        assert run("evaluate_alignment", "--before", first, "--images", tmp_path / "second")[0] == 0
+        (pixels, similar) = record("runs/evaluation/alignment.json").measurements
+        assert pixels.value == 0 and similar.high == 1
 
     def test_pairs_of_other_seeds(self, refused, tmp_path: Path) -> None:
         first, second = shapes(tmp_path / "first", 3, 1), shapes(tmp_path / "second", 3, 1, wrong=1)
