@@ -26,17 +26,10 @@ _MASK, _SALIENCY, _SOFT = "masks/test_mask.py", "masks/test_saliency.py", "masks
 _SELECTED, _OBJECTIVES = "masks/test_selected_weights.py", "diffusion/test_objectives.py"
 _TRAINER, _METHODS = "diffusion/test_trainer.py", "classification/test_methods.py"
 _FORMULAS, _PARITY = "classification/test_formulas.py", "classification/test_parity.py"
-_MEASURES, _DATA, _RECIPES = (
-    "classification/test_measures.py",
-    "classification/test_data.py",
-    "classification/test_recipes.py",
-)
+_MEASURES, _RECIPES = "classification/test_measures.py", "classification/test_recipes.py"
 _INCEPTION, _FIDELITY = "evaluation/test_inception.py", "evaluation/test_fidelity.py"
-_ALIGNMENT, _NUDITY, _OBJECTS = (
-    "evaluation/test_alignment.py",
-    "evaluation/test_nudity.py",
-    "evaluation/test_objects.py",
-)
+_ALIGNMENT, _NUDITY = "evaluation/test_alignment.py", "evaluation/test_nudity.py"
+_OBJECTS = "evaluation/test_objects.py"
 
 # File → test files → pairs of right and wrong.
 _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
