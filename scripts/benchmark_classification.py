@@ -56,8 +56,8 @@ _L2UL_SWITCHES = {
 # Each goal with what it is tried with beside the rates. The relabelling loss is bounded and can stand beside the
 # adversarial pictures at full weight.
 _L2UL_GOALS: dict[str, tuple[tuple[tuple[str, Any], ...], tuple[NormStats, ...]]] = {
-    "misclassify": ((), ("update",)),
-    "relabel": ((("goal", "relabel"), ("weighting", "sum")), ("update", "freeze")),
+    "misclassify": ((("goal", "misclassify"), ("weighting", "batch_size"), ("holding", 1.0)), ("update",)),
+    "relabel": ((("goal", "relabel"), ("weighting", "sum"), ("holding", 1.0)), ("update", "freeze")),
 }
 
 

@@ -141,7 +141,7 @@ class L2ULSettings:
     copies: int = setting(20, "adversarial pictures per forget picture.", minimum=1)
     attack_steps: int = setting(30, "steps of the attack; 100 in the official code.", minimum=1)
     adversarial_batch_size: int = setting(256, "adversarial pictures a step.", minimum=1)
-    holding: float = setting(1.0, "λ of the importance penalty.", minimum=0)
+    holding: float = setting(10.0, "λ of the importance penalty; 1 in the official scripts.", minimum=0)
     form: MasForm = setting("per_sample", "of the importance; per_batch as in the official code.")
 
 

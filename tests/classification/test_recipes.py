@@ -72,6 +72,24 @@ class TestDivergence:
         )
 
 
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("", (0.0, 0.0)),
+        ("--goal misclassify --weighting batch_size --step_size 0.1 --attack_steps 100 --holding 1", (0.5, 1.0)),
+    ],
+)
+def test_l2ul_forgets_by_default_and_not_as_published(trained, tmp_path, words, left):
+    """Four pictures, all of which the model knows before."""
+    (tmp_path / "indices").write_text("0 5 10 19")
+    typed = f"--model {trained} --forget_indices {tmp_path / 'indices'} --method l2ul {words} --copies 10 --output_dir"
+    assert unlearn.main([*typed.split(), str(tmp_path / "run")]) == 0
+    pairs = json.loads((tmp_path / "run" / "report.json").read_text())["comparisons"]
+    [found] = [pair for pair in pairs if pair["name"].startswith("forget accuracy")]
+    assert found["before"]["value"] == 1
+    assert left[0] <= found["after"]["value"] <= left[1]
+
+
 class TestOneRecipe:
     def test_retrain_as_a_method_is_the_reference(self, trained, tmp_path):
         """The same settings, augmentation and seed: the same weights, so that the gap between them is 0."""

@@ -36,9 +36,9 @@ class L2UL(L2ULSettings):
 
     Differs from the official code: the forget set is relabelled and both terms count fully, as the paper has it, too
     (there it is only ascended, ``goal="misclassify"``, with a weight of 16/272, ``weighting="batch_size"``: on digits
-    that forgets nothing); the attack takes 30 steps of 0.3 (there 100 of 0.1, about as far); targets are drawn from all
-    other classes (there a drawn true label becomes class C//2); both batches share one forward pass; importance is
-    computed in evaluation mode.
+    that forgets nothing); λ is 10 (its scripts set 1); the attack takes 30 steps of 0.3 (there 100 of 0.1, about as
+    far); targets are drawn from all other classes (there a drawn true label becomes class C//2); both batches share one
+    forward pass; importance is computed in evaluation mode.
 
     Args:
         training: Settings of SGD; `epochs`, passes over the forget set, is the cap.
