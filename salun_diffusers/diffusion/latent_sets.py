@@ -148,11 +148,6 @@ def generate_latents(sampler: Sampler, prompts: Sequence[str], count: int, name:
         [stream_seed(sampler.settings.seed, name, item) for item in range(count)],
         f"latents, {name}",
     )
-    if not latents.isfinite().all():
-        raise UserError(
-            f"The base model draws NaN or infinite latents for its {name} prompts, so there is nothing to learn from; "
-            "check its weights, or use --mixed_precision no."
-        )
     return LatentSet(latents, torch.arange(count) % len(prompts), tuple(prompts))
 
 

@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.latent_cache import draw_all, kept_in
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import identity_of
 from salun_diffusers.progress import Progress
 
@@ -44,10 +45,13 @@ class Sampler:
             prompts: One for each latent.
             seeds: As many.
             title: Name of the progress bar.
+
+        Raises:
+            UserError: If a latent is not finite.
         """
         precision = str(sampling_dtype(self.run.accelerator))
         with Progress(title, len(prompts), self.run.main) as bar:
-            return draw_all(
+            latents = draw_all(
                 kept_in(self.kept, self.family.generate, pipeline=self.pipeline, precision=precision),
                 prompts,
                 seeds,
@@ -59,6 +63,12 @@ class Sampler:
                 progress=bar.advance,
                 processes=self.run.processes,
             )
+        if not latents.isfinite().all():
+            raise UserError(
+                f"The model draws NaN or infinite latents ({title}), so there is nothing to see or to learn from; "
+                "check its weights, or use --mixed_precision no."
+            )
+        return latents
 
     def pictures(self, prompts: Sequence[str], seeds: Sequence[int], title: str) -> list[Image.Image]:
         """Draw one picture per prompt and seed; arguments as for `latents`."""

@@ -124,7 +124,7 @@ class TestNames:
     def pools(self, *names: str) -> Pools:
         def data(labels: list[int]) -> LabelledPictures:
             pixels = torch.tensor(labels).float().view(-1, 1, 1, 1) / 10
-            return LabelledPictures(pixels, torch.tensor(labels), names)
+            return LabelledPictures(pixels, torch.tensor(labels, dtype=torch.int64), names)
 
         return Pools(data([0, 1, 2, 2]), data([]), data([2, 0]))
 

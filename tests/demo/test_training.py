@@ -13,7 +13,7 @@ from torch import nn
 from salun_diffusers.accelerator import engine
 from salun_diffusers.demo.training import Fit, load_kept, tensors_sha256
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.checkpoint import load_state
+from salun_diffusers.files.checkpoint import load_state, save_state
 
 
 def loss(network: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
@@ -160,10 +160,9 @@ class TestAnotherTraining:
 
     def test_a_checkpoint_that_does_not_say_is_refused(self, tmp_path):
         fit(tmp_path)
-        path = tmp_path / "net-checkpoint" / "state.json"
-        state = json.loads(path.read_text())
+        tensors, state = load_state(tmp_path / "net-checkpoint")
         del state["decided_by"]
-        path.write_text(json.dumps(state))
+        save_state(tmp_path / "net-checkpoint", tensors, state)
         with pytest.raises(UserError, match="does not say what it was trained with"):
             fit(tmp_path)
 

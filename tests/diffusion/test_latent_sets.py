@@ -41,7 +41,7 @@ def generate(painter: Painter, kept: Path, processes: Processes = ALONE, **chang
     settings = tiny_settings(
         seed=5, num_inference_steps=2, guidance_scale=1.0, **{"generation_batch_size": 2} | changes
     )
-    accelerator = SimpleNamespace(mixed_precision="no", is_main_process=True)
+    accelerator = SimpleNamespace(mixed_precision="no", is_main_process=True, device=torch.device("cpu"))
     run = SimpleNamespace(accelerator=accelerator, main=False, processes=processes)
     return generate_latents(Sampler(painter, settings, run, kept, "base"), PROMPTS, 7, "forget")
 

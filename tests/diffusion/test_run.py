@@ -20,7 +20,7 @@ from salun_diffusers.programs.erase import main
 from salun_diffusers.reports.report import EvaluationReport
 
 STAGES = [
-    "load", "latent sets", "pictures before", "saliency and mask", "fine-tuning", "save and verify", "pictures after",
+    "load", "pictures before", "latent sets", "saliency and mask", "fine-tuning", "save and verify", "pictures after",
 ]  # fmt: skip
 
 
