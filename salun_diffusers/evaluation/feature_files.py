@@ -176,11 +176,6 @@ def features_of(
     path = Path(source).expanduser()
     protocol = f"{extractor.protocol}, {DECODED}" + (f", after resizing to {resize} px" if resize else "")
     if path.suffix == ".safetensors" and path.is_file():
-        if exclude:
-            raise UserError(
-                f"{path} holds features of pictures whose classes are not known, so {', '.join(exclude)} cannot be "
-                "left out of them; give the folder of the pictures."
-            )
         kept = FeatureSet.load(path)
         if kept.protocol != protocol:
             raise UserError(f"{path} holds features by another protocol: {kept.protocol!r}, required is {protocol!r}.")

@@ -38,7 +38,7 @@ def copy_with_denoiser(
     absent = unreadable_parts(base, variant)
     index = model_index(base)
     denoiser, class_conditional = denoiser_folder(index, base), class_name(index) == CLASS_CONDITIONAL
-    with full_disk_is_told("the pipeline"), whole_folder(target) as partial:
+    with full_disk_is_told("the erased pipeline"), whole_folder(target) as partial:
         for file in kept_files(files, denoiser, absent):
             place = partial / file.name
             place.parent.mkdir(parents=True, exist_ok=True)
