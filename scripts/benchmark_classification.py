@@ -17,6 +17,7 @@ Retrain on three seeds that no table contains.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -29,9 +30,10 @@ from classification_experiments import (
     TUNING_SEEDS,
     Cell,
     Laboratory,
+    Mean,
     grid,
     grids,
-    mean_and_deviation,
+    mean_of,
 )
 
 from salun_diffusers.arguments import setting
@@ -80,10 +82,14 @@ class BenchmarkConfig:
     output_dir: str = setting("runs/classification", "Where models, cells, tables and plots go.")
 
 
-def shown(values: list[float]) -> str:
-    """Mean ± deviation in percent."""
-    mean, deviation = mean_and_deviation(values)
-    return "failed" if math.isinf(mean) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+def column(rows: list[dict[str, Any]], name: str) -> Mean:
+    """One quantity of several runs; of one that failed there is none."""
+    return mean_of(math.inf if "failed" in row else row[name] for row in rows)
+
+
+def with_runs(mean: Mean) -> str:
+    """A mean in a table without a column for the number of runs: it says so where some failed."""
+    return f"{mean.percent} (n = {mean.runs})" if mean.failed and mean.ran else mean.percent
 
 
 def over_seeds(lab: Laboratory, like: Cell, seeds: list[int]) -> list[dict[str, Any]]:
@@ -104,29 +110,25 @@ def over_seeds(lab: Laboratory, like: Cell, seeds: list[int]) -> list[dict[str, 
 def full_stack(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
     """(a): one table per scenario."""
     for scenario in config.scenarios:
-        yield f"\n### {scenario}, n = {len(seeds)} seeds\n"
-        yield "| method | mask | norm stats | UA | RA | TA | MIA | gap | seconds | mask seconds | settings |"
-        yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
-        rows: list[tuple[str, str, Literal["update", "freeze"]]] = [("retrain", "full", "update")]
-        rows += [(method, default_mask(method), "update") for method in config.methods]
+        yield f"\n### {scenario}, {len(seeds)} seeds\n"
+        yield "| method | mask | norm stats | n | UA | RA | TA | MIA | gap | seconds | mask seconds | settings |"
+        yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+        lines: list[tuple[str, str, Literal["update", "freeze"]]] = [("retrain", "full", "update")]
+        lines += [(method, default_mask(method), "update") for method in config.methods]
         if "salun" in config.methods:
-            rows.append(("salun", "saliency", "freeze"))
-        for method, mask, norm in rows:
+            lines.append(("salun", "saliency", "freeze"))
+        for method, mask, norm in lines:
             settings = () if method == "retrain" else lab.tuned(scenario, method, mask)
             cell = Cell(scenario, method, 0, mask, settings=settings, norm_stats=norm)
-            good = [result for result in over_seeds(lab, cell, seeds) if "failed" not in result]
-            if not good:
-                yield f"| {method} | {mask} | {norm} | failed |" + " |" * 7
-                continue
-            if len(good) < len(seeds):
-                method = f"{method} ({len(good)} of {len(seeds)} seeds; the others failed)"
-            cells = [
-                shown([result[name] for result in good])
-                for name in ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia", "gap")
-            ]
-            seconds = [f"{mean_and_deviation([r[name] for r in good])[0]:.2f}" for name in ("seconds", "mask_seconds")]
+            rows = over_seeds(lab, cell, seeds)
+            names = ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia", "gap")
+            means = [column(rows, name) for name in names]
+            times = [column(rows, name) for name in ("seconds", "mask_seconds")]
+            # A cell that ran has no gap where Retrain failed.
+            cells = [means[0].runs, *(mean.percent if mean.ran == means[0].ran else with_runs(mean) for mean in means)]
+            cells += [f"{mean.value:.2f}" if mean.ran else "failed" for mean in times]
             chosen = ", ".join(f"{name} {value}" for name, value in settings)
-            yield f"| {method} | {mask} | {norm} | {' | '.join((*cells, *seconds))} | {chosen} |"
+            yield f"| {method} | {mask} | {norm} | {' | '.join(cells)} | {chosen} |"
 
 
 def ratios(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
@@ -140,28 +142,32 @@ def ratios(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterat
         mask = default_mask(method)
         settings = lab.tuned("random-0.1", method, mask)
         cells = [Cell(f"random-{share}", method, 0, mask, settings=settings) for share in shares]
-        gaps = [[row["gap"] for row in over_seeds(lab, cell, seeds)] for cell in cells]
-        curves[method] = [mean_and_deviation(values) for values in gaps]
-        yield f"| {method} | " + " | ".join(map(shown, gaps)) + " |"
+        curves[method] = [column(over_seeds(lab, cell, seeds), "gap") for cell in cells]
+        yield f"| {method} | " + " | ".join(map(with_runs, curves[method])) + " |"
     plot(lab.folder / "ratios.png", [100 * share for share in shares], {"average gap (%)": curves}, "forget ratio (%)")
 
 
 def sensitivity(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
     """(c): how much the gap varies over the same grid, with and without the mask."""
-    yield f"\n### Spread of the gap over eight settings, random 10 %, n = {len(seeds)} seeds\n"
-    yield "| method | mask | smallest gap | median | largest | deviation over settings |"
-    yield "|---|---|--:|--:|--:|--:|"
+    yield f"\n### Spread of the gap over eight settings, random 10 %, {len(seeds)} seeds each\n"
+    yield "| method | mask | runs | smallest gap | median | largest | deviation over settings |"
+    yield "|---|---|--:|--:|--:|--:|--:|"
     for method in ("iu", "rl", "ga"):
         for mask in ("full", "saliency"):
-            means = []
-            for settings in grid(method, config.preset):
-                rows = over_seeds(lab, Cell("random-0.1", method, 0, mask, settings=settings), seeds)
-                # A diverged run is as bad as a model that knows nothing of what it should.
-                means.append(mean_and_deviation([min(row["gap"], 1.0) for row in rows])[0])
-            means.sort()
-            spread = mean_and_deviation(means)[1]
-            values = (means[0], (means[3] + means[4]) / 2, means[-1], spread)
-            yield f"| {method} | {mask} | " + " | ".join(f"{100 * value:.2f}" for value in values) + " |"
+            tried = [
+                column(over_seeds(lab, Cell("random-0.1", method, 0, mask, settings=settings), seeds), "gap")
+                for settings in grid(method, config.preset)
+            ]
+            runs = replace(
+                tried[0], ran=sum(mean.ran for mean in tried), failed=sum(mean.failed for mean in tried)
+            ).runs
+            # A setting of which no run came to an end has no gap, and is counted among those that failed.
+            means = sorted(mean.value for mean in tried if mean.ran)
+            spread = mean_of(means).deviation
+            values = (means[0], statistics.median(means), means[-1]) if means else ()
+            cells = [f"{100 * value:.2f}" for value in values] or ["failed"] * 3
+            cells.append("–" if spread is None else f"{100 * spread:.2f}")
+            yield f"| {method} | {mask} | {runs} | " + " | ".join(cells) + " |"
 
 
 def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterator[str]:
@@ -174,9 +180,8 @@ def masks(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Iterato
         curves = {}
         for mask in ("saliency", "random_like", "magnitude"):
             cells = [Cell(scenario, "salun", 0, mask, density, settings) for density in _DENSITIES]
-            gaps = [[row["gap"] for row in over_seeds(lab, cell, seeds)] for cell in cells]
-            curves[mask] = [mean_and_deviation(values) for values in gaps]
-            yield f"| {mask} | " + " | ".join(map(shown, gaps)) + " |"
+            curves[mask] = [column(over_seeds(lab, cell, seeds), "gap") for cell in cells]
+            yield f"| {mask} | " + " | ".join(map(with_runs, curves[mask])) + " |"
         plot(lab.folder / f"masks-{scenario}.png", list(_DENSITIES), {"average gap (%)": curves}, "mask ratio")
 
 
@@ -204,53 +209,52 @@ def instances(lab: Laboratory, config: BenchmarkConfig, seeds: list[int]) -> Ite
     """(e): L2UL without the retain set."""
     names = ("forget_accuracy", "retain_accuracy", "test_accuracy")
     for goal in _L2UL_GOALS:
-        yield f"\n### L2UL, goal {goal}, n = {len(seeds)} seeds; accuracy in percent\n"
-        yield "| forget | variant | learning rate | norm | D_f | D_r | test | seconds |"
-        yield "|--:|---|--:|---|--:|--:|--:|--:|"
-        curves: dict[str, dict[str, list[tuple[float, float]]]] = {
+        yield f"\n### L2UL, goal {goal}, {len(seeds)} seeds; accuracy in percent\n"
+        yield "| forget | variant | learning rate | norm | n | D_f | D_r | test | seconds |"
+        yield "|--:|---|--:|---|--:|--:|--:|--:|--:|"
+        curves: dict[str, dict[str, list[Mean]]] = {
             name: {variant: [] for variant in _L2UL_SWITCHES} for name in ("forget_accuracy", "test_accuracy")
         }
         chosen = {variant: tuned_l2ul(lab, goal, switches) for variant, switches in _L2UL_SWITCHES.items()}
         for count in _COUNTS:
             for variant, cell in chosen.items():
                 found = [lab.run(replace(cell, scenario=f"instances-{count}", seed=seed)) for seed in seeds]
-                good = [row for row in found if "failed" not in row]
                 about = f"{dict(cell.settings)['learning_rate']:g} | {cell.norm_stats}"
-                if not good:
-                    yield f"| {count} | {variant} | {about} | failed | | | |"
-                    continue
                 for name, panel in curves.items():
-                    panel[variant].append(mean_and_deviation([row[name] for row in good]))
-                yield (
-                    f"| {count} | {variant} | {about} "
-                    f"| {' | '.join(shown([row[name] for row in good]) for name in names)} "
-                    f"| {mean_and_deviation([row['seconds'] for row in good])[0]:.1f} |"
-                )
-        panels = {
-            f"{name.replace('_', ' ')} (%)": {v: points for v, points in panel.items() if len(points) == len(_COUNTS)}
-            for name, panel in curves.items()
-        }
+                    panel[variant].append(column(found, name))
+                means, took = [column(found, name) for name in names], column(found, "seconds")
+                cells = [
+                    means[0].runs,
+                    *(mean.percent for mean in means),
+                    f"{took.value:.1f}" if took.ran else "failed",
+                ]
+                yield f"| {count} | {variant} | {about} | {' | '.join(cells)} |"
+        panels = {f"{name.replace('_', ' ')} (%)": panel for name, panel in curves.items()}
         plot(lab.folder / f"instances-{goal}.png", list(_COUNTS), panels, "pictures to forget")
 
 
-def plot(path: Path, x: list[float], panels: dict[str, dict[str, list[tuple[float, float]]]], label: str) -> None:
-    """Mean curves with a band of one deviation; one panel for each measured quantity."""
+def plot(path: Path, x: list[float], panels: dict[str, dict[str, list[Mean]]], label: str) -> None:
+    """Mean curves with a band of one deviation where there is one; one panel for each measured quantity.
+
+    A curve of which a point failed altogether is left out.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7 * len(panels), 4), layout="constrained")
     for axes, (quantity, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for number, (name, points) in enumerate(curves.items()):
-            if any(math.isinf(mean) for mean, _ in points):
+            if not all(mean.ran for mean in points):
                 continue
             colour, marker = colormaps["tab10"](number % 10), "os^D"[number // 3 % 4]
-            low = [100 * max(mean - deviation, 0.0) for mean, deviation in points]
-            high = [100 * (mean + deviation) for mean, deviation in points]
-            axes.plot(x, [100 * mean for mean, _ in points], marker=marker, color=colour, label=name)
+            low = [100 * max(mean.value - (mean.deviation or 0.0), 0.0) for mean in points]
+            high = [100 * (mean.value + (mean.deviation or 0.0)) for mean in points]
+            axes.plot(x, [100 * mean.value for mean in points], marker=marker, color=colour, label=name)
             axes.fill_between(x, low, high, alpha=0.12, color=colour, linewidth=0)
         axes.set_xlabel(label)
         axes.set_ylabel(quantity)
-        axes.legend(fontsize=8, ncols=2)
+        if axes.lines:
+            axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
 
 

@@ -209,7 +209,7 @@ class Laboratory:
             seconds = time.perf_counter() - started
             rule: MiaRule = "drawn" if self.preset == "small" else "official"
             scores = measure(unlearned.classifier, split, seed=cell.seed, mia=rule)
-        except UserError as error:
+        except UserError as error:  # Also of a model that broke in its last step, and cannot be measured.
             return {"failed": str(error)}
         return {**scores.to_json(), "seconds": seconds, "mask_seconds": clock.seconds["mask"]}
 
@@ -241,18 +241,53 @@ def make_split(pools: Pools, cell: Cell) -> ForgetSplit:
 
 
 def gap_between(result: dict[str, Any], reference: dict[str, Any]) -> float:
-    """`average_gap` of two results; infinite if the first failed."""
-    if "failed" in result:
+    """`average_gap` of two results; infinite if one of them failed."""
+    if "failed" in result or "failed" in reference:
         return math.inf
     names = ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia")
     values, goals = (tuple(item[name] for name in names) for item in (result, reference))
     return average_gap(values, goals)  # type: ignore[arg-type]
 
 
-def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and sample deviation; the deviation of one value is 0."""
+@dataclass(frozen=True)
+class Mean:
+    """What several runs came to; those that failed are counted and nothing else.
+
+    Args:
+        value: Mean of those that ran; NaN where none did.
+        deviation: Their sample deviation; None of fewer than two, which have none.
+        ran: How many ran.
+        failed: How many did not.
+    """
+
+    value: float
+    deviation: float | None
+    ran: int
+    failed: int = 0
+
+    @property
+    def runs(self) -> str:
+        """How many ran, and how many did not: ``4, 1 failed``."""
+        return f"{self.ran}, {self.failed} failed" if self.failed else str(self.ran)
+
+    @property
+    def percent(self) -> str:
+        """Mean ± deviation in percent; a single run has no ±, and none is ``failed``."""
+        if not self.ran:
+            return "failed"
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        return f"{100 * self.value:.2f}{spread}"
+
+
+def mean_of(values: Iterable[float]) -> Mean:
+    """Mean and sample deviation of runs; what is not finite stands for one that failed."""
     found = list(values)
-    mean = math.fsum(found) / len(found)
-    if len(found) < 2:
-        return mean, 0.0
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))
+    good = [value for value in found if math.isfinite(value)]
+    failed = len(found) - len(good)
+    if not good:
+        return Mean(math.nan, None, 0, failed)
+    mean = math.fsum(good) / len(good)
+    if len(good) < 2:
+        return Mean(mean, None, 1, failed)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in good) / (len(good) - 1))
+    return Mean(mean, deviation, len(good), failed)

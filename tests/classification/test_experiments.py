@@ -79,6 +79,96 @@ def test_failed_cells_are_infinitely_far(lab):
     assert lab.gap(cell) == math.inf
 
 
+def test_a_cell_that_breaks_in_its_last_step_failed(lab):
+    """What can be trained and cannot be measured is no traceback."""
+    for method, settings in (
+        ("iu", (("step", 1e30), ("inverse", "diag"))),
+        ("ga", (("epochs", 1), ("learning_rate", 1e30))),
+    ):
+        assert "diverged" in lab.run(Cell("class", method, 0, settings=settings))["failed"]
+
+
+def test_a_cell_whose_retrain_failed_has_no_gap():
+    fine = {"unlearning_accuracy": 0, "retain_accuracy": 1, "test_accuracy": 1, "mia": 0}
+    assert experiments.gap_between(fine, {"failed": "diverged"}) == math.inf
+    assert experiments.gap_between({"failed": "diverged"}, fine) == math.inf
+    assert experiments.gap_between({**fine, "mia": 0.4}, fine) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "runs"),
+    [
+        ([0.5, 0.7], "60.00 ± 14.14", "2"),  # √(0.1² + 0.1²)
+        ([0.5], "50.00", "1"),
+        ([0.5, math.inf], "50.00", "1, 1 failed"),
+        ([0.5, 0.7, math.nan], "60.00 ± 14.14", "2, 1 failed"),
+        ([math.inf, math.inf], "failed", "0, 2 failed"),
+        ([], "failed", "0"),
+    ],
+)
+def test_runs_that_failed_are_counted_and_single_ones_have_no_deviation(values, percent, runs):
+    mean = experiments.mean_of(values)
+    assert (mean.percent, mean.runs) == (percent, runs)
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """A laboratory that takes no time: the cells of seeds from `failing` on fail."""
+    script = benchmark()
+
+    def make(failing: int) -> ModuleType:
+        def run(self, cell):
+            if cell.method != "retrain" and cell.seed >= failing:
+                return {"failed": "diverged"}
+            names = ("forget_accuracy", "unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia")
+            return dict.fromkeys(names, 0.9 + 0.01 * cell.seed) | {"seconds": 1.0, "mask_seconds": 0.5}
+
+        monkeypatch.setattr(Laboratory, "run", run)
+        for module in (script, experiments):
+            monkeypatch.setattr(module, "TUNING_SEEDS", (0,))
+        return script
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("failing", "row"),
+    [
+        (5, "| ga | full | update | 3 | 91.00 ± 1.00 | 91.00 ± 1.00 | 91.00 ± 1.00 | 91.00 ± 1.00 | 0.00 ± 0.00 |"),
+        (2, "| ga | full | update | 2, 1 failed | 90.50 ± 0.71 |"),
+        (1, "| ga | full | update | 1, 2 failed | 90.00 | 90.00 | 90.00 | 90.00 | 0.00 | 1.00 | 0.50 |"),
+        (0, "| ga | full | update | 0, 3 failed | failed | failed | failed | failed | failed | failed | failed |"),
+    ],
+)
+def test_a_table_shows_what_failed(stubbed, tmp_path, failing, row):
+    script = stubbed(failing)
+    words = ["--methods", "ga", "--scenarios", "class", "--seeds", "0", "1", "2", "--output_dir", str(tmp_path)]
+    assert script.main(words) == 0
+    table = (tmp_path / "full_stack.md").read_text()
+    assert row in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "failing", "cells"),
+    [
+        ("ratios", 1, "| ga | 0.00 (n = 1, 2 failed) |"),
+        ("ratios", 0, "| ga | failed | failed |"),
+        ("masks", 2, "| saliency | 0.00 ± 0.00 (n = 2, 1 failed) |"),
+        ("sensitivity", 2, "| ga | full | 16, 8 failed | 0.00 | 0.00 | 0.00 | 0.00 |"),
+        ("sensitivity", 0, "| ga | full | 0, 24 failed | failed | failed | failed | – |"),
+        ("instances", 2, "| update | 2, 1 failed | 90.50 ± 0.71 |"),
+        ("instances", 0, "| update | 0, 3 failed | failed | failed | failed | failed |"),
+    ],
+)
+def test_other_tables_do_too(stubbed, tmp_path, experiment, failing, cells):
+    script = stubbed(failing)
+    words = ["--experiment", experiment, "--methods", "ga", "--seeds", "0", "1", "2", "--output_dir", str(tmp_path)]
+    assert script.main(words) == 0
+    table = (tmp_path / f"{experiment}.md").read_text()
+    assert cells in table and "nan" not in table and "inf" not in table
+
+
 def test_tuning_takes_the_smallest_gap(lab, monkeypatch):
     monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.0, 0.1, 0.5)},))
     monkeypatch.setattr(experiments, "TUNING_SEEDS", (1000, 1001))
@@ -95,8 +185,8 @@ def test_benchmark_leaves_its_table(tmp_path, data_file, capsys, monkeypatch):
     words = ["--dataset", data_file, "--epochs", 1, "--methods", "iu", "--scenarios", "class", "--seeds", "0", "1"]
     assert main([*map(str, words), "--output_dir", str(tmp_path)]) == 0
     table = (tmp_path / "full_stack.md").read_text()
-    assert "### class, n = 2 seeds" in table and "| retrain | full | update |" in table
-    assert "| iu | full | update |" in table and "step 0.1, inverse diag" in table
+    assert "### class, 2 seeds" in table and "| retrain | full | update | 2 |" in table
+    assert "| iu | full | update | 2 |" in table and "step 0.1, inverse diag" in table
     assert table in capsys.readouterr().out
     assert all(json.loads(path.read_text()) for path in (tmp_path / "cells").rglob("*.json"))
 
