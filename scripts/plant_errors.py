@@ -9,19 +9,23 @@ one fails. Before that they are run without an error, since a failing test notic
 
 from __future__ import annotations
 
+import compileall
+import contextlib
+import importlib
+import multiprocessing
 import os
 import platform
+import py_compile
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from planted_errors import PLANTED, PlantedError
 
 from salun_diffusers.arguments import setting
@@ -29,7 +33,9 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.programs.program import Program
 
-_ROOT = Path(__file__).resolve().parents[1]
+_SCRIPTS = Path(__file__).resolve().parent
+_ROOT = _SCRIPTS.parent
+_NO_TEST_RAN = 70
 _COPIED = ("salun_diffusers", "tests", "scripts", "pyproject.toml", "erase.py")
 
 
@@ -39,7 +45,6 @@ class PlantConfig:
 
     output: str | None = setting(None, "Where the table goes, too.")
     only: str = setting("", "Plant only where the file's name has this in it.")
-    processes: int = setting(1, "Copies of the package that are tested at once.", minimum=1)
     seconds: int = setting(300, "Longest time of one run of tests.", minimum=1)
 
 
@@ -72,30 +77,75 @@ def copy_of_the_package(folder: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
+    # By contents: an error of the same length in the same second would pass for the module as it was.
+    by_contents = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(folder / "salun_diffusers", quiet=1, invalidation_mode=by_contents)
     return folder
 
 
 def tests_fail(root: Path, tests: str, seconds: int) -> str:
     """Run tests in a copy; the name of the first that fails, or an empty text if all pass.
 
+    They run in a fork of this process, which has imported what takes long and none of what is tested.
+
     Raises:
         UserError: If there is no such test, which would notice nothing for ever.
     """
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--durations=0"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     words = [word if word.startswith("-") or " " in word else f"tests/{word}" for word in shlex.split(tests)]
-    try:
-        done = subprocess.run(
-            [*command, *words], cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
+    told = root / "told.txt"
+    child = multiprocessing.get_context("fork").Process(target=_run_tests, args=(root, words, told))
+    child.start()
+    child.join(seconds)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
         return f"no end after {seconds} s"
-    if done.returncode == 0:
+    if child.exitcode == 0:
         return ""
-    if done.returncode not in (1, 2):
-        raise UserError(f"{tests}: pytest ended with {done.returncode}; correct scripts/planted_errors.py.")
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return lines[0].split(" ")[1].removeprefix("tests/") if lines else "the tests do not start"
+    if child.exitcode not in (1, 2):
+        raise UserError(f"{tests}: pytest ended with {child.exitcode}; correct scripts/planted_errors.py.")
+    lines = [line for line in told.read_text().splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return lines[0].split(" ", 1)[1].split(" - ")[0].removeprefix("tests/") if lines else "the tests do not start"
+
+
+def _run_tests(root: Path, words: Sequence[str], told: Path) -> None:
+    """Be pytest in a copy of the package; the process ends with pytest's code."""
+    file = told.open("w", buffering=1)  # Line by line: nothing is flushed at the end of a fork.
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = file
+    os.chdir(root)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("salun_diffusers", "planted_errors", "plant_errors"):
+            del sys.modules[name]
+    others = [place for place in sys.path if not (Path(place) / "salun_diffusers").is_dir() and place != str(_SCRIPTS)]
+    sys.path[:] = [str(root), *others]
+    os.environ["PYTHONPATH"] = str(root)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # It would warn of plugins that are imported already.
+    sys.dont_write_bytecode = True
+    code = _NO_TEST_RAN
+    try:
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *words]))
+    finally:
+        os._exit(code)
+
+
+def import_what_takes_long() -> None:
+    """Import the libraries that the tests need, so that each fork has them."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in (
+        "transformers",
+        "diffusers",
+        "accelerate",
+        "sklearn.svm",
+        "torchmetrics",
+        "scipy.linalg",
+        "matplotlib",
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def plant(root: Path, error: PlantedError, seconds: int) -> str:
@@ -109,11 +159,16 @@ def plant(root: Path, error: PlantedError, seconds: int) -> str:
         path.write_text(text, encoding="utf-8")
 
 
+def code(text: str) -> str:
+    """Text as code in a table, where a bar would end the cell."""
+    return f"`{text}`".replace("|", "\\|")
+
+
 def table(errors: Sequence[PlantedError], noticed: Sequence[str], command: str, seconds: float) -> str:
     """The Markdown page."""
     killed = sum(map(bool, noticed))
     rows = [
-        f"| `{error.file}` | `{error.right}` | `{error.wrong}` | {f'`{by}`' if by else '**survived**'} |"
+        f"| `{error.file}` | {code(error.right)} | {code(error.wrong)} | {code(by) if by else '**survived**'} |"
         for error, by in zip(errors, noticed, strict=True)
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -130,7 +185,7 @@ def table(errors: Sequence[PlantedError], noticed: Sequence[str], command: str, 
         "",
         "| file | right | planted | noticed first by |",
         "|---|---|---|---|",
-        *(row.replace("||", "|") for row in rows),
+        *rows,
     ]
     return "\n".join(lines) + "\n"
 
@@ -142,21 +197,17 @@ def work(config: PlantConfig, command: str) -> tuple[str, int]:
         raise UserError(f"--only must be part of a file's name in the table, {config.only!r} is of none.")
     check(errors, _ROOT)
     started = time.perf_counter()
+    import_what_takes_long()
+    noticed: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        copies = [copy_of_the_package(Path(scratch) / str(number)) for number in range(config.processes)]
+        copy = copy_of_the_package(Path(scratch))
         for tests in dict.fromkeys(error.tests for error in errors):
-            if failed := tests_fail(copies[0], tests, config.seconds):
+            if failed := tests_fail(copy, tests, config.seconds):
                 raise UserError(f"{failed} fails without a planted error; mend it first.")
-        noticed = [""] * len(errors)
-
-        def share(number: int) -> None:
-            for place in range(number, len(errors), config.processes):
-                noticed[place] = plant(copies[number], errors[place], config.seconds)
-                verdict = noticed[place] or "SURVIVED"
-                sys.stderr.write(f"{place + 1}/{len(errors)} {errors[place].file}: {errors[place].wrong} - {verdict}\n")
-
-        with ThreadPoolExecutor(config.processes) as pool:
-            list(pool.map(share, range(config.processes)))
+        for error in errors:
+            noticed.append(plant(copy, error, config.seconds))
+            said = f"{len(noticed)}/{len(errors)} {error.file}: {error.wrong}"
+            sys.stderr.write(f"{said} - {noticed[-1] or 'SURVIVED'}\n")
     page = table(errors, noticed, command, time.perf_counter() - started)
     if config.output:
         write_text(Path(config.output), page)
