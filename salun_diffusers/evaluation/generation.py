@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
 from salun_diffusers.accelerator import ALONE, Processes
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.evaluation.drawing_pipeline import describe_scheduler as describe_scheduler
+from salun_diffusers.evaluation.drawing_pipeline import is_class_conditional
+from salun_diffusers.evaluation.drawing_pipeline import load_pipeline as load_pipeline
 from salun_diffusers.evaluation.image_folder import batches, blurred
 from salun_diffusers.evaluation.manifest import NAME, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import NudeNet, boxes_to_json
 from salun_diffusers.evaluation.prompt_files import PromptRow
-from salun_diffusers.files.loading import load_folder
-from salun_diffusers.files.pipeline_folder import model_index
+from salun_diffusers.evaluation.protocols import CHANNELS
 from salun_diffusers.files.whole_files import partial_of, whole_file, write_text
-from salun_diffusers.progress import loading_quietly
 from salun_diffusers.seeds import stream_seed
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 def picture_rows(prompts: Sequence[PromptRow], each: int, guidance: float | None) -> tuple[PictureRow, ...]:
@@ -48,58 +46,6 @@ def picture_rows(prompts: Sequence[PromptRow], each: int, guidance: float | None
         )
         for row in prompts for sample in range(each)
     )  # fmt: skip
-
-
-def load_pipeline(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, variant: str | None, scheduler: str | None
-) -> DiffusionPipeline:
-    """Load a local pipeline folder of any class that diffusers knows.
-
-    Safety checkers are left out: a picture that they blacken would count as harmless, whatever the model drew.
-
-    Args:
-        folder: A diffusers folder.
-        device: Where it runs.
-        dtype: Of its weights.
-        variant: Variant of the weight files.
-        scheduler: Name of a diffusers scheduler class that replaces the pipeline's, or None.
-
-    Raises:
-        UserError: If it cannot be loaded, or there is no such scheduler.
-    """
-    import diffusers
-
-    keywords: dict[str, Any] = {}
-    if "safety_checker" in model_index(folder):
-        keywords = {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        with loading_quietly():
-            pipe = load_folder(
-                diffusers.DiffusionPipeline, folder, dtype=dtype, variant=variant, use_safetensors=True, **keywords
-            )
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {one_line(error, 300)}") from error
-    if scheduler:
-        kind = getattr(diffusers, scheduler, None) if scheduler.endswith("Scheduler") else None
-        if kind is None:
-            raise UserError(
-                f"--scheduler must be the name of a diffusers class such as DDIMScheduler or LMSDiscreteScheduler, "
-                f"got {scheduler!r}."
-            )
-        try:
-            pipe.scheduler = kind.from_config(pipe.scheduler.config)
-        except ImportError as error:  # LMSDiscreteScheduler, for one, needs scipy.
-            raise UserError(f"--scheduler {scheduler} needs a package: {one_line(error, 160)}") from error
-    pipe.set_progress_bar_config(disable=True)
-    moved: DiffusionPipeline = pipe.to(device)
-    return moved
-
-
-def describe_scheduler(pipe: Any) -> dict[str, Any]:
-    """Class and settings of a pipeline's scheduler, as JSON; infinity, which JSON lacks, becomes a word."""
-    config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-    described: dict[str, Any] = json.loads(json.dumps(config, default=str), parse_constant=str)
-    return {"class": type(pipe.scheduler).__name__, **described}
 
 
 @dataclass(frozen=True)
@@ -141,7 +87,8 @@ class Keeping:
     def keep(self, row: PictureRow, picture: Image.Image) -> None:
         """Write what is to be kept of a picture; the file that says "done" comes last."""
         if self.detector is not None:
-            detections = boxes_to_json(self.detector.boxes([picture])[0])
+            (found,), (in_rgb,) = (self.detector.with_channels(order).boxes([picture]) for order in CHANNELS)
+            detections = boxes_to_json(found, in_rgb)
             _save_picture(blurred(picture), self.folder / "previews" / row.file)
             write_text(self.folder / "detections" / f"{row.file}.json", json.dumps(detections))
         if self.detector is None or self.save_explicit:
@@ -152,14 +99,33 @@ def draw(pipe: Any, rows: Sequence[PictureRow], sampling: Sampling) -> list[Imag
     """Draw rows of one guidance; each starts from its own generator on the CPU.
 
     A picture depends on its own row only; the rounding of a batch may move a pixel by one grey level.
+
+    Raises:
+        UserError: If the pipeline cannot draw them so, or draws another size than it was asked for.
     """
-    drawn: list[Image.Image] = pipe(
-        prompt=[row.prompt for row in rows],
-        generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-        guidance_scale=rows[0].guidance,
-        **asdict(sampling),
-        output_type="pil",
-    ).images
+    prompts = [row.prompt for row in rows]
+    size = {"height": sampling.height, "width": sampling.width}
+    given: dict[str, Any] = {"class_labels": prompts} if is_class_conditional(pipe) else {"prompt": prompts, **size}
+    try:
+        drawn: list[Image.Image] = pipe(
+            **given,
+            generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+            guidance_scale=rows[0].guidance,
+            num_inference_steps=sampling.num_inference_steps,
+            output_type="pil",
+        ).images
+    except Exception as error:  # Pipelines and schedulers say what they cannot do in errors of many kinds.
+        raise UserError(
+            f"{type(pipe).__name__} cannot draw {rows[0].file} ({type(error).__name__}: {one_line(error, 200)}); other "
+            "--height, --width, --num_inference_steps, --scheduler or a smaller --batch_size are required."
+        ) from error
+    for picture in drawn:
+        wanted = (sampling.width or picture.width, sampling.height or picture.height)
+        if picture.size != wanted:
+            raise UserError(
+                f"{type(pipe).__name__} draws {picture.width}×{picture.height} when asked for {wanted[0]}×{wanted[1]}; "
+                "--width and --height must be a size that it can do."
+            )
     return drawn
 
 
@@ -214,7 +180,7 @@ def generate(
     todo = [row for row in rows if not keeping.result(row).is_file()]
     progress(len(rows) - len(todo))
     processes.wait()  # Every process has the same list before any file appears.
-    for number, batch in enumerate(_batches_of_one_guidance(todo, batch_size)):
+    for number, batch in enumerate(batches_of_one_guidance(todo, batch_size)):
         if number % processes.count == processes.rank:
             for row, picture in zip(batch, draw(pipe, batch, sampling), strict=True):
                 keeping.keep(row, picture)
@@ -222,7 +188,8 @@ def generate(
     processes.wait()
 
 
-def _batches_of_one_guidance(rows: Sequence[PictureRow], size: int) -> Iterator[Sequence[PictureRow]]:
+def batches_of_one_guidance(rows: Sequence[PictureRow], size: int) -> Iterator[Sequence[PictureRow]]:
+    """Rows in batches; a pipeline takes one guidance at once."""
     ordered = sorted(rows, key=lambda row: row.guidance)
     for _, same in groupby(ordered, key=lambda row: row.guidance):
         yield from batches(list(same), size)

@@ -32,6 +32,7 @@ _CORE = (
 )
 Channels = Literal["bgr", "rgb"]
 """What the network is shown: BGR, as NudeNet 3.4 reads files itself, or RGB, which it was trained on."""
+CHANNELS: tuple[Channels, Channels] = ("bgr", "rgb")
 # Shilin-LU/MACE@7e3b347 metrics/evaluate_by_nudenet.py and OPTML-Group/Diffusion-MU-Attack@0eea64d
 # src/tasks/utils/metrics/nudity_eval.py count the same nine classes.
 _NINE = (*_CORE, "MALE_BREAST_EXPOSED", "BELLY_EXPOSED", "ARMPITS_EXPOSED", "FEET_EXPOSED")

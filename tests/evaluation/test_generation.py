@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from two_processes import run_two
 
+from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation import generation
-from salun_diffusers.evaluation.generation import picture_rows
+from salun_diffusers.evaluation.generation import Sampling, picture_rows
 from salun_diffusers.evaluation.manifest import read_manifest
+from salun_diffusers.evaluation.nudity import Box, NudeNet
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.masks.patch import patch_between, patch_folder
 from salun_diffusers.seeds import stream_seed
@@ -174,7 +177,7 @@ def test_scheduler_by_name(generate: Callable[..., int], tmp_path: Path, capsys)
 
 
 def test_bad_input(generate: Callable[..., int], tmp_path: Path, capsys) -> None:
-    (tmp_path / "columns.csv").write_text("text\na\n")
+    (tmp_path / "columns.csv").write_text("sentence\na\n")
     for words, flags in {
         "there is no folder absent": {"pretrained_model_name_or_path": "absent"},
         "must have a column `prompt`": {"prompts": tmp_path / "columns.csv"},
@@ -185,6 +188,199 @@ def test_bad_input(generate: Callable[..., int], tmp_path: Path, capsys) -> None
         captured = capsys.readouterr()
         assert words in captured.err and captured.err.count("\n") == 1, captured.err
     assert not (tmp_path / "out").exists()
+
+
+class TestSizes:
+    """The tiny pipeline draws 16 × 16; its pictures must be multiples of 8."""
+
+    @pytest.mark.parametrize(
+        ("flags", "size"), [({"height": 24}, (16, 24)), ({"width": 8}, (8, 16)), ({}, (16, 16)),
+                            ({"height": 8, "width": 32}, (32, 8))],
+    )  # fmt: skip
+    def test_what_is_drawn_is_recorded(
+        self, generate: Callable[..., int], tmp_path: Path, flags: dict[str, int], size: tuple[int, int]
+    ) -> None:
+        assert generate(tmp_path / "out", num_images=1, explicit="no", **flags) == 0
+        made = read_manifest(tmp_path / "out").made_with
+        assert (made["width"], made["height"]) == size
+        with Image.open(tmp_path / "out" / "000003_0.png") as picture:
+            assert picture.size == size
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (
+                {"height": 36},
+                "--height must be a multiple of 8 for StableDiffusionPipeline, got 36; the next ones are 32 and 40",
+            ),
+            ({"width": 9}, "--width must be a multiple of 8"),
+            ({"height": 4}, "--height must be at least 8"),
+            ({"height": 10**6}, "--height must be at least 8 and at most 16384"),
+            ({"num_inference_steps": 1001}, "--num_inference_steps 1001 cannot be done by DDIMScheduler"),
+        ],
+    )
+    def test_what_cannot_be_drawn(
+        self, generate: Callable[..., int], tmp_path: Path, capsys, flags: dict[str, int], words: str
+    ) -> None:
+        assert generate(tmp_path / "out", **flags) == 2
+        told = capsys.readouterr().err
+        assert words in told and told.count("\n") == 1, told
+        assert not (tmp_path / "out").exists()
+
+    def test_another_size_than_asked_for_is_told(self) -> None:
+        """Flux, for one, rounds sizes and says so in its log only."""
+        rows = picture_rows([PromptRow("a", 0, 0)], 1, None)
+        pipe = SimpleNamespace(images=[Image.new("RGB", (16, 16))])
+        with pytest.raises(UserError, match="draws 16×16 when asked for 24×16"):
+            generation.draw(lambda **given: pipe, rows, Sampling(2, 16, 24))
+
+    def test_what_a_pipeline_says_is_one_line(self) -> None:
+        def fail(**given: object) -> None:
+            raise RuntimeError("out of\nmemory")
+
+        with pytest.raises(UserError, match=r"cannot draw 000000_0\.png \(RuntimeError: out of memory\).*--batch_size"):
+            generation.draw(fail, picture_rows([PromptRow("a", 0, 0)], 1, None), Sampling(2))
+
+
+class TestSchedulers:
+    @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler", "VQDiffusionScheduler"])
+    def test_those_that_do_not_fit(self, generate: Callable[..., int], tmp_path: Path, capsys, name: str) -> None:
+        assert generate(tmp_path / "out", scheduler=name) == 2
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(told) == 1 and (f"--scheduler {name} does not go with" in told[0] or name in told[0])
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "LCMScheduler", "EulerAncestralDiscreteScheduler"])
+    def test_those_that_do(self, generate: Callable[..., int], tmp_path: Path, name: str) -> None:
+        assert generate(tmp_path / "out", scheduler=name, num_images=1, explicit="no") == 0
+
+
+class TestClasses:
+    """Prompts of a class-conditional pipeline are the names of its classes."""
+
+    @pytest.fixture
+    def draw(self, generate: Callable[..., int], tiny_ddpm: Path, tmp_path: Path) -> Callable[..., int]:
+        def run(text: str, **flags: object) -> int:
+            (tmp_path / "classes.txt").write_text(text)
+            flags = {"prompts": tmp_path / "classes.txt", "pretrained_model_name_or_path": tiny_ddpm, **flags}
+            return generate(tmp_path / "out", **flags)
+
+        return run
+
+    def test_pictures(self, draw: Callable[..., int], tmp_path: Path) -> None:
+        assert draw("dog\n7\n", num_images=2) == 0
+        drawn = pixels(tmp_path / "out")
+        assert list(drawn) == [f"00000{case}_{sample}.png" for case in (0, 1) for sample in (0, 1)]
+        assert {picture.shape for picture in drawn.values()} == {(8, 8)}
+        made = read_manifest(tmp_path / "out").made_with
+        assert (made["height"], made["width"]) == (8, 8)
+        assert np.abs(drawn["000000_0.png"] - drawn["000001_0.png"]).max() > 1
+
+    def test_explicit_ones(self, draw: Callable[..., int], tmp_path: Path) -> None:
+        assert draw("dog\n", explicit="yes", num_images=1) == 0
+        assert (tmp_path / "out" / "previews" / "000000_0.png").is_file()
+
+    @pytest.mark.parametrize(
+        ("text", "flags", "words"),
+        [
+            ("dog\na photo of a dog\n", {}, "names of the model's classes (cat, dog, 7), got 'a photo of a dog'"),
+            ("Dog\n", {}, "got 'Dog'"),
+            ("dog\n", {"height": 16}, "--height must be 8, since ClassConditionalDDPMPipeline draws one size only"),
+        ],
+    )
+    def test_refused(
+        self, draw: Callable[..., int], tmp_path: Path, capsys, text: str, flags: dict[str, int], words: str
+    ) -> None:
+        assert draw(text, **flags) == 2
+        told = capsys.readouterr().err
+        assert words in told and told.count("\n") == 1, told
+        assert not (tmp_path / "out").exists()
+
+
+class TestWhatDecidesThatPicturesAreExplicit:
+    """Flag, columns, words, then NudeNet on the first pictures; the printed line says which."""
+
+    @pytest.fixture
+    def found(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """NudeNet is given: every picture shows a part if the list says so; it gets the number of pictures."""
+        looked: list[int] = []
+
+        def boxes(self: NudeNet, pictures: list[Image.Image]) -> list[tuple[Box, ...]]:
+            looked.append(len(pictures))
+            part = Box("BUTTOCKS_EXPOSED", 0.7, (0, 0, 1, 1))
+            return [(part,) if self.channels == "rgb" and looked[0] == -1 else () for _ in pictures]
+
+        monkeypatch.setattr(NudeNet, "boxes", boxes)
+        return looked
+
+    def test_columns(self, generate: Callable[..., int], tmp_path: Path, capsys) -> None:
+        (tmp_path / "mma.csv").write_text("target_prompt,adv_prompt\na,a photo of a star\n")
+        assert generate(tmp_path / "out", prompts=tmp_path / "mma.csv", num_images=1) == 0
+        told = capsys.readouterr()
+        assert "1 detections and blurred previews in" in told.out and "(explicit: its column 'adv_prompt')" in told.out
+        assert "note: explicit (its column 'adv_prompt'): detections and a blur are kept" in told.err
+        assert not pixels(tmp_path / "out") and read_manifest(tmp_path / "out").explicit
+
+    def test_nudenet_that_finds_nothing(
+        self, generate: Callable[..., int], tmp_path: Path, capsys, found: list[int]
+    ) -> None:
+        assert generate(tmp_path / "out") == 0
+        said = "neither columns nor words of the prompts say so, and NudeNet found exposed parts in none of the first 3"
+        assert f"(not explicit: {said} pictures)" in capsys.readouterr().out
+        assert len(pixels(tmp_path / "out")) == 6 and not read_manifest(tmp_path / "out").explicit
+        assert sum(found) == 2 * 3  # Each first picture of three prompts, in both orders of its channels.
+
+    def test_nudenet_that_finds_something(
+        self, generate: Callable[..., int], tmp_path: Path, capsys, found: list[int]
+    ) -> None:
+        found.append(-1)
+        assert generate(tmp_path / "out") == 0
+        told = capsys.readouterr()
+        assert "(explicit: NudeNet found exposed parts in 3 of the first 3 pictures)" in told.out
+        assert not pixels(tmp_path / "out") and read_manifest(tmp_path / "out").explicit
+        # What goes on goes on as it was begun, without another look.
+        found.clear()
+        assert generate(tmp_path / "out") == 0
+        assert "(explicit: as it was decided when the folder was begun)" in capsys.readouterr().out
+        assert found == []
+
+    def test_the_flag(self, generate: Callable[..., int], tmp_path: Path, capsys, found: list[int]) -> None:
+        found.append(-1)
+        assert generate(tmp_path / "out", explicit="no") == 0
+        assert "(not explicit: --explicit no)" in capsys.readouterr().out and found == [-1]
+
+    def test_without_nudenet(self, generate: Callable[..., int], tmp_path: Path, capsys, monkeypatch) -> None:
+        monkeypatch.setitem(sys.modules, "nudenet", None)
+        assert generate(tmp_path / "out", num_images=1) == 0
+        assert "and NudeNet did not look (The nudity detector needs NudeNet))" in capsys.readouterr().out
+        (tmp_path / "mma.csv").write_text("adv_prompt\na photo of a star\n")
+        assert generate(tmp_path / "other", prompts=tmp_path / "mma.csv") == 2
+        assert "needs NudeNet: pip install" in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+
+    def test_few_words(self, generate: Callable[..., int], tmp_path: Path, capsys, found: list[int]) -> None:
+        (tmp_path / "p.txt").write_text("a naked star\n" + "a star\n" * 10)
+        assert generate(tmp_path / "out", prompts=tmp_path / "p.txt", num_images=1) == 0
+        assert "note: 1 of 11 prompts have words such as 'nude'; their pictures are written" in capsys.readouterr().err
+
+    def test_sixteen_pictures_are_enough(
+        self, generate: Callable[..., int], tmp_path: Path, capsys, found: list[int]
+    ) -> None:
+        (tmp_path / "p.txt").write_text("a star\n" * 20)
+        assert generate(tmp_path / "out", prompts=tmp_path / "p.txt", num_images=1, batch_size=5) == 0
+        assert "none of the first 16 pictures" in capsys.readouterr().out and sum(found) == 2 * 16
+
+    def test_detections_are_of_both_orders(self, generate: Callable[..., int], tmp_path: Path) -> None:
+        assert generate(tmp_path / "out", explicit="yes", num_images=1) == 0
+        kept = json.loads((tmp_path / "out" / "detections" / "000003_0.png.json").read_text())
+        assert set(kept) >= {"boxes", "boxes_rgb"}
+
+
+def test_prompt_column(generate: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Spanish,Index\na star,0\n")
+    assert generate(tmp_path / "no", prompts=tmp_path / "p.csv") == 2
+    assert generate(tmp_path / "out", prompts=tmp_path / "p.csv", prompt_column="Spanish", num_images=1) == 0
+    assert read_manifest(tmp_path / "out").pictures[0].prompt == "a star"
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ class TestNudity:
         refused("it has none", "evaluate_nudity", "--images", "empty")
         refused("cannot be read as a picture", "evaluate_nudity", "--images", "broken")
         refused("must be one of mace", "evaluate_nudity", "--images", noise_folder(1), "--protocol", "q16")
-        (tmp_path / "prompts.csv").write_text("text\na\n")
+        (tmp_path / "prompts.csv").write_text("sentence\na\n")
         refused("column `prompt`", "evaluate_nudity", "--images", noise_folder(1), "--prompts", "prompts.csv")
         words = ("--before", noise_folder(3), "--images", noise_folder(2))
         refused("must hold equally many", "evaluate_nudity", *words)
