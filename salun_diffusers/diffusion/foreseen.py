@@ -55,7 +55,7 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
             raise UserError(f"--mask {settings.mask} has no tensor in common with {denoiser}: it is of another model.")
     file = scheduler / "scheduler_config.json"
     timesteps = (
-        read_object(file, finite=False).get("num_train_timesteps", 1000)
+        read_object(file, constants=float).get("num_train_timesteps", 1000)
         if file.is_file()
         else settings.num_inference_steps
     )

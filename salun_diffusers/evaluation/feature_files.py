@@ -17,7 +17,7 @@ from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.class_names import nearest
 from salun_diffusers.evaluation.feature_extractors import FeatureExtractor
 from salun_diffusers.evaluation.image_folder import decoded, read_image_folder, require_one_size
-from salun_diffusers.evaluation.json_files import parse_json
+from salun_diffusers.files.json_files import parse_json
 from salun_diffusers.files.stored_weights import write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.pictures.decoding import DECODED

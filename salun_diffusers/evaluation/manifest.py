@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError, one_line
-from salun_diffusers.evaluation.json_files import filled, inner_name, is_of, read_json
+from salun_diffusers.evaluation.json_values import filled, inner_name, is_of
+from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.files.whole_files import write_text
 
 FORMAT = "salun_diffusers pictures, version 1"
 NAME = "manifest.json"
+_MOST_BYTES = 256 * 2**20  # a million pictures
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         # Earlier manifests have -Infinity among the scheduler's settings, which is no JSON.
-        content = read_json(path, constants=str)
+        content = parse_json(read_bytes(path, limit=_MOST_BYTES), constants=str)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         pictures = content.get("pictures")

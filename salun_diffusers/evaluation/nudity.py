@@ -17,7 +17,7 @@ from PIL import Image
 
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.image_folder import batches
-from salun_diffusers.evaluation.json_files import is_of, read_json
+from salun_diffusers.evaluation.json_values import is_of
 from salun_diffusers.evaluation.label_rates import presence
 from salun_diffusers.evaluation.manifest import PictureRow
 from salun_diffusers.evaluation.protocols import (
@@ -28,6 +28,7 @@ from salun_diffusers.evaluation.protocols import (
     Channels,
     NudityProtocol,
 )
+from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.pictures.decoding import upright_rgb
 from salun_diffusers.reports.measurement import Measurement
 
@@ -156,7 +157,7 @@ def read_boxes(source: Path, channels: Channels = "bgr") -> tuple[Box, ...]:
         UserError: If it is damaged, of another detector, or its network was not shown these channels.
     """
     try:
-        data = read_json(source)
+        data = parse_json(read_bytes(source))
     except ValueError as error:
         raise _damaged(source, error) from error
     return boxes_from_json(data, source, channels)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError, tell
-from salun_diffusers.evaluation.json_files import parse_json
+from salun_diffusers.files.json_files import parse_json
 
 MOST_BYTES = 100 * 10**6
 _LINES = ("", ".txt", ".text", ".lst", ".list")

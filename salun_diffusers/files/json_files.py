@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import math
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from salun_diffusers.errors import UserError, one_line
 
+Constants = Callable[[str], Any]
 LIMIT = 64_000_000  # bytes; the largest file of our own, a manifest of 100,000 pictures, has about 30 MB
 
 
-def read_json(path: Path, *, limit: int = LIMIT, finite: bool = True) -> Any:
+def _refused(word: str) -> Any:
+    raise ValueError(f"a finite number is required, found {word}")
+
+
+def read_json(path: Path, *, limit: int = LIMIT, constants: Constants = _refused) -> Any:
     """Read a JSON file of bounded size.
 
     Duplicated keys, NaN and infinity are refused: JSON has none, and readers differ in what they make of them.
@@ -21,45 +27,49 @@ def read_json(path: Path, *, limit: int = LIMIT, finite: bool = True) -> Any:
     Args:
         path: The file.
         limit: Largest size in bytes.
-        finite: Whether infinity is refused; diffusers itself writes it into configurations of schedulers.
+        constants: What NaN and infinities become. JSON has none, and they are refused; but diffusers itself writes
+            them into configurations of schedulers.
 
     Raises:
         UserError: If there is no such file, it may not be read, is too large, or is no JSON.
     """
     try:
-        return parse_json(read_bytes(path, limit=limit), finite=finite)
+        return parse_json(read_bytes(path, limit=limit), constants=constants)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is damaged: JSON is required ({one_line(error, 120)}).") from error
 
 
-def read_object(path: Path, *, limit: int = LIMIT, finite: bool = True) -> dict[str, Any]:
+def read_object(path: Path, *, limit: int = LIMIT, constants: Constants = _refused) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Raises:
         UserError: As for `read_json`, or if it holds something else.
     """
-    content = read_json(path, limit=limit, finite=finite)
+    content = read_json(path, limit=limit, constants=constants)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: a JSON object is required, found {type(content).__name__}.")
     return content
 
 
-def parse_json(data: bytes, *, finite: bool = True) -> Any:
+def parse_json(data: bytes | str, *, constants: Constants = _refused) -> Any:
     """Parse JSON text.
 
     Args:
-        data: UTF-8.
-        finite: As for `read_json`.
+        data: Text, or UTF-8.
+        constants: As for `read_json`.
 
     Raises:
         ValueError: If it is none, in one short line.
     """
     try:
-        if not finite:
-            return json.loads(data, object_pairs_hook=_object)
-        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(
+            data,
+            object_pairs_hook=_object,
+            parse_constant=constants,
+            parse_float=_finite,
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -99,6 +109,11 @@ def require_regular(path: Path) -> None:
         raise UserError(f"{path} must be a file, it is {kind}.")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refused(text[:40])
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -106,14 +121,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:40]!r} stands there twice")
     return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is larger than any number here")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

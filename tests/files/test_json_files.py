@@ -54,7 +54,7 @@ def test_what_is_not_an_object(tmp_path: Path) -> None:
 
 
 def test_configurations_of_schedulers_may_be_infinite() -> None:
-    assert parse_json(b'{"a": -Infinity}', finite=False) == {"a": -float("inf")}
+    assert parse_json(b'{"a": -Infinity}', constants=float) == {"a": -float("inf")}
 
 
 def test_what_is_json_comes_back(tmp_path: Path) -> None:

@@ -1,68 +1,12 @@
-"""JSON files of strangers: read once by one rule, and what is wrong with them in words."""
+"""What stands in JSON files of strangers: of the right types, and what is wrong with it in words."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
-_MOST_BYTES = 256 * 2**20
-
-
-def read_json(path: Path, *, constants: Callable[[str], Any] | None = None) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-        constants: What NaN and infinities become, which are no JSON; None refuses them.
-
-    Raises:
-        ValueError: If it cannot be read, is no JSON, too large or too deep, names one thing twice, or holds a number
-            that is not finite. The message is a few words.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ValueError(f"it has {size:,} bytes, at most {_MOST_BYTES:,} are read")
-        return parse_json(path.read_text(encoding="utf-8"), constants=constants)
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error
-
-
-def parse_json(text: str, *, constants: Callable[[str], Any] | None = None) -> Any:
-    """Parse JSON as `read_json` does.
-
-    Raises:
-        ValueError: As there.
-    """
-    try:
-        return json.loads(
-            text, parse_constant=constants or _not_finite, parse_float=_finite, object_pairs_hook=_names_once
-        )
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def _not_finite(word: str) -> Any:
-    raise ValueError(f"a finite number is required, found {word}")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _not_finite(text)
-
-
-def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise ValueError(f"{twice!r} stands there twice")
-    return found
 
 
 def filled(kind: type[T], values: Any) -> T:
