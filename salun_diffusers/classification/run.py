@@ -42,7 +42,10 @@ def make_method(config: UnlearnConfig, record: Mapping[str, Any] | None = None) 
             fitting = ", ".join(f"--{item}" for item in METHOD_FLAGS if item in known) or "none of its own"
             raise UserError(f"--{name} is no setting of --method {config.method}; it has {fitting}.")
     if training and "training" not in known:
-        raise UserError(f"--{next(iter(training))} has no effect with --method {config.method}, which does not train.")
+        hint = " Its batches are --importance_batch_size." if "importance_batch_size" in known else ""
+        raise UserError(
+            f"--{next(iter(training))} has no effect with --method {config.method}, which does not train.{hint}"
+        )
     from salun_diffusers.classification.methods import METHODS
 
     switches = {"on": True, "off": False}

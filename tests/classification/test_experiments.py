@@ -169,14 +169,13 @@ def test_other_tables_do_too(stubbed, tmp_path, experiment, failing, cells):
     assert cells in table and "nan" not in table and "inf" not in table
 
 
-def test_tuning_takes_the_smallest_gap(lab, monkeypatch):
-    monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (0.0, 0.1, 0.5)},))
+def test_tuning_takes_the_smallest_mean_gap(lab, monkeypatch):
+    """Means 0.4, 0.3 and 0.35: not the setting with the smallest gap of one seed (0.1), nor the last."""
+    monkeypatch.setitem(experiments.GRIDS, "iu", ({"step": (1.0, 2.0, 3.0)},))
     monkeypatch.setattr(experiments, "TUNING_SEEDS", (1000, 1001))
-    gaps = {
-        settings: sum(lab.gap(Cell("instances-4", "iu", seed, settings=settings)) for seed in (1000, 1001))
-        for settings in grid("iu")
-    }
-    assert gaps[lab.tuned("instances-4", "iu", "full")] == min(gaps.values())
+    gaps = {(1.0, 1000): 0.1, (1.0, 1001): 0.7, (2.0, 1000): 0.3, (2.0, 1001): 0.3, (3.0, 1000): 0.2, (3.0, 1001): 0.5}
+    monkeypatch.setattr(Laboratory, "gap", lambda self, cell: gaps[dict(cell.settings)["step"], cell.seed])
+    assert lab.tuned("instances-4", "iu", "full") == (("step", 2.0),)
 
 
 def test_benchmark_leaves_its_table(tmp_path, data_file, capsys, monkeypatch):

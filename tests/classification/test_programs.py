@@ -168,7 +168,8 @@ class TestRefused:
 
     def test_settings_of_another_method(self, refused):
         refused("--penalty is no setting of --method salun; it has --retain_weight", forget_class=1, penalty=0.1)
-        refused("--epochs has no effect with --method ssd", forget_class=1, method="ssd", epochs=3)
+        refused("--epochs has no effect with --method iu", forget_class=1, method="iu", epochs=3)
+        refused("Its batches are --importance_batch_size", forget_class=1, method="ssd", batch_size=3)
 
     def test_models(self, refused, tmp_path):
         refused("is no folder; make one by `salun train-classifier`", forget_class=1, model=tmp_path / "none")
