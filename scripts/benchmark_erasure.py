@@ -157,6 +157,16 @@ def run_cell(cell: Cell, config: BenchmarkConfig, output: Path) -> None:
     gc.collect()
 
 
+def failed(cell: Cell, config: BenchmarkConfig, output: Path, error: UserError) -> dict[str, Any]:
+    """What stands for the report of a run that did not come to an end."""
+    settings: dict[str, Any] = {"num_validation_images": config.num_validation_images or PICTURES[config.model]}
+    if cell.method == "retrain":
+        settings |= config.course.settings
+    else:
+        shutil.rmtree(output / f"{cell.name}.run", ignore_errors=True)
+    return {"failed": str(error), "config": settings}
+
+
 def finished(config: BenchmarkConfig, output: Path) -> dict[str, dict[str, Any]]:
     """Reports of the cells that are done, by name.
 
@@ -219,7 +229,10 @@ def work(config: BenchmarkConfig, command: str) -> str:
     output.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(todo, 1):
         started = time.perf_counter()
-        run_cell(cell, config, output)
+        try:
+            run_cell(cell, config, output)
+        except UserError as error:  # A run that diverged is a result, too; the others go on.
+            write_text(output / f"{cell.name}.json", json.dumps(failed(cell, config, output, error), indent=1))
         sys.stderr.write(f"[{number}/{len(todo)}] {cell.name}: {time.perf_counter() - started:.0f} s\n")
         write_text(output / "table.md", tables(config, output))
     return tables(config, output)

@@ -8,105 +8,41 @@ prints the tables of reports that are there already: folders of the benchmark, o
 
 from __future__ import annotations
 
-import json
-import re
+import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from erasure_reports import KINDS, Rows, by_seed, in_lines, method_parts, read_reports
 
 from salun_diffusers.arguments import setting, word
-from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.programs.program import Program
-from salun_diffusers.reports.measurement import mean_interval, wilson_interval
-
-Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
-"""The reports of every (concept, method), by seed."""
+from salun_diffusers.reports.intervals import mean_interval, wilson_interval
 
 
-KINDS = {"shapes": SHAPES, "styles": STYLES, "digits": tuple(map(str, range(10)))}
-"""Concepts that are summed up together, by what they are called."""
-
-_METHOD = re.compile(r"(\w+)-([a-z]+)(?:-(0?\.\d+|1(?:\.0+)?))?")
-_CELL = re.compile(r"([^-]+)-(.+)-(\d+)")
+def ran(reports: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The reports of runs that came to an end; one that failed says ``failed`` and why."""
+    return [report for report in reports if "failed" not in report]
 
 
-def method_parts(method: str) -> tuple[str, str, float] | None:
-    """Recipe or objective, mask and ratio of ``WHAT-MASK`` or ``WHAT-MASK-RATIO``; None if it is neither.
-
-    >>> method_parts("relabel-random"), method_parts("esd-saliency-0.3"), method_parts("retrain")
-    (('relabel', 'random', 0.5), ('esd', 'saliency', 0.3), None)
-    """
-    match = _METHOD.fullmatch(method)
-    return (match[1], match[2], float(match[3] or 0.5)) if match else None
-
-
-def read_reports(places: Sequence[Path]) -> Rows:
-    """The reports that lie in folders of `benchmark_erasure.py`, or in files with one a line.
-
-    A file of a folder is named CONCEPT-METHOD-SEED.json; a line says these three itself, before what such a file holds.
-
-    Raises:
-        UserError: If there is no such place, it holds no report, or two of them hold the same one.
-    """
-    rows: Rows = defaultdict(dict)
-    for place in places:
-        found = list(_of_folder(place) if place.is_dir() else _of_lines(place))
-        if not found:
-            raise UserError(f"{place} holds no report: a folder of CONCEPT-METHOD-SEED.json is required, or a .jsonl.")
-        for concept, method, seed, report in found:
-            if seed in rows[concept, method]:
-                raise UserError(f"{place} holds {concept}-{method}-{seed} once more: name every report once.")
-            rows[concept, method][seed] = report
-    order = [concept for concepts in KINDS.values() for concept in concepts]
-    return dict(sorted(rows.items(), key=lambda row: order.index(row[0][0]) if row[0][0] in order else len(order)))
-
-
-def _of_folder(folder: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-    for path in sorted(folder.glob("*.json")):
-        if match := _CELL.fullmatch(path.stem):
-            yield match[1], match[2], int(match[3]), json.loads(path.read_text(encoding="utf-8"))
-
-
-def _of_lines(file: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-    try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} must hold one JSON object a line; it cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or not {"concept", "method", "seed"} <= line.keys():
-            raise UserError(f"Line {number} of {file} must be an object with concept, method and seed.")
-        report = {name: value for name, value in line.items() if name not in ("concept", "method", "seed")}
-        yield line["concept"], line["method"], line["seed"], report
-
-
-def in_lines(rows: Rows) -> str:
-    """The same reports, one a line and compact."""
-    lines = [
-        {"concept": concept, "method": method, "seed": seed, **report}
-        for (concept, method), reports in rows.items()
-        for seed, report in sorted(reports.items())
-    ]
-    return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
-
-
-def by_seed(rows: Rows) -> Rows:
-    """Every report as a row of its own."""
-    return {
-        (concept, f"{method}, seed {seed}"): {seed: report}
-        for (concept, method), reports in rows.items()
-        for seed, report in sorted(reports.items())
-    }
+def number_of(reports: Collection[dict[str, Any]]) -> str:
+    """How many runs came to an end, and how many failed: ``2, 1 failed``."""
+    good = len(ran(reports))
+    return f"{good}, {len(reports) - good} failed" if good < len(reports) else str(good)
 
 
 def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
-    """Pool the pictures of several reports."""
+    """Pool the pictures of several reports, none of which failed.
+
+    Raises:
+        UserError: If nobody looked for the concept in their pictures.
+    """
     shown = right_before = right_after = asked = kept = right_across = kept_across = 0
     changes: dict[str, list[float]] = defaultdict(list)
     became: Counter[str] = Counter()
@@ -128,7 +64,9 @@ def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
         for item in report["measurements"]:
             if item["group"] == "became":
                 became[item["name"].removeprefix("became ")] += round(item["value"] * item["n"])
-    worst = min(changes, key=lambda name: float(np.mean(changes[name])))
+    if not asked:
+        raise UserError("A report has no rate of its concept: only runs with a detector go into these tables.")
+    worst = min(changes, key=lambda name: float(np.mean(changes[name]))) if changes else ""
     seconds = [report["timings"]["saliency and mask"] + report["timings"]["fine-tuning"] for report in reports]
     low, high = wilson_interval(asked - shown, asked)
     drifts = [item["value"] for report in reports for item in report["measurements"] if item["group"] == "drift"]
@@ -139,13 +77,13 @@ def summary(reports: Collection[dict[str, Any]]) -> dict[str, Any]:
         "ua": 1 - shown / asked,
         "ua_low": low,
         "ua_high": high,
-        "ra_before": right_before / kept,
-        "ra_after": right_after / kept,
+        "ra_before": right_before / kept if kept else math.nan,
+        "ra_after": right_after / kept if kept else math.nan,
         "cra_after": right_across / kept_across if kept_across else None,
         "worst": worst,
-        "worst_change": float(np.mean(changes[worst])),
+        "worst_change": float(np.mean(changes[worst])) if changes else math.nan,
         "became": ", ".join(f"{name} {count / asked:.0%}" for name, count in became.most_common(2)),
-        "drift": float(np.mean(drifts)),
+        "drift": float(np.mean(drifts)) if drifts else math.nan,
         "fd_before": float(np.mean([pair["before"] for pair in distances])) if distances else None,
         "fd_after": float(np.mean([pair["after"] for pair in distances])) if distances else None,
         "seconds": float(np.mean(seconds)),
@@ -160,13 +98,17 @@ def by_concept(rows: Rows) -> str:
         "|---|---|---|---|---|--:|---|---|---|---|---|",
     ]
     for (concept, method), reports in rows.items():
-        row = summary(reports.values())
+        good = ran(reports.values())
+        if not good:
+            lines.append(f"| {concept} | {method} | {number_of(reports.values())} |" + " failed |" * 8)
+            continue
+        row = summary(good)
         lines.append(
-            f"| {concept} | {method} | {row['seeds']} ({row['n']}) "
+            f"| {concept} | {method} | {number_of(reports.values())} ({row['n']}) "
             f"| {row['ua']:.3f} [{row['ua_low']:.3f}, {row['ua_high']:.3f}] "
-            f"| {row['ra_before']:.3f} → {row['ra_after']:.3f} | {_across(row)} "
-            f"| {row['worst']} {row['worst_change']:+.3f} | {row['became']} "
-            f"| {row['drift']:.4f} | {_distances(row)} | {row['seconds']:.0f} s |"
+            f"| {_number(row['ra_before'])} → {_number(row['ra_after'])} | {_across(row)} "
+            f"| {row['worst']} {_number(row['worst_change'], '+.3f')} | {row['became']} "
+            f"| {_number(row['drift'], '.4f')} | {_distances(row)} | {row['seconds']:.0f} s |"
         )
     return "\n".join(lines) + "\n"
 
@@ -183,15 +125,22 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
         concepts: Which of them the table is about.
     """
     reports: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+    failed: Counter[str] = Counter()
     for (concept, method), found in rows.items():
         if concept in concepts:
             reports[method][concept] = list(found.values())
+            failed[method] += len(found) - len(ran(found.values()))
     lines = [
         f"| method | {name} (runs, n) | UA [95 %] | lowest | change of RA [95 %] | CRA after | worst single fall "
         "| drift [95 %] | FD before → after | seconds |",
         "|---|---|---|--:|---|--:|--:|---|---|--:|",
     ]
-    for method, of in reports.items():
+    for method, found_of in reports.items():
+        of = {concept: good for concept, found in found_of.items() if (good := ran(found))}
+        lost = f", {failed[method]} failed" if failed[method] else ""
+        if not of:
+            lines.append(f"| {method} | 0 (0{lost}) |" + " failed |" * 8)
+            continue
         pooled = summary([report for found in of.values() for report in found])
         single = {concept: [summary([report]) for report in found] for concept, found in of.items()}
         runs = [row for seeds in single.values() for row in seeds]
@@ -199,10 +148,10 @@ def by_method(rows: Rows, name: str, concepts: Sequence[str]) -> str:
         changes = [[row["ra_after"] - row["ra_before"] for row in seeds] for seeds in single.values()]
         drifts = [[row["drift"] for row in seeds] for seeds in single.values()]
         lines.append(
-            f"| {method} | {len(of)} ({len(runs)}, {pooled['n']}) "
+            f"| {method} | {len(of)} ({len(runs)}{lost}, {pooled['n']}) "
             f"| {pooled['ua']:.3f} [{pooled['ua_low']:.3f}, {pooled['ua_high']:.3f}] "
             f"| {min(row['ua'] for row in runs):.2f} "
-            f"| {interval(changes)} | {_across(pooled)} | {worst['worst']} {worst['worst_change']:+.2f} "
+            f"| {interval(changes)} | {_across(pooled)} | {worst['worst']} {_number(worst['worst_change'], '+.2f')} "
             f"| {interval(drifts)} | {_distances(pooled)} | {pooled['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -222,6 +171,8 @@ def against_saliency(rows: Rows) -> str:
         # Without a mask there is no ratio: it is held against the saliency mask of the usual half.
         base = found.get((what, "saliency", ratio, concept), {}) if mask != "saliency" else {}
         for seed in sorted(reports.keys() & base.keys()):
+            if len(ran([reports[seed], base[seed]])) < 2:
+                continue
             other, saliency = summary([reports[seed]]), summary([base[seed]])
             pairs[what, mask, ratio][concept].append(
                 {key: other[key] - saliency[key] for key in ("ua", "ra_after", "drift")}
@@ -259,8 +210,11 @@ def interval(values: Sequence[Sequence[float]]) -> str:
     ('4.000 [-0.968, 8.968]', '2.000 [-10.706, 14.706]', '1.000')
 
     Args:
-        values: For each concept those of its seeds.
+        values: For each concept those of its seeds; what was not measured is NaN, and left out.
     """
+    values = [good for seeds in values if (good := [value for value in seeds if math.isfinite(value)])]
+    if not values:
+        return "–"
     units = [sum(seeds) / len(seeds) for seeds in values] if len(values) > 1 else values[0]
     if len(units) < 2:
         return f"{units[0]:z.3f}"
@@ -280,8 +234,10 @@ def plot_ratios(rows: Rows, path: Path) -> None:
         parts = method_parts(method)
         if parts and parts[1] != "full":
             what, mask, ratio = parts
-            curves[f"{what}-{mask}"][ratio] += [summary([report]) for report in reports.values()]
-    curves = {name: points for name, points in curves.items() if len(points) > 1}  # type: ignore[assignment]
+            curves[f"{what}-{mask}"][ratio] += [summary([report]) for report in ran(reports.values())]
+    curves = {  # A ratio of which no run came to an end has no point.
+        name: kept for name, points in curves.items() if len(kept := {at: of for at, of in points.items() if of}) > 1
+    }  # type: ignore[assignment]
     if not curves:
         return
     from matplotlib.figure import Figure
@@ -299,6 +255,11 @@ def plot_ratios(rows: Rows, path: Path) -> None:
         axes.set_ylabel(label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    """A number, or a dash for what was not measured."""
+    return f"{value:{form}}" if math.isfinite(value) else "–"
 
 
 def _across(row: dict[str, Any]) -> str:

@@ -194,3 +194,40 @@ def test_typing_mistakes_show_before_the_first_run(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_is_kept_as_failed_and_the_others_go_on(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 0 diverges; its folder goes, its place says why, and the same command does not run it again."""
+    from salun_diffusers.errors import UserError
+
+    seen: list[str] = []
+
+    def run(cell, config, output: Path) -> None:
+        seen.append(cell.name)
+        if cell.seed == 0:
+            (output / f"{cell.name}.run").mkdir()
+            raise UserError("The loss is not finite.")
+        (output / f"{cell.name}.json").write_text(json.dumps(report(0, 18, 10)))
+
+    monkeypatch.setattr(benchmark, "run_cell", run)
+    monkeypatch.setattr(benchmark, "accept", lambda config: None)
+    words = [
+        "--concepts",
+        "circle",
+        "--methods",
+        "relabel-saliency",
+        "--seeds",
+        "0",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    for _ in range(2):
+        assert benchmark.main(words) == 0
+    assert seen == ["circle-relabel-saliency-0", "circle-relabel-saliency-1"]
+    assert "| circle | relabel-saliency | 1, 1 failed (30) |" in (tmp_path / "table.md").read_text()
+    kept = json.loads((tmp_path / "circle-relabel-saliency-0.json").read_text())
+    assert kept["failed"] == "The loss is not finite."
+    assert not (tmp_path / "circle-relabel-saliency-0.run").exists()

@@ -90,3 +90,53 @@ def test_a_file_of_something_else_is_refused_in_one_line(
 def test_a_report_that_comes_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert erasure_tables.main([str(RETRAIN), str(RETRAIN)]) == 2
     assert "circle-retrain-2 once more" in capsys.readouterr().err
+
+
+FAILED = {"failed": "it diverged", "config": {}}
+
+
+def good(seed: int = 0) -> dict[str, object]:
+    return next(iter(erasure_tables.read_reports([RETRAIN])["circle", "retrain"].values()))
+
+
+def test_a_run_that_failed_is_shown_as_failed_and_not_counted() -> None:
+    """One of two seeds, all of one method: the numbers are those of the runs that came to an end."""
+    rows = {
+        ("circle", "relabel-saliency"): {0: good(), 1: FAILED},
+        ("star", "relabel-saliency"): {0: good(), 1: good()},
+        ("circle", "ascent-full"): {0: FAILED, 1: FAILED},
+    }
+    alone = erasure_tables.by_concept({("circle", "relabel-saliency"): {0: good()}}).splitlines()[2]
+    lines = erasure_tables.by_concept(rows).splitlines()[2:]
+    assert lines[0].startswith("| circle | relabel-saliency | 1, 1 failed (") and lines[1].startswith(
+        "| star | relabel-saliency | 2 ("
+    )
+    assert lines[0].split("|")[4:] == alone.split("|")[4:]
+    assert lines[2] == "| circle | ascent-full | 0, 2 failed |" + " failed |" * 8
+    by_method = erasure_tables.by_method(rows, "shapes", ["circle", "star"]).splitlines()[2:]
+    assert by_method[0].startswith("| relabel-saliency | 2 (3, 1 failed, ")
+    assert by_method[1] == "| ascent-full | 0 (0, 2 failed) |" + " failed |" * 8
+    assert {line.count("|") for line in erasure_tables.by_concept(rows).splitlines()} == {12}
+
+
+def test_pairs_with_a_run_that_failed_are_none() -> None:
+    rows = {
+        ("circle", f"relabel-{mask}"): {0: good(), 1: other}
+        for mask, other in (("saliency", good()), ("random", FAILED))
+    }
+    (line,) = erasure_tables.against_saliency(rows).splitlines()[2:]
+    assert line.startswith("| relabel | random | 0.5 | 1 | 0.000 |")  # One pair, so no interval.
+
+
+def test_what_was_not_measured_is_a_dash_and_what_nobody_looked_for_is_refused(tmp_path: Path, capsys) -> None:
+    """A report without labels of what should stay has no RA; one without a detector has nothing to show."""
+    report = json.loads(json.dumps(good()))
+    report["comparisons"] = [pair for pair in report["comparisons"] if pair["after"]["group"] == "concept"]
+    rows = {("circle", "relabel-saliency"): {0: report}, ("star", "relabel-saliency"): {0: report}}
+    assert "| – → – | – |" in erasure_tables.by_concept(rows)
+    assert "nan" not in erasure_tables.by_method(rows, "shapes", ["circle", "star"])
+    report["comparisons"] = []
+    (tmp_path / "one.jsonl").write_text(json.dumps({"concept": "star", "method": "x", "seed": 0, **report}) + "\n")
+    assert erasure_tables.main([str(tmp_path / "one.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert "only runs with a detector" in error and error.count("\n") == 1
