@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
@@ -140,11 +140,11 @@ def read_indices(path: str | Path) -> list[int]:
         UserError: If the file cannot be read or holds anything else; the message names the first such word.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(Path(path)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"--forget_indices {path} cannot be read as text: {error}.") from error
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         words = [str(item) for item in found] if isinstance(found, list) else text.replace(",", " ").split()
     except ValueError:
         words = text.replace(",", " ").split()

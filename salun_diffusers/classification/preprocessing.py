@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.json_files import read_object
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -57,15 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file holds anything else.
     """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found a {type(content).__name__}.")
-    return content
+    return read_object(path) if path.is_file() else {}
 
 
 def _size(said: dict[str, Any], path: Path) -> int | None:

@@ -17,6 +17,7 @@ from salun_diffusers.diffusion.settings import Settings, recorded, resolve
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
     class_name,
@@ -26,7 +27,7 @@ from salun_diffusers.files.pipeline_folder import (
     model_index,
 )
 from salun_diffusers.files.run_folder import check_output
-from salun_diffusers.files.whole_files import require_space, size_of
+from salun_diffusers.files.whole_files import require_space
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def accept(config: EraseConfig) -> Request:
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
         check_foreseen(base / denoiser_folder(index, base), base / "scheduler", settings, config.variant)
-    require_space(Path(config.output_dir or "runs"), 2 * size_of(base), "The erased pipeline with its work files")
+        needed = 2 * size_of_copy(base, config.variant)
+        require_space(Path(config.output_dir or "runs"), needed, "The erased pipeline with its work files")
     return Request(config, settings, concept, base, class_name(index))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,12 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.record import FORMAT as RECORD_FORMAT
 from salun_diffusers.evaluation.record import EvaluationRecord
 from salun_diffusers.evaluation.sampling import Sampling, require_same_sampling
+from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.reports.report import FORMAT as REPORT_FORMAT
 from salun_diffusers.reports.report import EvaluationReport
 
+_MOST_BYTES = 256 * 2**20
 Key = tuple[str, str]
 """Group of a measurement, and its name with what exactly it was measured on: what shares a row."""
 
@@ -141,7 +142,7 @@ def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
     found: list[EvaluationRecord | EvaluationReport] = []
     for file in files:
         try:
-            data: Any = json.loads(file.read_text(encoding="utf-8"))
+            data: Any = parse_json(read_bytes(file, limit=_MOST_BYTES))
             kind = data.get("format") if isinstance(data, dict) else None
             if kind == RECORD_FORMAT:
                 found.append(EvaluationRecord.from_json(data))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
 
 CLIP_WEIGHTS = "openai/clip-vit-base-patch16"
@@ -133,13 +133,7 @@ def _config_of(weights: str, flag: str) -> dict[str, Any]:
                 f"{flag} {weights} is neither a local folder nor could be had from the hub ({one_line(error, 140)}). "
                 "Download it where there is a network and name the folder."
             ) from error
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} must hold the settings of a model as a JSON object ({error}).") from error
-    return config
+    return read_object(path, constants=float)
 
 
 def _labels(config: dict[str, Any], weights: str) -> tuple[str, ...]:

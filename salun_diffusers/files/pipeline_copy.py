@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import tell
-from salun_diffusers.files.component_files import PipelineFile, pipeline_files, require_within, unreadable_parts
+from salun_diffusers.files.component_files import (
+    PipelineFile,
+    pipeline_files,
+    require_within,
+    unreadable_parts,
+    weight_files,
+)
 from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, OWN_CODE, class_name, denoiser_folder, model_index
 from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder, write_text
 
@@ -59,6 +65,14 @@ def copy_with_denoiser(
         write_weights(partial / denoiser)
         # The weights are new, the configuration is the base's, to the byte.
         shutil.copyfile(base / denoiser / "config.json", partial / denoiser / "config.json")
+
+
+def size_of_copy(base: Path, variant: str | None = None) -> int:
+    """Bytes of what `copy_with_denoiser` writes, if the new weights are as large as the base's."""
+    index = model_index(base)
+    denoiser = denoiser_folder(index, base)
+    files = [file.path for file in kept_files(pipeline_files(base), denoiser, unreadable_parts(base, variant))]
+    return sum(path.stat().st_size for path in (*files, *weight_files(base / denoiser, variant)))
 
 
 def kept_files(files: list[PipelineFile], denoiser: str, absent: list[str]) -> Iterator[PipelineFile]:

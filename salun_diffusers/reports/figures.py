@@ -156,10 +156,14 @@ def bare_chart(width: float, height: float) -> tuple[Figure, Axes]:
 def inline_svg(figure: Figure, name: str) -> str:
     """Write a figure as an inline SVG element whose colours are the page's variables."""
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     buffer = io.StringIO()
     # Text stays text: it takes the page's font. A salt of its own keeps the identifiers of two charts apart.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    # A $ in the name of a class or of a model is a $, also where matplotlib makes the text only now.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

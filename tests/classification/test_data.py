@@ -83,7 +83,7 @@ class TestSplits:
         (tmp_path / "indices.txt").write_text("1 two")
         with pytest.raises(UserError, match="must hold whole numbers, found 'two'"):
             read_indices(tmp_path / "indices.txt")
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="does not exist"):
             read_indices(tmp_path / "nothing.txt")
 
 

@@ -196,13 +196,13 @@ class TestPreprocessing:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ("[]", "must hold a JSON object, found a list"),
+            ("[]", "a JSON object is required, found list"),
             ("{", "is damaged"),
             ('{"size": 16, "image_mean": null, "image_std": [0.5]}', "not by what: write image_mean"),
             ('{"size": 16, "image_mean": [0.5]}', "write image_std"),
             ('{"image_mean": [], "image_std": []}', "write image_mean"),
             ('{"image_mean": ["a"], "image_std": [1]}', "must have numbers as image_mean, got 'a'"),
-            ('{"image_mean": NaN, "image_std": 1}', "got nan"),
+            ('{"image_mean": NaN, "image_std": 1}', "a finite number is required, found NaN"),
             ('{"image_mean": [0.5], "image_std": [0]}', "positive image_std"),
             ('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1]}', "as many positive image_std"),
             ('{"size": "big", "image_mean": 0, "image_std": 1}', "its size is 'big'"),

@@ -309,7 +309,7 @@ class TestTable1:
         record = load_record(folder)
         assert (record["batch_size"], record["schedule"], record["flip"]) == (256, "multistep", True)
         classifier, _ = load_classifier(folder)
-        assert (classifier.mean, classifier.std) == ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616])
+        assert ([*classifier.mean], [*classifier.std]) == ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616])
         for method in ("salun", "retrain"):
             typed = (
                 f"--model {folder} --preset salun-table1 --forget_ratio 0.1 --method {method} --retrain --output_dir"

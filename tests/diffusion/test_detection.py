@@ -67,8 +67,8 @@ def test_folders_that_are_no_classifiers(refused: Callable[..., str], tmp_path: 
     for name, files, words in (
         ("empty", {}, "has no config.json"),
         ("pickled", {"config.json": "{}", "pytorch_model.bin": ""}, "must hold safetensors weights"),
-        ("damaged", {"config.json": "{", "model.safetensors": ""}, "must hold the settings of a model"),
-        ("a-list", {"config.json": "[]", "model.safetensors": ""}, "it holds a list"),
+        ("damaged", {"config.json": "{", "model.safetensors": ""}, "is damaged: JSON is required"),
+        ("a-list", {"config.json": "[]", "model.safetensors": ""}, "a JSON object is required, found list"),
         ("nameless", {"config.json": "{}", "model.safetensors": ""}, "has no id2label"),
         ("lettered", {"config.json": '{"id2label": {"a": "b"}}', "model.safetensors": ""}, "must count its classes"),
     ):
