@@ -113,18 +113,14 @@ def inside_count(queries: Tensor, centres: Tensor, neighbours: int = 3, rows: in
         neighbours: k.
         rows: Rows of a distance matrix at once.
     """
-    # Distances of features that all lie far from the origin are lost in single precision.
+    # Distances by products of matrices are lost where all features lie far from the origin, the more so in fp32.
     middle = centres.double().mean(dim=0)
     queries, centres = queries.double() - middle, centres.double() - middle
     radii = torch.cat(
         # The nearest one is the centre itself.
-        [_distances(part, centres).kthvalue(neighbours + 1, dim=1).values for part in centres.split(rows)]
+        [torch.cdist(part, centres).kthvalue(neighbours + 1, dim=1).values for part in centres.split(rows)]
     )
-    return sum(int((_distances(part, centres) <= radii).any(dim=1).sum()) for part in queries.split(rows))
-
-
-def _distances(one: Tensor, other: Tensor) -> Tensor:
-    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+    return sum(int((torch.cdist(part, centres) <= radii).any(dim=1).sum()) for part in queries.split(rows))
 
 
 def require_finite(features: FeatureSet, what: str) -> None:

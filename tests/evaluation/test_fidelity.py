@@ -131,15 +131,16 @@ def test_measurements_and_their_intervals(demo) -> None:
 
 
 def test_features_far_from_the_origin_have_the_same_neighbours() -> None:
-    """Steps of 1/1024 at 1024, which single precision holds exactly, and whose products of 300 squares it does not.
+    """Steps of 1/1024 at 1024: single precision holds them exactly, and not the products of 300 such numbers.
 
-    Centres 0, 1, 3 with k = 1 have radii 1, 1, 2: of the queries -2 and 6 are outside, -1, 2, 4 and 5 inside.
+    Centres 0, 2, …, 78 with k = 1 have radius 2, together [-2, 80]: of the queries -1.5, 1 and 79.5 steps are inside,
+    -3 and 81.5 are not.
     """
     centres, queries = (
         torch.nn.functional.pad(torch.tensor(places)[:, None] / 1024, (0, 299)) + 1024
-        for places in ([0.0, 1.0, 3.0], [-2.0, -1.0, 2.0, 4.0, 5.0, 6.0])
+        for places in ([2.0 * step for step in range(40)], [-3.0, -1.5, 1.0, 79.5, 81.5])
     )
-    assert inside_count(queries, centres, neighbours=1) == 4
+    assert inside_count(queries, centres, neighbours=1) == 3
 
 
 @pytest.mark.parametrize("side", [0, 1])
