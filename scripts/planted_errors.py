@@ -43,11 +43,11 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "masks/mask.py": {
         _MASK: [
             ("selected = int(ratio * sum(sizes))", "selected = int((1 - ratio) * sum(sizes))"),
-            ("int(ratio * tensor.numel())))", "int((1 - ratio) * tensor.numel())))"),
             ("bits & other.packed[name]", "bits | other.packed[name]"),
             ("return (self & other).number_selected / either", "return (self | other).number_selected / either"),
             ("if predicate(name)}", "if not predicate(name)}"),
         ],
+        "masks/test_counts.py": [("int(ratio * tensor.numel())))", "int((1 - ratio) * tensor.numel())))")],
         _METHODS: [("[row.selected for row in", "[row.size - row.selected for row in")],
     },
     "masks/packed_bits.py": {_MASK: [("(1 << size % 8) - 1", "(1 << size % 8)")]},
@@ -123,8 +123,8 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _RECIPES: [
             ("epoch >= int(milestone)", "epoch > int(milestone)"),
             ("0.5 * (1 + math.cos(", "0.5 * (1 - math.cos("),
-            ("predict(task.classifier, task.split.forget.pixels)", "task.classifier.eval()"),
         ],
+        _METHODS: [("predict(task.classifier, task.split.forget.pixels)", "task.classifier.eval()")],
         _FORMULAS: [("leaf.add_(leaf.grad)", "leaf.sub_(leaf.grad)")],
     },
     "classification/forget_split.py": {

@@ -390,7 +390,7 @@ class TestNetworks:
         classifier = self.build("vgg16_bn")
         model = classifier.model.double().eval()
         weights = model.state_dict()
-        x = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             found, h, place = model(x).logits, x, 0
             for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):

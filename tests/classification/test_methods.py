@@ -261,6 +261,16 @@ def test_divergence_in_the_last_step_is_told(make_task, make_network, name):
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["ga", "salun", "bs"])
+def test_finite_weights_that_answer_with_infinity(make_task, make_network, name):
+    """Convolution and head of 1e28 and more each: both are numbers, and their product is none."""
+    classifier = make_network(norm=False)
+    task = dataclasses.replace(make_task(), classifier=classifier, mask=SaliencyMask.full(classifier.parameters))
+    with pytest.raises(UserError, match="answers 12 of 12 pictures with NaN or infinity"):
+        METHODS[name](training=Training(epochs=1, learning_rate=1e30, batch_size=64))(task)
+    assert all(weight.isfinite().all() for weight in classifier.parameters.values())
+
+
 def test_a_damaged_model_is_told_before_anything_is_done(make_task):
     task = make_task()
     with torch.no_grad():
