@@ -101,6 +101,7 @@ class TestExplicitLatents:
         left = {path.name for path in (tmp_path / "run" / "work").rglob("*")}
         assert left == {"mask.json", "pipeline.json"}
         assert "latents of the explicit concept were deleted" in capsys.readouterr().err
+        assert "deleted when the run is done" in " ".join((tmp_path / "run" / "report.html").read_text().split())
         # The report can still be made anew.
         assert explicit(resume_from_checkpoint="latest", num_validation_images=1) == 0
         assert "fine-tuning" not in capsys.readouterr().err
@@ -108,6 +109,8 @@ class TestExplicitLatents:
     def test_stay_where_that_is_asked_for(self, explicit, tmp_path, capsys):
         assert explicit(keep_explicit_latents=True) == 0
         assert (tmp_path / "run" / "work" / "forget.safetensors").exists()
+        page = (tmp_path / "run" / "report.html").read_text()
+        assert "can make pictures, are kept in the run folder" in " ".join(page.split())
 
     def test_in_a_folder_of_the_users_are_named(self, explicit, tmp_path, capsys):
         assert explicit(generated_data_dir=tmp_path / "mine") == 0
