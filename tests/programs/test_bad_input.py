@@ -185,7 +185,7 @@ class TestValues:
             ("seed", -1, "at least 0"),
             ("seed", "one", "invalid whole number value: 'one'"),
             ("recipe", "papr", "invalid choice: 'papr'"),
-            ("detector", "eyes", "invalid choice: 'eyes'"),
+            ("detector", "eyes", "got 'eyes'"),
             ("mixed_precision", "fp8", "invalid choice: 'fp8'"),
             ("ratio", 0.5, "unrecognized arguments: --ratio"),
         ],
