@@ -195,8 +195,8 @@ def write_report(
         measurements(scores, whole_class=outcome.whole_class, subject=outcome.subject, command=command)
         for scores in (outcome.before, outcome.after)
     )
-    extra = [_seconds("run time (RTE)", outcome.seconds["unlearning"], outcome.device)]
-    extra.append(_seconds("mask, not part of RTE", outcome.seconds["saliency and mask"], outcome.device))
+    extra = [_seconds("run time (RTE)", "unlearning", outcome)]
+    extra.append(_seconds("mask, not part of RTE", "saliency and mask", outcome))
     if outcome.retrained is not None:
         rows = measurements(outcome.retrained, whole_class=outcome.whole_class, subject=outcome.subject)
         extra += [dataclasses.replace(row, group="Retrain, the reference", direction="neither") for row in rows]
@@ -214,7 +214,7 @@ def write_report(
                 subject=outcome.subject,
             )
         )
-        extra.append(_seconds("run time of Retrain", outcome.seconds["retraining"], outcome.device))
+        extra.append(_seconds("run time of Retrain", "retraining", outcome))
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
@@ -241,5 +241,6 @@ def write_report(
     return report
 
 
-def _seconds(name: str, value: float, device: str) -> Measurement:
-    return Measurement(name, value, 1, None, None, "lower", f"wall seconds on {device}", group="time")
+def _seconds(name: str, stage: str, outcome: Outcome) -> Measurement:
+    value, where = outcome.seconds[stage], f"wall seconds on {outcome.device}"
+    return Measurement(name, value, 1, None, None, "lower", where, group="time", subject=outcome.subject)

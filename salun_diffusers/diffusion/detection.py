@@ -34,6 +34,8 @@ def check_detector(config: EraseConfig) -> None:
 def with_detector(concept: Concept, config: EraseConfig) -> Concept:
     """The concept as the flags want it looked for; labels that their detector does not know are dropped.
 
+    Prompts that are a label of a classifier, such as the classes of a class-conditional model, are expected to show it.
+
     Raises:
         UserError: If a label is none of the detector's, or none of them is the concept.
     """
@@ -53,6 +55,11 @@ def with_detector(concept: Concept, config: EraseConfig) -> Concept:
 
     def judged(prompt: EvaluationPrompt) -> EvaluationPrompt:
         right, across = (label if label in known else "" for label in (prompt.expected, prompt.expected_across))
+        if (
+            not right and choice.labels and choice.name != "clip"
+        ):  # A prompt that is a class's name asks for that class.
+            place = find_label(prompt.prompt, known)
+            right = "" if place is None else known[place]
         return replace(prompt, expected=right, expected_across=across)
 
     return replace(

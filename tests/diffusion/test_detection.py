@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from salun_diffusers.diffusion.concepts import EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import chosen_detector, with_detector
 from salun_diffusers.diffusion.presets.known import find_concept
@@ -96,6 +97,14 @@ class TestChosen:
         assert not any(prompt.expected or prompt.expected_across for prompt in concept.retain_evaluation)
         kept = with_detector(find_concept(config), replace(config, detector=DEMO, detector_labels=()))
         assert all(prompt.expected for prompt in kept.retain_evaluation)
+
+    def test_a_class_is_expected_of_its_name(self) -> None:
+        """The prompts of a class-conditional model are its classes; a sentence is none."""
+        made = find_concept(EraseConfig(concept="circle"))
+        named = tuple(map(EvaluationPrompt, ("Star", "a heart", "moon")))
+        config = EraseConfig(concept="circle", detector=DEMO)
+        concept = with_detector(replace(made, retain_evaluation=named), config)
+        assert [prompt.expected for prompt in concept.retain_evaluation] == ["shape:star", "", "shape:moon"]
 
     def test_words_are_told_from_those_of_the_anchor(self, tiny_clip: Path) -> None:
         flags = {"concept": "Van Gogh", "forget_prompt": ("a Van Gogh", "by Van Gogh"), "retain_prompts": None}
