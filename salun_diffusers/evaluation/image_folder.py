@@ -13,7 +13,7 @@ from typing import TypeVar
 from PIL import Image, ImageFilter
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest, same_pictures
+from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.pictures.decoding import read_header, read_picture, square, upright_rgb
 from salun_diffusers.pictures.picture_files import (
@@ -203,32 +203,3 @@ def require_one_size(files: Sequence[Path]) -> tuple[int, int]:
                 f"{size[0]}×{size[1]}. --resize N scales the shorter side of each to N and crops the centre."
             )
     return first
-
-
-def require_pairs(old: ImageFolder, new: ImageFolder) -> None:
-    """Refuse two folders whose pictures are not of the same prompts and seeds, one by one.
-
-    Manifests say it; without both of them the files' names do, endings aside: `0.png` and `1.jpg` are no pair, and one
-    missing file shifts every pair behind it.
-
-    Raises:
-        UserError: Naming the first difference.
-    """
-    if old.manifest is not None and new.manifest is not None:
-        if not same_pictures(old.rows, new.rows):
-            raise UserError(
-                f"Pairs need the same prompts and seeds in both folders; {old.root} has {len(old)} pictures, "
-                f"{new.root} has {len(new)}, and their manifests differ. Draw both with the same prompt file."
-            )
-        return
-    ours, theirs = ([str(file.relative_to(side.root).with_suffix("")) for file in side.files] for side in (old, new))
-    known = set(ours), set(theirs)
-    alone = [(old.root, new.root, name) for name in ours if name not in known[1]]
-    alone += [(new.root, old.root, name) for name in theirs if name not in known[0]]
-    if alone or len(ours) != len(set(ours)) or ours != theirs:
-        here, there, name = alone[0] if alone else (old.root, new.root, ours[0] if ours else "")
-        raise UserError(
-            f"Pairs need the same prompts and seeds in both folders, and without a manifest in each the names must say "
-            f"it: {here} has {len(old if here == old.root else new)} pictures, among them {name!r}, which has no "
-            f"partner in {there}. Name them alike."
-        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,3 @@ def _check_made_with(made_with: Any) -> None:
             raise ValueError(f"{name!r} must be a whole number, found {str(value)[:60]!r}")
     if not isinstance(made_with.get("scheduler", {}), str | dict):
         raise ValueError("'scheduler' must be a name or an object")
-
-
-def same_pictures(one: Sequence[PictureRow], other: Sequence[PictureRow]) -> bool:
-    """Whether two folders hold pictures of the same prompts and seeds, in the same order."""
-    wanted = [field.name for field in fields(PictureRow) if field.name not in ("file", "label")]
-    return [tuple(getattr(row, name) for name in wanted) for row in one] == [
-        tuple(getattr(row, name) for name in wanted) for row in other
-    ]

@@ -12,14 +12,12 @@ from PIL import Image
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import (
-    ImageFolder,
     blurred,
     decoded,
     read_image_folder,
     require_one_size,
-    require_pairs,
 )
-from salun_diffusers.evaluation.manifest import FORMAT, Manifest, PictureRow, read_manifest, same_pictures
+from salun_diffusers.evaluation.manifest import FORMAT, Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
 
 
@@ -70,8 +68,6 @@ def test_rows_come_from_the_manifest(tmp_path: Path) -> None:
         read_image_folder(tmp_path)
     save(tmp_path / "b.png")
     assert [file.name for file in read_image_folder(tmp_path).files] == ["b.png", "a.png"]
-    assert same_pictures(rows, tuple(read_image_folder(tmp_path).rows))
-    assert not same_pictures(rows, rows[::-1])
 
 
 def test_damaged_manifest(tmp_path: Path) -> None:
@@ -189,40 +185,6 @@ def test_leaving_out_a_class_that_is_none(tmp_path: Path) -> None:
     save(tmp_path / "star" / "0.png")
     with pytest.raises(UserError, match="no pictures of the class 'Circle' to leave out; the closest is 'circle'"):
         read_image_folder(tmp_path).without(["Circle"])
-
-
-class TestPairs:
-    def folders(self, root: Path, one: list[str], other: list[str]) -> list[ImageFolder]:
-        for name in one:
-            save(root / "a" / name)
-        for name in other:
-            save(root / "b" / name)
-        return [read_image_folder(root / "a"), read_image_folder(root / "b")]
-
-    def test_names_say_it(self, tmp_path: Path) -> None:
-        require_pairs(*self.folders(tmp_path, ["0.png", "10.png", "2.png"], ["0.jpg", "2.jpg", "10.webp"]))
-
-    @pytest.mark.parametrize(
-        ("one", "other", "words"),
-        [
-            (["0.png", "1.png"], ["1.png", "2.png"], "a has 2 pictures, among them '0'"),
-            (["0.png", "1.png"], ["img_0.png", "img_1.png"], "among them '0'"),
-            (["0.png"], ["0.png", "1.png"], "b has 2 pictures, among them '1'"),
-            (["0.png", "0.jpg"], ["0.png", "0.jpg"], "among them '0'"),
-        ],
-    )
-    def test_names_that_do_not(self, tmp_path: Path, one: list[str], other: list[str], words: str) -> None:
-        with pytest.raises(UserError, match=words):
-            require_pairs(*self.folders(tmp_path, one, other))
-
-    def test_manifests_say_it(self, tmp_path: Path) -> None:
-        first, second = self.folders(tmp_path, ["0.png"], ["7.png"])
-        Manifest((PictureRow("0.png", "a", 1),), {}).save(first.root)
-        Manifest((PictureRow("7.png", "a", 1),), {}).save(second.root)
-        require_pairs(read_image_folder(first.root), read_image_folder(second.root))
-        Manifest((PictureRow("7.png", "a", 2),), {}).save(second.root)
-        with pytest.raises(UserError, match="and their manifests differ"):
-            require_pairs(read_image_folder(first.root), read_image_folder(second.root))
 
 
 class TestManifestsOfStrangers:
