@@ -251,9 +251,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("part in self.classes and enough", "enough"),
         ]
     },
-    "evaluation/nudity.py": {
-        _NUDITY: [("[..., ::-1]", "[..., ::1]"), ("prompts.get(key, frozenset()) | seen", "seen")]
-    },
+    "evaluation/nudity.py": {_NUDITY: [("prompts.get(key, frozenset()) | seen", "seen")]},
     "evaluation/objects.py": {
         _OBJECTS: [
             ("frozenset(shown) - {name}", "frozenset(shown)"),
