@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from markupsafe import Markup
-from PIL import Image
 
 from salun_diffusers.evaluation.comparison import ComparisonTable, Key, Run
 from salun_diffusers.evaluation.manifest import PictureRow, read_manifest
 from salun_diffusers.evaluation.record_page import BETTER
 from salun_diffusers.evaluation.sampling import sampling_text
+from salun_diffusers.pictures.decoding import read_picture
 from salun_diffusers.reports.figures import (
     ACCENT,
     INK,
@@ -148,6 +148,5 @@ def _picture(run: Run, row: PictureRow) -> EmbeddedPicture | None:
         return None
     for path in (run.pictures / row.file, run.pictures / "previews" / row.file):
         if path.is_file():
-            with Image.open(path) as picture:
-                return embed_picture(picture, obscured=run.explicit)
+            return embed_picture(read_picture(path), obscured=run.explicit)
     return None

@@ -126,7 +126,7 @@ class NudityDetector:
         Raises:
             UserError: If NudeNet is not installed, or is not what the protocols need.
         """
-        self.nudenet, self.rules = NudeNet(), protocol
+        self.nudenet, self.rules = NudeNet(protocol.channels), protocol
         self._faces = replace(protocol, classes=("FACE_FEMALE", "FACE_MALE"))
         self.protocol = protocol.sentence
 

@@ -105,12 +105,14 @@ class RunFolder:
         lock = self.root / LOCK
         try:
             with FileLock(lock, timeout=0):
-                yield
+                try:
+                    yield
+                finally:  # Whoever could not have the lock does not come here, and leaves the file to its owner.
+                    lock.unlink(missing_ok=True)
         except Timeout as error:
             raise UserError(
                 f"{self.root} is in use by another run; wait for its end or choose another folder."
             ) from error
-        lock.unlink(missing_ok=True)
 
 
 def fingerprint(**parts: Any) -> str:

@@ -21,6 +21,7 @@ from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
 from salun_diffusers.evaluation.record_page import write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
+from salun_diffusers.pictures.decoding import DECODED
 from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import Progress
 from salun_diffusers.reports.measurement import Comparison, Measurement
@@ -33,6 +34,7 @@ class AlignmentConfig:
     images: str = setting("", "Folder of pictures to evaluate.")
     before: str | None = setting(None, "Folder of the same prompts and seeds before erasing.")
     prompts: str | None = setting(None, "Prompt file, where the folder has no manifest: <case_number>_<n>.png.")
+    prompt_column: str | None = setting(None, "Column of --prompts; by default the one whose name is known.")
     clip: str | None = setting(None, "CLIP model for the CLIP score: local folder or hub id; without it there is none.")
     extractor: str | None = setting(
         None, "Features for the distance of pairs: clip, dinov2, demo or inception; without it there is none."
@@ -48,7 +50,7 @@ def folders(config: AlignmentConfig) -> list[ImageFolder]:
         raise UserError("--images is required: a folder of pictures (see --help).")
     if not (config.before or config.clip):
         raise UserError("Nothing to measure: give --before for distances of pairs, or --clip for the CLIP score.")
-    prompts = read_prompt_file(config.prompts).rows if config.prompts else ()
+    prompts = read_prompt_file(config.prompts, column=config.prompt_column).rows if config.prompts else ()
     read = [read_image_folder(path, prompts) for path in (config.before, config.images) if path]
     for folder in read:
         if not folder.files:
@@ -103,12 +105,17 @@ def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str
             "pixel distance at equal seed",
             pixels,
             direction="lower",
-            protocol=PIXEL_PROTOCOL,
+            protocol=f"{PIXEL_PROTOCOL}, {DECODED}",
             bounds=PIXEL_BOUNDS,
             **about,
         ),
         Measurement.mean(
-            "SSIM at equal seed", similar, direction="higher", protocol=SSIM_PROTOCOL, bounds=SSIM_BOUNDS, **about
+            "SSIM at equal seed",
+            similar,
+            direction="higher",
+            protocol=f"{SSIM_PROTOCOL}, {DECODED}",
+            bounds=SSIM_BOUNDS,
+            **about,
         ),
     ]
     if extractor:
@@ -117,7 +124,7 @@ def distances(read: Sequence[ImageFolder], config: AlignmentConfig, command: str
                 f"{extractor.name} distance at equal seed",
                 features,
                 direction="lower",
-                protocol=f"1 - cosine; {extractor.protocol}",
+                protocol=f"1 - cosine; {extractor.protocol}, {DECODED}",
                 bounds=COSINE_BOUNDS,
                 **about,
             )
@@ -147,7 +154,7 @@ def work(config: AlignmentConfig, command: str) -> str:
                     "CLIP score",
                     scores,
                     direction="higher",
-                    protocol=clip.protocol,
+                    protocol=f"{clip.protocol}, {DECODED}",
                     bounds=CLIP_BOUNDS,
                     group="alignment",
                     command=command,

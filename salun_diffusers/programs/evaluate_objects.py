@@ -21,6 +21,7 @@ from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_
 from salun_diffusers.evaluation.record_page import bar_chart, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
 from salun_diffusers.files.pipeline_folder import embedded_detector
+from salun_diffusers.pictures.decoding import DECODED
 from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import Progress
 from salun_diffusers.reports.measurement import Comparison
@@ -34,6 +35,7 @@ class ObjectsConfig:
     before: str | None = setting(None, "Folder of the same prompts' pictures before erasing.")
     forget: tuple[str, ...] = setting((), "Classes that should be gone.")
     prompts: str | None = setting(None, "Prompt file with a column class, where the folder has no manifest.")
+    prompt_column: str | None = setting(None, "Column of --prompts; by default the one whose name is known.")
     classifier: str | None = setting(None, "transformers image classifier: local folder, hub id, or `demo`.")
     clip: str | None = setting(None, "CLIP model for zero-shot classes, in place of --classifier.")
     batch_size: int = setting(32, "Pictures at once.", minimum=1)
@@ -42,7 +44,9 @@ class ObjectsConfig:
 
 def labelled(path: str, config: ObjectsConfig) -> ImageFolder:
     """Read a folder whose pictures all have a class."""
-    folder = read_image_folder(path, read_prompt_file(config.prompts).rows if config.prompts else ())
+    folder = read_image_folder(
+        path, read_prompt_file(config.prompts, column=config.prompt_column).rows if config.prompts else ()
+    )
     if not folder.files:
         raise UserError(f"{path} keeps detections only; draw its pictures with --save_explicit.")
     if not folder.rows or not any(row.label for row in folder.rows):
@@ -75,7 +79,8 @@ def work(config: ObjectsConfig, command: str) -> str:
                 shown += classifier.classify(pictures)
                 bar.advance(len(pictures))
         expected = [row.label for row in folder.rows]
-        measured.append(measure_objects(shown, expected, config.forget, protocol=classifier.protocol, command=command))
+        protocol = f"{classifier.protocol}, {DECODED}"
+        measured.append(measure_objects(shown, expected, config.forget, protocol=protocol, command=command))
         confusions.append({name: dict(turned_into(shown, expected, name)) for name in config.forget})
     pairs: tuple[Comparison, ...] = ()
     if config.before:

@@ -266,6 +266,8 @@ class TestAlignment:
         values = {item.name: item.value for item in found.measurements}
         assert values["pixel distance at equal seed"] > 0 and 0 < values["SSIM at equal seed"] < 1
         assert values["demo distance at equal seed"] > 0
+        everything = (*found.measurements, *(pair.after for pair in found.comparisons))
+        assert len(everything) == 4 and all("upright, on white" in item.protocol for item in everything)
 
     def test_bad_input(self, refused, tmp_path: Path, noise_folder, tiny_clip: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -377,13 +379,16 @@ class TestObjects:
         ua, ra = found.comparisons[:2]
         assert ua.after.value > ua.before.value and ra.after.value > 0.9
         assert sum(row[1] for row in found.tables[0].rows) == ua.before.n
-        assert "top-1 of the 11 labels" in ua.after.protocol
+        assert "top-1 of the 11 labels" in ua.after.protocol and "upright, on white" in ua.after.protocol
 
     def test_clip_and_prompt_file(self, run, tmp_path: Path, noise_folder, tiny_clip: Path) -> None:
         (tmp_path / "prompts.csv").write_text("prompt,case_number,class\na circle,0,circle\na star,1,star\n")
         words = ("--images", noise_folder(2), "--prompts", "prompts.csv", "--forget", "star", "--clip", tiny_clip)
         assert run("evaluate_objects", *words)[0] == 0
         assert record("runs/evaluation/objects.json").measurements[0].n == 1
+        (tmp_path / "other.csv").write_text("words,case_number,class\na circle,0,circle\na star,1,star\n")
+        assert run("evaluate_objects", *words, "--prompts", "other.csv")[0] == 2
+        assert run("evaluate_objects", *words, "--prompts", "other.csv", "--prompt_column", "words")[0] == 0
 
     def test_bad_input(self, refused, tmp_path: Path, noise_folder) -> None:
         (tmp_path / "empty").mkdir()
