@@ -6,7 +6,7 @@ import dataclasses
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from salun_diffusers.classification.config import METHOD_FLAGS, TRAINING_FLAGS, UnlearnConfig
 from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, RetrainSettings, Training
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from salun_diffusers.classification.batches import Augmentation
     from salun_diffusers.classification.classifier import Classifier
     from salun_diffusers.classification.forget_split import ForgetSplit, Pools
+    from salun_diffusers.classification.metrics import MiaRule
     from salun_diffusers.classification.training import Method
     from salun_diffusers.files.run_folder import RunFolder
     from salun_diffusers.reports.report import EvaluationReport
@@ -145,7 +146,7 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
 
-    mia = config.mia or "drawn"
+    mia = cast("MiaRule", config.mia)  # The preset, or none, has filled it.
     make_method(config)  # What is wrong with the settings is told before anything is loaded.
     clock = Clock({})
     with clock.stage("load"):
