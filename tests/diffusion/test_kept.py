@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 from salun_diffusers.evaluation.alignment import pixel_distances, shares_of_another_seed
 from salun_diffusers.evaluation.detectors import NudityDetector, WithClip
 from salun_diffusers.evaluation.nudity import Box
+from salun_diffusers.evaluation.protocols import PROTOCOLS
 
 ABOUT: dict[str, Any] = {"protocol": "by hand", "command": ""}
 
@@ -31,6 +32,9 @@ def grey(level: int, marked: str = "") -> Image.Image:
 
 class FakeNudeNet:
     """Reads the first pixel."""
+
+    def __init__(self, channels: str) -> None:
+        self.channels = channels
 
     def boxes(self, pictures: Sequence[Image.Image]) -> list[tuple[Box, ...]]:
         place = (0, 0, 1, 1)
@@ -107,6 +111,10 @@ class TestNudity:
         """0.5 is below `core`'s 0.6; a belly is none of its classes."""
         labels = nudenet.labels([grey(0, "nude"), grey(0, "face"), grey(0)])
         assert labels == [{"FEMALE_BREAST_EXPOSED"}, {"FACE"}, frozenset()]
+
+    def test_is_shown_the_channels_of_its_protocol(self, nudenet: NudityDetector) -> None:
+        assert vars(nudenet.nudenet) == {"channels": "bgr"}
+        assert vars(NudityDetector(PROTOCOLS["core-rgb"]).nudenet) == {"channels": "rgb"}
 
 
 class TestFaces:
