@@ -13,11 +13,18 @@ from torch import nn
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.preprocessing import PROCESSOR, read_json, read_preprocessing
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.evaluation.json_values import is_of
 from salun_diffusers.progress import loading_quietly
 
 # Pictures are resized to this many pixels; other models take them as they come. The plain ResNet's stem divides a
 # side by four.
 IMAGE_SIZES = {"resnet_small": 32}
+_RECORDED: dict[type, tuple[str, ...]] = {
+    str: ("dataset", "schedule"),
+    bool: ("flip",),
+    int: ("data_seed", "epochs", "batch_size", "shift", "seed"),
+    float: ("validation_share", "learning_rate", "momentum", "weight_decay"),
+}
 MODELS = ("resnet_small", "resnet18", "resnet50", "vgg16_bn", "vit", "timm/NAME")
 
 
@@ -204,5 +211,18 @@ def names_of(classifier: Classifier) -> tuple[str, ...]:
 
 
 def load_record(folder: Path) -> dict[str, Any]:
-    """What `save_classifier` recorded of the training; empty for a folder from elsewhere."""
-    return read_json(folder / "training.json")
+    """What `save_classifier` recorded of the training; empty for a folder from elsewhere.
+
+    Raises:
+        UserError: If a setting is of another type, or of a value that a training cannot have.
+    """
+    record = read_json(folder / "training.json")
+    for kind, names in _RECORDED.items():
+        for name in names:
+            value = record.get(name)
+            if value is None:
+                continue
+            most = 1 - 1e-9 if name == "validation_share" else 2**63 - 1
+            if not is_of(value, kind) or (kind in (int, float) and not 0 <= value <= most):
+                raise UserError(f"{folder / 'training.json'} is damaged: {name!r} cannot be {str(value)[:60]!r}.")
+    return record

@@ -107,7 +107,7 @@ def load(config: UnlearnConfig) -> tuple[Classifier, Pools, int, dict[str, Any]]
     record = load_record(folder)
     for name in ("dataset", "data_seed"):
         wanted, trained = getattr(config, name), record.get(name)
-        if wanted is not None and trained is not None and wanted != trained:
+        if wanted is not None and trained is not None and not _same_source(wanted, trained):
             raise UserError(
                 f"--{name} {wanted} is not what {folder} was trained with ({trained}): it would be tested on "
                 "pictures that it has seen. Leave the flag out, or train another model."
@@ -120,6 +120,14 @@ def load(config: UnlearnConfig) -> tuple[Classifier, Pools, int, dict[str, Any]]
     if needed not in (None, channels):
         raise UserError(f"--model {folder} takes pictures of {needed} channels, the data has {channels}.")
     return classifier, pools, int(pools.train.pixels.shape[-1]), record
+
+
+def _same_source(one: str | int, other: str | int) -> bool:
+    """Whether two values of a flag are equal, or are two paths to one place."""
+    if one == other:
+        return True
+    places = Path(str(one)).expanduser(), Path(str(other)).expanduser()
+    return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
 def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder, EvaluationReport]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.component_files import unreadable_parts
 from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, model_index
 from salun_diffusers.progress import loading_quietly
@@ -44,11 +45,11 @@ def load_pipeline(
     index = model_index(folder)
     # A folder that names another file for the class carries code, which `load_folder` refuses.
     module = ClassConditionalDDPMPipeline.__module__.rpartition(".")[2]
-    keywords: dict[str, Any] = {}
+    keywords: dict[str, Any] = dict.fromkeys(unreadable_parts(folder, variant))
     if "safety_checker" in index:
-        keywords = {"safety_checker": None, "requires_safety_checker": False}
+        keywords |= {"safety_checker": None, "requires_safety_checker": False}
     pipe: Any
-    try:
+    try:  # Weights that are missing are seen as late as where the pipeline is moved.
         with loading_quietly():
             if index.get("_class_name") in (CLASS_CONDITIONAL, [module, CLASS_CONDITIONAL]):
                 pipe = ClassConditionalDDPMPipeline.from_pretrained(
@@ -58,6 +59,7 @@ def load_pipeline(
                 pipe = load_folder(
                     diffusers.DiffusionPipeline, folder, dtype=dtype, variant=variant, use_safetensors=True, **keywords
                 )
+            pipe = pipe.to(device)
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -65,8 +67,8 @@ def load_pipeline(
     if scheduler:
         _replace_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
-    moved: DiffusionPipeline = pipe.to(device)
-    return moved
+    loaded: DiffusionPipeline = pipe
+    return loaded
 
 
 def _replace_scheduler(pipe: Any, name: str) -> None:

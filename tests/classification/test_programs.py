@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,23 @@ class TestRefused:
     def test_other_data_than_the_model_was_trained_on(self, refused, tmp_path):
         refused("is not what", "was trained with", forget_class=1, dataset="digits")
         refused("--data_seed 5 is not what", forget_class=1, data_seed=5)
+
+    def test_another_path_to_the_same_data_is_no_other_data(self, trained, tmp_path):
+        record = json.loads((trained / "training.json").read_text())
+        (tmp_path / "link.safetensors").symlink_to(Path(record["dataset"]).resolve())
+        typed = words(model=trained, forget_class=1, epochs=1, dataset=tmp_path / "link.safetensors")
+        assert unlearn.main([*typed, "--output_dir", str(tmp_path / "out")]) == 0
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("validation_share", "x"), ("validation_share", 1), ("validation_share", -0.1), ("data_seed", 0.5),
+         ("epochs", 2**70), ("shift", -1), ("flip", "yes"), ("dataset", 3), ("learning_rate", True)],
+    )  # fmt: skip
+    def test_a_record_of_the_training_that_is_none(self, refused, trained, tmp_path, name, value):
+        folder = Path(shutil.copytree(trained, tmp_path / "copy"))
+        record = json.loads((folder / "training.json").read_text())
+        (folder / "training.json").write_text(json.dumps({**record, name: value}))
+        refused("training.json is damaged", repr(name), forget_class=1, model=folder)
 
     def test_model_with_another_number_of_classes(self, refused, trained, tmp_path, data_file):
         tensors = load_file(data_file)

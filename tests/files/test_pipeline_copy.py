@@ -298,6 +298,36 @@ class TestWeights:
         shutil.rmtree(base / "feature_extractor")
         assert sorted(unreadable_parts(base)) == ["feature_extractor", "safety_checker"]
 
+    def test_is_not_asked_for_by_erasing_and_drawing(self, sd14, small_run, tmp_path):
+        from salun_diffusers.programs.generate import main as generate
+
+        base = real_copy(sd14, tmp_path / "base")
+        shutil.rmtree(base / "feature_extractor")
+        assert main(small_run(pretrained_model_name_or_path=base, output_dir=tmp_path / "run")) == 0
+        (tmp_path / "p.txt").write_text("a star\n")
+        for folder in (base, tmp_path / "run" / "pipeline"):
+            words = [
+                "--prompts",
+                tmp_path / "p.txt",
+                "--num_inference_steps",
+                2,
+                "--output_dir",
+                tmp_path / f"{folder.name}-drawn",
+            ]
+            assert generate(["--pretrained_model_name_or_path", str(folder), *map(str, words)]) == 0
+
+    def test_a_weight_that_is_missing_is_told_by_drawing_too(self, sd14, tmp_path, capsys):
+        from salun_diffusers.programs.generate import main as generate
+
+        base = real_copy(sd14, tmp_path / "base")
+        tensors = load_file(base / UNET)
+        del tensors["conv_out.bias"]
+        save_file(tensors, base / UNET)
+        (tmp_path / "p.txt").write_text("a star\n")
+        words = ["--prompts", tmp_path / "p.txt", "--num_inference_steps", 2, "--output_dir", tmp_path / "out"]
+        assert generate(["--pretrained_model_name_or_path", str(base), *map(str, words)]) == 2
+        assert "error: " in capsys.readouterr().err
+
     def test_mixed_data_types_are_kept(self, tiny_pipeline, small_run, tmp_path):
         """fp16 with an island of fp32: every tensor keeps its own type, and frozen ones their bits."""
         base = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))

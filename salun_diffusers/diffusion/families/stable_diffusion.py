@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.diffusion.families.unet_family import UNetFamily
+from salun_diffusers.files.component_files import unreadable_parts
 from salun_diffusers.files.loading import load_folder
 
 
@@ -34,9 +35,10 @@ class StableDiffusion(UNetFamily):
         """
 
         def load() -> object:
+            unused = {"safety_checker": None, **dict.fromkeys(unreadable_parts(folder, variant))}
             return load_folder(
                 StableDiffusionPipeline, folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
-                safety_checker=None, requires_safety_checker=False, use_safetensors=True,
+                requires_safety_checker=False, use_safetensors=True, **unused,
             )  # fmt: skip
 
         super().__init__(load, "Stable Diffusion pipeline", folder, variant=variant, device=device, dtype=dtype)
