@@ -47,6 +47,11 @@ def one_line(message: object, limit: int | None = None) -> str:
     return " ".join(plain.split())[:limit]
 
 
+def printable(text: str) -> str:
+    """A text of several lines without what moves a terminal's cursor or turns its text."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
 def tell(kind: str, message: object) -> None:
     """Write ``kind: message`` to stderr, as one line whatever the message holds."""
     sys.stderr.write(f"{kind}: {one_line(message)}\n")

@@ -36,6 +36,18 @@ class TestParse:
         line = "--name y --words one two --how_many 3 --share 1 --loud --kind b"
         assert parse(Settings, line.split()) == Settings("y", ("one", "two"), 3, 1.0, True, "b")
 
+    def test_text_is_utf_8(self):
+        with pytest.raises(UserError, match="must be UTF-8"):
+            parse(Settings, ["--name", "caf\udce9"])
+
+    def test_home_is_written_out(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/somewhere")
+        assert parse(Settings, ["--name=~/a"]).name == "/somewhere/a"
+
+    def test_whole_numbers_have_64_bits(self):
+        with pytest.raises(UserError, match="64 bits"):
+            parse(Settings, ["--how_many", "1" + "0" * 400])
+
     def test_hyphens_will_do(self):
         assert parse(Settings, ["--how-many", "3"]).how_many == 3
 

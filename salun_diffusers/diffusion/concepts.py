@@ -45,7 +45,7 @@ class Concept:
         explicit: Whether previews are blurred.
 
     Raises:
-        UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor.
+        UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor or retained.
     """
 
     name: str
@@ -81,6 +81,10 @@ class Concept:
                 )
             if not prompt.strip():
                 raise UserError("A forget prompt is empty; write the words that must lose the concept.")
+        forgotten = {_same_words(prompt): prompt for prompt in self.forget_prompts}
+        for prompt in self.retain_prompts:
+            if _same_words(prompt) in forgotten:
+                raise UserError(f"{prompt!r} is to be forgotten and to be retained; take it out of one of the lists.")
 
     def sets(self, numbers: Numbers) -> tuple[tuple[str, tuple[str, ...], int], ...]:
         """Name, prompts and number of latents of the three sets that fine-tuning draws from."""

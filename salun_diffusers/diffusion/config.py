@@ -42,14 +42,18 @@ class EraseConfig:
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.", group=_MODEL)
     cache_dir: str | None = setting(None, "Where downloaded models are kept.", group=_MODEL)
 
-    num_forget_images: int | None = setting(None, "Latents generated for the forget set.", group=_DATA, minimum=1)
+    num_forget_images: int | None = setting(
+        None, "Latents generated for the forget set.", group=_DATA, minimum=1, maximum=10**7
+    )
     num_anchor_images: int | None = setting(
         None,
         "Latents of the anchor prompts that fine-tuning sees with the forget prompts, beside the forget set.",
         group=_DATA,
         minimum=0,
     )
-    num_retain_images: int | None = setting(None, "Latents generated for the retain set.", group=_DATA, minimum=1)
+    num_retain_images: int | None = setting(
+        None, "Latents generated for the retain set.", group=_DATA, minimum=1, maximum=10**7
+    )
     train_data: str | None = setting(
         None,
         "Class-conditional models: take both sets from real pictures instead, `digits`, a folder with one folder per "
@@ -163,7 +167,7 @@ class EraseConfig:
         group=_EVALUATION,
     )
     num_validation_images: int | None = setting(
-        None, "Same-seed pictures per validation prompt, before and after.", group=_EVALUATION, minimum=1
+        None, "Same-seed pictures per validation prompt, before and after.", group=_EVALUATION, minimum=1, maximum=10**6
     )
     keep_explicit_latents: bool = setting(
         False,

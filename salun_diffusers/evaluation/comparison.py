@@ -129,7 +129,10 @@ def read_runs(words: Sequence[str]) -> list[Run]:
         if any(run.name == other.name for other in after):
             raise UserError(f"Each run needs a name of its own, {run.name!r} stands there twice: write name=path.")
         for content in _contents(place):
-            _take_in(content, run, before)
+            try:
+                _take_in(content, run, before)
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"{place} holds a report with a value of a wrong type ({error}).") from error
         after.append(run)
     for number, run in enumerate(before):
         run.name = "before" if len(before) == 1 else f"before {number + 1}"
@@ -150,7 +153,7 @@ def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
                 found.append(EvaluationReport.from_json(data))
             elif place.is_file():
                 raise ValueError("it is no report of this version")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{file} cannot be read as a report ({error}); give report.json of an erasure, or what an "
                 "evaluate_… program wrote."

@@ -86,6 +86,8 @@ class EvaluationRecord:
             Table(item["title"], tuple(item["columns"]), tuple(tuple(row) for row in item["rows"]))
             for item in values["tables"]
         )
+        if not isinstance(values.get("sampling", {}), dict):
+            raise TypeError(f"sampling must be an object, found {type(values['sampling']).__name__}")
         return cls(**values)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from salun_diffusers.errors import Interrupted, UserError
+from salun_diffusers.errors import Interrupted, UserError, tell
 from salun_diffusers.files.component_files import pipeline_files
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.whole_files import check_whole, full_disk_is_told, partial_of, write_json
@@ -148,6 +148,8 @@ def check_output(output_dir: str | None, resume: str | None, identity: str | Non
         UserError: If the folder holds something else or another run, or cannot be written, or the checkpoint is
             missing or damaged.
     """
+    if output_dir is not None and not output_dir.strip():
+        raise UserError("--output_dir must name a folder, it is blank; without the flag, runs/ gets a new one.")
     root = _named_root(output_dir, resume)
     wanted = (root or Path("runs")).absolute()
     existing = next(path for path in (wanted, *wanted.parents) if path.exists())
@@ -193,6 +195,8 @@ def open_run(output_dir: str | None, concept: str, details: str, *, resume: str 
     root = _named_root(output_dir, resume)
     if root is None and resume == "latest":
         root = _unfinished(identity)
+        if root is None:
+            tell("note", "no unfinished run of these settings lies in runs/, so a new one is begun.")
     try:
         if root is None:
             root = _make_numbered(Path("runs"), f"{concept}-{details}")
@@ -262,7 +266,7 @@ def _unfinished(identity: str) -> Path | None:
 
 def _make_numbered(parent: Path, name: str) -> Path:
     """Make the next free ``NNNN-name``; a run that starts at the same moment gets another number."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
+    slug = re.sub(r"[\W_]+", "-", name.lower()).encode()[:80].decode(errors="ignore").strip("-")
     earlier = _numbered()
     number = int(earlier[-1].name[:4]) + 1 if earlier else 0
     parent.mkdir(exist_ok=True)

@@ -37,6 +37,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         partial.chmod(mode)
         _flush(partial)
         partial.replace(path)
+        _flush_names(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -62,6 +63,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             partial.replace(path)
+        _flush_names(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -86,6 +88,16 @@ def _flush(file: Path) -> None:
     """Have the disk hold what the file holds, before a name promises it."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    """Have the disk hold the names in a folder; where folders cannot be opened, there is no such thing."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from salun_diffusers.files.pipeline_copy import copy_with_denoiser
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256, write_tensors
 from salun_diffusers.files.whole_files import check_whole
-from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, unpack
+from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, padding, unpack
 
 FORMAT, VERSION = "salun_diffusers.patch", "2"  # Version 1 had no hash over its contents.
 
@@ -159,7 +159,8 @@ class WeightPatch:
                 raise UserError(f"The patch is damaged: it changes {name}, which the weights do not have.")
             tensor = weights[name]
             bits = bit_patterns(tensor).flatten().clone()
-            if places.numel() != bytes_for(bits.numel()) or self.changes[name].dtype != bits.dtype:
+            fits = places.numel() == bytes_for(bits.numel()) and padding(places, bits.numel()) == 0
+            if not fits or self.changes[name].dtype != bits.dtype:
                 raise UserError(f"The patch is damaged: {name} has another size or data type in it.")
             bits[unpack(places, bits.shape)] ^= self.changes[name]
             flipped[name] = bits.view(tensor.dtype).reshape(tensor.shape)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, final
 
 from salun_diffusers.arguments import parse
-from salun_diffusers.errors import Interrupted, ReceiptError, UserError, one_line, tell
+from salun_diffusers.errors import Interrupted, ReceiptError, UserError, one_line, printable, tell
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Program(Generic[T]):
             )
             answer = self.work(settings, typed_command(self.name, words))
             text, code = answer if isinstance(answer, tuple) else (answer, 0)
-            sys.stdout.write(text)
+            sys.stdout.write(printable(text))
             return code
         except UserError as error:
             tell("error", error)
@@ -67,6 +67,11 @@ class Program(Generic[T]):
         except OSError as error:  # A fault of the machine: no permission, a name too long, a folder that went away.
             named = [str(name) for name in (error.filename, error.filename2) if name is not None]
             tell("error", f"{', '.join(named) or 'a file'}: {error.strerror or one_line(error, 200)}.")
+            return 2
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # Of `~nobody/folder`, in whatever flag.
+                raise
+            tell("error", f"A path begins with ~ and the name of a user who has no home here: {one_line(error, 200)}")
             return 2
         except KeyboardInterrupt as stop:
             if sys.stderr.isatty():

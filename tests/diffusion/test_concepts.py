@@ -45,6 +45,10 @@ class TestConcept:
     def test_the_empty_anchor_is_allowed(self):
         assert concept(anchor_prompts=("",)).anchor_prompts == ("",)
 
+    def test_nothing_is_both_forgotten_and_retained(self):
+        with pytest.raises(UserError, match="is to be forgotten and to be retained"):
+            concept(forget_prompts=("a disc",), retain_prompts=("a star", " A  DISC"))
+
 
 class TestPresets:
     @pytest.mark.parametrize("recipe", RECIPES)

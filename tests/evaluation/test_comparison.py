@@ -208,6 +208,35 @@ def test_erasures_drawn_differently(small_run, tmp_path: Path) -> None:
         compare_runs(read_runs([str(tmp_path / "run" / "report.json"), str(tmp_path / "more.json")]))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.update(pictures=5),
+        lambda data: data.update(comparisons=5),
+        lambda data: data.update(comparisons=[5]),
+        lambda data: data["comparisons"][0].update(before=[]),
+        lambda data: data["comparisons"][0]["after"].update(name=["a"]),
+        lambda data: data["comparisons"][0]["after"].update(group={}),
+        lambda data: data["comparisons"][0]["after"].update(value="much"),
+        lambda data: data.update(sampling=[3]),
+    ],
+)
+def test_records_of_wrong_types(compare: Callable[..., tuple[int, str, str]], tmp_path: Path, change) -> None:
+    write(tmp_path / "good.json", pair(20, 1))
+    data = json.loads((tmp_path / "good.json").read_text())
+    change(data)
+    (tmp_path / "bad.json").write_text(json.dumps(data))
+    code, out, err = compare("good.json", "bad.json")
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_a_terminal_is_not_moved_by_names(compare: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.json", (rate("x\x1b[2J", 20), rate("x\x1b[2J", 1)))
+    code, out, err = compare("a.json", "b.json")
+    assert code == 0 and "[2J" in out and "\x1b" not in out + err, err
+
+
 def test_bad_input(compare: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "wrong.json").write_text('{"format": "other"}')

@@ -59,18 +59,27 @@ class TestNumbering:
     def test_names_are_safe_as_folders(self):
         assert new_run("../../Ünsafe: name/").parent == Path("runs")
         assert len(new_run("long " * 100).name) <= 90
+        assert new_run("日本語 の 画").name.startswith("0002-日本語-の-画-paper")
+        assert len(new_run("語" * 100).name.encode()) <= 90
 
-    def test_latest_finds_the_unfinished_run_with_the_same_settings(self):
+    def test_latest_finds_the_unfinished_run_with_the_same_settings(self, capsys):
         first, _ = new_run(identity="a"), new_run(identity="b")
         assert new_run(resume="latest", identity="a") == first
         (first / "report.json").write_text("{}")
+        capsys.readouterr()
         assert new_run(resume="latest", identity="a").name.startswith("0002-")
+        assert "note: no unfinished run" in capsys.readouterr().err
 
 
 class TestNamedFolder:
     def test_is_made_with_its_parents(self, tmp_path):
         run = open_run(str(tmp_path / "a" / "b"), "x", "y", resume=None, identity="i")
         assert json.loads((run.root / "run.json").read_text())["identity"] == "i"
+
+    @pytest.mark.parametrize("blank", ["", " "])
+    def test_needs_a_name(self, blank):
+        with pytest.raises(UserError, match="--output_dir must name a folder, it is blank"):
+            open_run(blank, "circle", "x", resume=None, identity="a")
 
     def test_an_empty_one_will_do(self, tmp_path):
         (tmp_path / "a").mkdir()

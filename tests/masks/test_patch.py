@@ -153,6 +153,17 @@ class TestRefusals:
         with pytest.raises(UserError, match="do not pair up"):
             WeightPatch.load(tmp_path / "p.safetensors")
 
+    def test_places_beyond_the_tensor(self) -> None:
+        """A bit behind the last of 11 places, with a change of its own: no index beyond, but one line."""
+        base, erased = weights(torch.float32)
+        patch = WeightPatch.between(base, erased)
+        name = next(name for name in patch.places if base[name].numel() % 8)
+        places, changes = patch.places[name].clone(), patch.changes[name]
+        places[-1] |= 0b1000_0000
+        beyond = {**patch.places, name: places}, {**patch.changes, name: torch.cat([changes, changes[:1]])}
+        with pytest.raises(UserError, match="has another size or data type"):
+            WeightPatch(*beyond, patch.base_sha256, patch.erased_sha256).apply(base)
+
 
 class TestProgram:
     @pytest.fixture

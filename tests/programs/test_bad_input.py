@@ -160,6 +160,14 @@ class TestModel:
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [["--output_dir", "~nobodyhere/out"], ["--pretrained_model_name_or_path", "~nobodyhere/m"]]
+)
+def test_homes_that_are_not_there(words, capsys):
+    assert main(["--concept", "circle", "--pretrained_model_name_or_path", "demo", *words]) == 2
+    assert "a user who has no home here" in capsys.readouterr().err
+
+
 class TestValues:
     @pytest.mark.parametrize(
         ("flag", "value", "words"),
@@ -169,12 +177,14 @@ class TestValues:
             ("mask_ratio", 50, "got 50.0. It is a fraction: 0.5 is 50 %."),
             ("mask_ratio", "nan", "got nan"),
             ("mask_ratio", "half", "invalid number value: 'half'"),
-            ("num_forget_images", 0, "at least 1, got 0"),
-            ("num_retain_images", -3, "at least 1, got -3"),
+            ("num_forget_images", 0, "at least 1 and at most 10000000, got 0"),
+            ("num_forget_images", 10**15, "at most 10000000"),
+            ("output_dir", " ", "it is blank"),
+            ("num_retain_images", -3, "at least 1 and at most 10000000, got -3"),
             ("num_inference_steps", 2.5, "invalid whole number value: '2.5'"),
             ("train_batch_size", "eight", "invalid whole number value: 'eight'"),
             ("max_train_steps", 0, "at least 1, got 0"),
-            ("num_validation_images", 0, "at least 1, got 0"),
+            ("num_validation_images", 0, "at least 1 and at most 1000000, got 0"),
             ("checkpointing_steps", 0, "at least 1, got 0"),
             ("gradient_accumulation_steps", 0, "at least 1, got 0"),
             ("learning_rate", 0, "above 0, got 0"),
