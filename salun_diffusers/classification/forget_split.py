@@ -69,7 +69,10 @@ class ForgetSplit:
         if len(self.train.labels.unique()) < 2:
             raise UserError("The training set has pictures of one class only; there is nothing to tell apart.")
         if len(self.test) == 0:
-            raise UserError("No test picture is left to measure on; use data with a test set of other classes, too.")
+            raise UserError(
+                "No test picture is left to measure on; the data needs a test set that has other classes, too, and "
+                "where it is held out of the training set, at least five pictures a class."
+            )
         object.__setattr__(self, "forget_indices", unique)
 
     @property

@@ -143,10 +143,13 @@ def same_seed_grid(runs: Sequence[Run], *, prompts: int = 8, each: int = 4) -> l
 
 
 def _picture(run: Run, row: PictureRow) -> EmbeddedPicture | None:
-    """A run's picture, blurred where its run is explicit; its kept preview where there is no picture."""
+    """A run's picture, blurred where its run is explicit; its kept preview where there is no picture.
+
+    The page may be published: what is only linked into the folder, from elsewhere, is not embedded.
+    """
     if run.pictures is None:
         return None
     for path in (run.pictures / row.file, run.pictures / "previews" / row.file):
-        if path.is_file():
+        if path.is_file() and path.resolve().is_relative_to(run.pictures.resolve()):
             return embed_picture(read_picture(path), obscured=run.explicit)
     return None

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageFilter
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptRow
 from salun_diffusers.pictures.decoding import read_header, read_picture, square, upright_rgb
@@ -100,6 +100,8 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
                 f"{len(present)}; the command in the manifest goes on where it stopped."
             )
         read_headers(root, present)
+        if prompts:
+            tell("note", f"the manifest of {root} says what its pictures are; the prompt file is not asked.")
         return ImageFolder(root, present, manifest.pictures, manifest)
     found = find_pictures(root, apart=_is_our_own)
     files = found.files

@@ -47,6 +47,22 @@ class TestFullDisk:
         stopped("The disk is full", "checkpoint-2", output_dir=tmp_path / "run", checkpointing_steps=2)
         assert not [*(tmp_path / "run").glob("*checkpoint*")]
 
+    def test_while_copying_a_component(self, stopped, monkeypatch, tmp_path):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("salun_diffusers.files.pipeline_copy.shutil.copyfile", full)
+        stopped("The disk is full", "the erased pipeline", output_dir=tmp_path / "run")
+        assert not (tmp_path / "run" / "pipeline").exists() and (tmp_path / "run" / "work" / "mask.json").exists()
+
+    @pytest.mark.parametrize("place", ["latent_sets.generate_latents", "saving.copy_with_denoiser", "run.write_report"])
+    def test_what_may_not_be_written(self, stopped, monkeypatch, tmp_path, place):
+        def refused(*_, **__):
+            raise PermissionError(errno.EACCES, "Permission denied", "some/file")
+
+        monkeypatch.setattr(f"salun_diffusers.diffusion.{place}", refused)
+        stopped("some/file: Permission denied", output_dir=tmp_path / "run")
+
     def test_at_any_other_file(self, stopped, monkeypatch, tmp_path):
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -183,6 +183,16 @@ def test_page_with_plot_and_grid(compare: Callable[..., tuple[int, str, str]], t
     assert Measurement.from_json(numbers["runs"]["ours"][0]).value == 0.05
 
 
+def test_a_picture_from_elsewhere_is_not_embedded(compare: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """A link in the folder to a file that is not of the run: the page may be published."""
+    before, after = pictures(tmp_path / "p0", "blue"), pictures(tmp_path / "p1", "red")
+    first = sorted(after.glob("*.png"))[0]
+    first.rename(tmp_path / "private.png")
+    first.symlink_to(tmp_path / "private.png")
+    assert compare(write(tmp_path / "a.json", pair(20, 1), pictures=str(after), before=str(before)))[0] == 0
+    assert 0 < Path("runs/comparison/comparison.html").read_text().count("data:image/png") < 8
+
+
 def test_explicit_grids_are_blurred(compare: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     before, after = (pictures(tmp_path / name, "red", explicit=True) for name in ("p0", "p1"))
     assert compare(write(tmp_path / "a.json", pair(20, 1), pictures=str(after), before=str(before)))[0] == 0
