@@ -15,6 +15,9 @@ DENOISERS = ("unet", "transformer")
 OWN_CODE = Path(__file__).parent.parent / "pipelines" / "class_conditional_ddpm.py"
 
 
+_LONGEST = 80  # characters of the name of a component, a library or a class
+
+
 def is_local(name: str) -> bool:
     """Whether a model is at hand: an embedded one or a folder."""
     return name in EMBEDDED or Path(name).expanduser().is_dir()
@@ -88,10 +91,12 @@ def model_index(folder: Path) -> dict[str, object]:
         if name.startswith("_") or not isinstance(value, list):
             continue
         # Such a name is a folder, and what is copied goes to a folder of this name.
-        if not name.isidentifier():
-            raise UserError(f"{path} must name components by plain words, found {name!r}.")
-        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
-            raise UserError(f"{path} must give a library and a class for {name!r}, found {value!r}.")
+        if not name.isidentifier() or len(name) > _LONGEST:
+            raise UserError(f"{path} must name components by plain words, found {name[:80]!r}.")
+        if len(value) != 2 or not all(
+            part is None or (isinstance(part, str) and len(part) <= _LONGEST) for part in value
+        ):
+            raise UserError(f"{path} must give a library and a class for {name!r}, found {str(value)[:160]}.")
     return index
 
 

@@ -241,7 +241,7 @@ class TestLinks:
 
 class TestIndex:
     @pytest.mark.parametrize(
-        "name", ["../evil", "unet/../../x", "/etc", "a b", "x/../../../../yaml", ".", "..", "", "vae\\..", "a\n"]
+        "name", ["../evil", "unet/../../x", "/etc", "x/../../../../yaml", ".", "..", "", "vae\\..", "a\n", "a" * 99]
     )
     def test_a_component_is_a_plain_word(self, sd14, tmp_path, name):
         base = real_copy(sd14, tmp_path / "base")
@@ -253,8 +253,8 @@ class TestIndex:
     @pytest.mark.parametrize(
         "text",
         ["", "[]", "1", "{", "\xff", '{"a": NaN}', '{"unet": ["x"]}', '{"unet": [1, 2]}', '{"a": 1, "a": 2}',
-         "[" * 100_000, '{"a": ' + "9" * 5000 + "}"],
-        ids=["empty", "list", "number", "cut", "bytes", "nan", "short", "types", "twice", "deep", "digits"],
+         "[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"vae": ["' + "x" * 300 + '", "A"]}'],
+        ids=["empty", "list", "number", "cut", "bytes", "nan", "short", "types", "twice", "deep", "digits", "long"],
     )  # fmt: skip
     def test_damaged(self, sd14, tmp_path, text):
         base = real_copy(sd14, tmp_path / "base")
