@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -99,13 +100,26 @@ def threads_for(device: str, processes: int, threads: int) -> int:
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which leaves all but one core idle when the
     model is on the CPU (measured on two cores: 185 s instead of 120 s for the demo). A process that accelerate launched
-    with one thread takes its share of the cores it may use; `taskset` still limits them.
+    with one thread takes its share of the cores it may use; `taskset` still limits them. One thread that the user asked
+    for, by OMP_NUM_THREADS or --num_cpu_threads_per_process, stays one.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if device != "cpu" or threads != 1 or not launched:
+    if device != "cpu" or threads != 1 or not launched or _threads_were_asked_for():
         return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
+
+
+def _threads_were_asked_for() -> bool:
+    """Whether the launcher was started with a number of threads; it hands on its own in the same variable."""
+    try:
+        launcher = psutil.Process(os.getppid())
+        flags = (word.replace("-", "_") for word in launcher.cmdline())
+        return "OMP_NUM_THREADS" in launcher.environ() or any(
+            flag.startswith("__num_cpu_threads_per_process") for flag in flags
+        )
+    except psutil.Error:  # It has ended, or belongs to somebody else.
+        return False
 
 
 def start_tracker(accelerator: Accelerator, folder: Path) -> None:
@@ -131,6 +145,17 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         raise UserError(answer[1])
     decided: T = answer[0]
     return decided
+
+
+def made_by_main(accelerator: Accelerator, make: Callable[[], T]) -> T | None:
+    """What the main process alone makes and holds, such as a model that only it asks; the others wait and get None.
+
+    Raises:
+        UserError: On every process, if `make` raises one.
+    """
+    made: list[T] = []
+    decided_by_main(accelerator, lambda: made.append(make()))
+    return made[0] if made else None
 
 
 @dataclass(frozen=True)

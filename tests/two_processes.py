@@ -21,7 +21,7 @@ def run_two(program: Path, *words: str) -> None:
     ranks = [
         subprocess.Popen(
             [sys.executable, str(program), *words], env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in ("0", "1")
     ]  # fmt: skip

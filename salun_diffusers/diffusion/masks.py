@@ -32,7 +32,7 @@ def given_masks(settings: Settings) -> tuple[SaliencyMask, ...]:
 def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> SaliencyMask:
     """The mask of the run: of the forget loss, random, magnitude, full, or from a file; or an interrupted run's."""
     settings, parameters = request.settings, dict(family.denoiser.named_parameters())
-    if run.folder.stage_is_done("mask", run.marks.mask):
+    if run.is_done("mask", run.marks.mask):
         return SaliencyMask.load(run.folder.mask).matched_to(parameters)
     trained = trained_parameters(parameters, settings.train_method)
     recipe: dict[str, JSON] = {

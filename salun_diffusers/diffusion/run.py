@@ -12,7 +12,6 @@ from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_era
 from salun_diffusers.diffusion.start import checkpoint_to_resume, load_family, started
 from salun_diffusers.diffusion.trainer import fine_tune, read_metrics
 from salun_diffusers.diffusion.validation import draw_pictures
-from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -27,8 +26,7 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         ReceiptError: If a written weight differs from the base's where the mask forbids it.
     """
     concept, settings = request.concept, request.settings
-    detector = make_detector(request.detector)
-    with started(request, command) as (run, family, real):
+    with started(request, command) as (run, family, real, detector):
         # Let the base draw.
         sampler = sampler_of_base(family, request, run)
         with run.stage("pictures before"):

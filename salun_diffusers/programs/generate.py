@@ -113,7 +113,7 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path) -> 
         keeping = Keeping(folder, NudeNet() if explicit else None, config.save_explicit)
         made_with = {
             "model": " + ".join(filter(None, (config.pretrained_model_name_or_path, config.patch))),
-            "model_sha256": identity_of(base),
+            "model_sha256": decided_by_main(accelerator, lambda: identity_of(base)),
             "scheduler": describe_scheduler(pipe),
             **asdict(sampling),
             "dtype": str(dtype).removeprefix("torch."),
