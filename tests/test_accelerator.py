@@ -1,11 +1,18 @@
-"""The accelerate engine: what it refuses to compute with."""
+"""The accelerate engine: what it refuses to compute with, and on how many threads it computes."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.errors import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_compiled_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +32,30 @@ def test_compiled_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     with engine(mixed_precision="bf16", gradient_accumulation_steps=1, report_to=None) as accelerator:
         assert accelerator.mixed_precision == "bf16"
+
+
+# What a process of two on four cores computes with, when torch says one thread.
+THREADS = """
+from salun_diffusers import accelerator
+accelerator.os.sched_getaffinity = lambda process: {0, 1, 2, 3}
+print("threads", accelerator.threads_for("cpu", 2, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags", "expected"),
+    [({}, [], 2), ({"OMP_NUM_THREADS": "1"}, [], 1), ({}, ["--num_cpu_threads_per_process", "1"], 1)],
+)
+def test_one_thread_that_was_asked_for_stays_one(
+    tmp_path: Path, asked: dict[str, str], flags: list[str], expected: int
+) -> None:
+    """accelerate hands its own OMP_NUM_THREADS=1 on in the variable in which users ask for one thread."""
+    (tmp_path / "program.py").write_text(THREADS)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), **asked}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    ended = subprocess.run(
+        [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *flags, str(tmp_path / "program.py")],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert f"threads {expected}\n" in ended.stdout, ended.stderr[-2000:]

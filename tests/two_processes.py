@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 
-def run_two(program: Path, *words: str) -> None:
-    """Run `program` as ranks 0 and 1 of a CPU group, one thread each; both must succeed."""
+def run_two(program: Path, *words: str) -> tuple[str, str]:
+    """Run `program` as ranks 0 and 1 of a CPU group, one thread each; both must succeed. Returns what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -26,9 +26,12 @@ def run_two(program: Path, *words: str) -> None:
         for rank in ("0", "1")
     ]  # fmt: skip
     try:
+        printed = []
         for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
+            shown, errors = rank.communicate(timeout=120)
             assert rank.returncode == 0, errors[-3000:]
+            printed.append(shown)
+        return printed[0], printed[1]
     finally:
         for rank in ranks:
             rank.kill()

@@ -14,6 +14,7 @@ from salun_diffusers.arguments import parse
 from salun_diffusers.errors import Interrupted, ReceiptError, UserError, one_line, printable, tell
 
 T = TypeVar("T")
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # Where accelerate looks, too.
 
 
 @final
@@ -56,7 +57,8 @@ class Program(Generic[T]):
             )
             answer = self.work(settings, typed_command(self.name, words))
             text, code = answer if isinstance(answer, tuple) else (answer, 0)
-            sys.stdout.write(printable(text))
+            if _is_first():
+                sys.stdout.write(printable(text))
             return code
         except UserError as error:
             tell("error", error)
@@ -78,6 +80,11 @@ class Program(Generic[T]):
                 sys.stderr.write("\n")  # The terminal shows ^C on the line.
             tell("interrupted", stop if isinstance(stop, Interrupted) else self.interrupted)
             return 130
+
+
+def _is_first() -> bool:
+    """Whether this is the only one or the first of several processes: what they came to is printed once."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def typed_command(name: str, words: Sequence[str]) -> str:

@@ -81,7 +81,9 @@ def pair(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathF
     """What two processes leave; as many batches per step as one process with two accumulated."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "spy.py").write_text(SPY)
-    run_two(folder / "spy.py", str(folder), *small_run(output_dir=folder / "run"))
+    printed = run_two(folder / "spy.py", str(folder), *small_run(output_dir=folder / "run"))
+    for rank, text in enumerate(printed):
+        (folder / f"printed-{rank}.txt").write_text(text)
     return folder
 
 
@@ -162,6 +164,11 @@ def test_one_rank_hashes_verifies_and_measures_for_both(pair):
     assert second == {}
     ours, told = (json.loads((pair / f"report-{rank}.json").read_text()) for rank in (0, 1))
     assert ours == told == json.loads((pair / "run" / "report.json").read_text())
+
+
+def test_the_verdict_is_printed_once(pair):
+    first, second = ((pair / f"printed-{rank}.txt").read_text() for rank in (0, 1))
+    assert first.count("pipeline  ") == 1 and second == ""
 
 
 def test_one_folder_one_record(pair, single):
