@@ -46,6 +46,22 @@ class TestSplits:
         assert 2 not in split.retain.labels and 2 not in split.test.labels and 2 not in split.validation.labels
         assert len(split.test) == 18
 
+    def test_too_few_pictures_a_class_to_hold_some_out(self, tmp_path):
+        """A fifth of three pictures is none: the line says that five would do, and five do."""
+        for name in ("cat", "dog"):
+            for number in range(3):
+                (tmp_path / name).mkdir(exist_ok=True)
+                Image.new("RGB", (6, 6), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+        few = load_pools(str(tmp_path))
+        words = "where it is held out of the training set, at least five pictures a class"
+        for forget in (lambda: forget_class(few, "cat"), lambda: forget_fraction(few, 0.5, 0)):
+            with pytest.raises(UserError, match=f"No test picture is left to measure on; .*{words}"):
+                forget()
+        for name in ("cat", "dog"):
+            for number in (3, 4):
+                Image.new("RGB", (6, 6), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+        assert len(forget_class(load_pools(str(tmp_path)), "cat").test) == 1
+
     @pytest.mark.parametrize(
         ("indices", "words"),
         [
