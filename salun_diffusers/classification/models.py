@@ -93,7 +93,12 @@ def _build(name: str, settings: dict[str, Any], image_size: int) -> nn.Module:
         )
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"), settings)
-    raise UserError(f"--model must be one of {', '.join(MODELS)}, or a folder of a trained classifier, got {name!r}.")
+    if Path(name).expanduser().is_dir():
+        raise UserError(
+            f"--model must be one of {', '.join(MODELS)}: a new network is trained, the folder {name} is not taken up. "
+            f"`salun unlearn-classifier --model {name}` works on a trained classifier."
+        )
+    raise UserError(f"--model must be one of {', '.join(MODELS)}; got {name!r}.")
 
 
 def _timm(name: str, settings: dict[str, Any]) -> nn.Module:

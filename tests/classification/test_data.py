@@ -87,7 +87,7 @@ class TestSplits:
 
     def test_refuses_one_class(self, pools):
         ones = pools.train[(pools.train.labels == 1).nonzero().squeeze(1)]
-        with pytest.raises(UserError, match="one class only"):
+        with pytest.raises(UserError, match=r"two classes or more, .* found 12 pictures of 1\."):
             forget_instances(Pools(ones, ones, ones), [0])
 
     @pytest.mark.parametrize("text", ["3, 1 2", "3\n1\n2\n", "[3, 1, 2]"])
@@ -225,8 +225,14 @@ class TestModels:
         assert not torch.equal(first.parameters[name], other.parameters[name])
 
     def test_unknown(self):
-        with pytest.raises(UserError, match=r"--model must be one of resnet_small, .* got 'resnet9'"):
+        with pytest.raises(UserError, match=r"--model must be one of resnet_small, .*timm/NAME; got 'resnet9'"):
             make_classifier("resnet9", class_names=("a", "b"), channels=1, image_size=8, seed=0)
+
+    def test_a_trained_classifier_is_not_trained_anew(self, tmp_path):
+        """Its folder is what the other program takes, and the line says so."""
+        told = rf"the folder {tmp_path} is not taken up\. `salun unlearn-classifier --model {tmp_path}` works on"
+        with pytest.raises(UserError, match=told):
+            make_classifier(str(tmp_path), class_names=("a", "b"), channels=1, image_size=8, seed=0)
 
     def test_folder_that_is_no_model(self, tmp_path):
         with pytest.raises(UserError, match=r"has no config\.json"):
