@@ -18,6 +18,13 @@ from salun_diffusers.reports.measurement import Comparison, Measurement
 FORMAT = "salun_diffusers evaluation, version 1"
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "nudenet", "onnxruntime", "pillow")
 
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "title", "pictures", "before", "command", "created"), str),
+    **dict.fromkeys(("sampling", "environment"), dict),
+    "explicit": bool,
+}
+_WORDS = {str: "a text", dict: "an object", bool: "true or false"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -86,8 +93,9 @@ class EvaluationRecord:
             Table(item["title"], tuple(item["columns"]), tuple(tuple(row) for row in item["rows"]))
             for item in values["tables"]
         )
-        if not isinstance(values.get("sampling", {}), dict):
-            raise TypeError(f"sampling must be an object, found {type(values['sampling']).__name__}")
+        for name, kind in _KINDS.items():
+            if not isinstance(values.get(name, kind()), kind):
+                raise TypeError(f"{name!r} must be {_WORDS[kind]}, found {type(values[name]).__name__}")
         return cls(**values)
 
     @property

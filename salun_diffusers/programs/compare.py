@@ -39,12 +39,15 @@ class CompareConfig:
         "Measurement of the vertical axis; by default what is retained, else fidelity.",
     )
     num_prompts: int = setting(8, "Prompts in the grid at most.", minimum=0)
+    pictures_from: tuple[str, ...] = setting(
+        (), "Folders whose pictures may be shown, beside those below the working folder or beside a report."
+    )
     output_dir: str = setting("runs/comparison", "Where comparison.html and comparison.json go.")
 
 
 def work(config: CompareConfig, command: str) -> str:
     """Compare and write."""
-    table = compare_runs(read_runs(config.reports))
+    table = compare_runs(read_runs(config.reports, config.pictures_from))
     axes = (
         table.axis(("concept",), config.forget_axis),
         table.axis(_RETAINED, config.retain_axis),
