@@ -44,9 +44,7 @@ def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Fam
 
 
 @contextmanager
-def started(
-    request: Request, command: str
-) -> Iterator[tuple[Run, Family, Mapping[str, LatentSet], Detector | None]]:
+def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mapping[str, LatentSet], Detector | None]]:
     """Start a run: its engine, its detector, its base model, its folder.
 
     Both models are loaded before the folder is made: one that cannot be used leaves nothing behind.

@@ -227,7 +227,10 @@ class TestRefused:
             (lambda t: t["train_labels"].fill_(-1), "labels are missing"),
             (lambda t: t["train_labels"].fill_(2), "must have pictures of two classes or more"),
             # One picture is no "forget set": nobody asked to forget anything.
-            (lambda t: t.update({name: t[name][:1] for name in ("train_pixels", "train_labels")}), "found 1 pictures of 1."),
+            (
+                lambda t: t.update({name: t[name][:1] for name in ("train_pixels", "train_labels")}),
+                "found 1 pictures of 1.",
+            ),
             (lambda t: t["train_pixels"][3].fill_(torch.nan), "1 hold NaN or infinity, first number 3"),
         ],
     )

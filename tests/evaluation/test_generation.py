@@ -393,8 +393,8 @@ def test_two_processes_draw_the_same(
         "import os, sys\nfrom pathlib import Path\nfrom salun_diffusers.files import run_folder\n"
         "from salun_diffusers.programs.generate import main\nreal = run_folder.identity_of\n"
         "def identity_of(folder):\n"
-        "    with (Path(__file__).parent / f\"hashed-{os.environ['RANK']}\").open(\"a\") as file:\n"
-        "        file.write(\"once\\n\")\n"
+        '    with (Path(__file__).parent / f"hashed-{os.environ[\'RANK\']}").open("a") as file:\n'
+        '        file.write("once\\n")\n'
         "    return real(folder)\n"
         "run_folder.identity_of = identity_of\nsys.exit(main(sys.argv[1:]))\n"
     )

@@ -70,9 +70,7 @@ def test_rows_come_from_the_manifest(tmp_path: Path) -> None:
     assert [file.name for file in read_image_folder(tmp_path).files] == ["b.png", "a.png"]
 
 
-def test_prompts_beside_a_manifest_are_said_not_to_be_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_beside_a_manifest_are_said_not_to_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Manifest((PictureRow("7.png", "a star", 0, 7.5, 7, 0, "star"),), {"model": "demo"}).save(tmp_path / "drawn")
     save(tmp_path / "drawn" / "7.png")
     save(tmp_path / "plain" / "7.png")
