@@ -190,7 +190,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "value"),
         [("validation_share", "x"), ("validation_share", 1), ("validation_share", -0.1), ("data_seed", 0.5),
-         ("epochs", 2**70), ("shift", -1), ("flip", "yes"), ("dataset", 3), ("learning_rate", True)],
+         ("epochs", 2**70), ("epochs", 10**9), ("shift", -1), ("flip", "yes"), ("dataset", 3), ("learning_rate", True)],
     )  # fmt: skip
     def test_a_record_of_the_training_that_is_none(self, refused, trained, tmp_path, name, value):
         folder = Path(shutil.copytree(trained, tmp_path / "copy"))
