@@ -158,9 +158,8 @@ def _opened(
     except UserError:
         raise
     except Exception as error:  # Decoders of damaged files raise a dozen unrelated kinds.
-        raise UserError(
-            f"{name or file} cannot be read as a picture ({one_line(error, 200) or type(error).__name__}); {advice}."
-        ) from error
+        why = one_line(error, 200).replace(f" {file!r}", "") or type(error).__name__
+        raise UserError(f"{name or file} cannot be read as a picture ({why}); {advice}.") from error
 
 
 @contextmanager
