@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,11 +15,18 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs, DistributedType, DynamoBackend, broadcast_object_list
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedType,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
 from salun_diffusers.errors import UserError
 
 T = TypeVar("T")
+_PATIENCE = datetime.timedelta(days=1)  # NCCL gives up after ten minutes; the main process may look at pictures longer.
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -47,14 +55,14 @@ def engine(
     try:
         # autocast would keep the weights that it casts until its block ends; up to torch 2.10 those cast without
         # gradient, too. A network that is its own teacher in the block then loses its gradients (pytorch#158232).
-        autocast = AutocastKwargs(cache_enabled=False)
+        handlers = [AutocastKwargs(cache_enabled=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
         try:
             with warnings.catch_warnings():
                 # A tracker that is not installed is refused below, in our own words.
                 warnings.filterwarnings("ignore", "`log_with=", UserWarning)
                 accelerator = Accelerator(
                     mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
-                    log_with=report_to, project_dir="runs", kwargs_handlers=[autocast],
+                    log_with=report_to, project_dir="runs", kwargs_handlers=handlers,
                 )  # fmt: skip
         except ValueError as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.utils import InitProcessGroupKwargs
 
+from salun_diffusers import accelerator as accelerator_module
 from salun_diffusers.accelerator import engine
 from salun_diffusers.errors import UserError
 
@@ -32,6 +36,21 @@ def test_compiled_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     with engine(mixed_precision="bf16", gradient_accumulation_steps=1, report_to=None) as accelerator:
         assert accelerator.mixed_precision == "bf16"
+
+
+def test_processes_wait_longer_than_the_main_one_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default NCCL ends a run whose processes wait for ten minutes, as they do while one looks at pictures."""
+    handed: list[object] = []
+
+    class Spy(accelerator_module.Accelerator):
+        def __init__(self, **named: Any) -> None:
+            handed.extend(named["kwargs_handlers"])
+            super().__init__(**named)
+
+    monkeypatch.setattr(accelerator_module, "Accelerator", Spy)
+    with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None):
+        (group,) = (handler for handler in handed if isinstance(handler, InitProcessGroupKwargs))
+    assert group.to_kwargs() == {"timeout": datetime.timedelta(days=1)}
 
 
 # What a process of two on four cores computes with, when torch says one thread.
