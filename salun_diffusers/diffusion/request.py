@@ -17,6 +17,7 @@ from salun_diffusers.diffusion.settings import Settings, recorded, resolve
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
@@ -92,7 +93,8 @@ def accept(config: EraseConfig) -> Request:
     index = model_index(base)
     denoiser_folder(index, base)
     classes = class_name(index) == CLASS_CONDITIONAL
-    concept = with_detector(class_concept(config, index) if classes else find_concept(config), config)
+    concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config)
+    concept = with_detector(concept, config)
     if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
@@ -105,6 +107,12 @@ def accept(config: EraseConfig) -> Request:
         needed = 2 * size_of_copy(base, config.variant)
         require_space(Path(config.output_dir or "runs"), needed, "The erased pipeline with its work files")
     return Request(config, settings, concept, base, class_name(index))
+
+
+def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
+    """The denoiser's configuration; `check_complete` tells where there is none."""
+    file = base / denoiser_folder(index, base) / "config.json"
+    return read_object(file) if file.is_file() else {}
 
 
 def _is_class_conditional_on_hub(config: EraseConfig) -> bool:
@@ -133,6 +141,7 @@ def plan(request: Request) -> str:
     lines = [
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
         f"base      {request.base}",
+        *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
         f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
         f"{settings.num_inference_steps} steps",
