@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -152,6 +153,11 @@ class TestLocate:
         (folder / UNET).unlink()
         in_hub_cache(folder, tmp_path / "cache", "someone/cifar", commit="d" * 40)
         monkeypatch.chdir(tmp_path)
+        fetch, asked = huggingface_hub.hf_hub_download, []
+        monkeypatch.setattr(
+            huggingface_hub, "hf_hub_download", lambda name, file, **how: asked.append(file) or fetch(name, file, **how)
+        )
         told = ["--concept", "7", "--pretrained_model_name_or_path", "someone/cifar", "--dry_run"]
         assert main([*told, "--cache_dir", str(tmp_path / "cache")]) == 0
+        assert set(asked) == {"model_index.json", "unet/config.json"}
         assert "CIFAR-10's of the official code (10 classes of 32 x 32 x 3)" in capsys.readouterr().out
