@@ -18,6 +18,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
@@ -80,8 +81,8 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
         )
-    if config.generated_data_dir and Path(config.generated_data_dir).is_file():
-        raise UserError(f"--generated_data_dir must be a folder, new or old; {config.generated_data_dir} is a file.")
+    if config.generated_data_dir:
+        require_writable(config.generated_data_dir, "--generated_data_dir")
     check_output(config.output_dir, config.resume_from_checkpoint)
     base = locate(
         name,
@@ -92,6 +93,9 @@ def accept(config: EraseConfig) -> Request:
     )
     index = model_index(base)
     denoiser_folder(index, base)
+    for flag, place in (("output_dir", config.output_dir or "runs"), ("generated_data_dir", config.generated_data_dir)):
+        if place:
+            require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
     concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config)
     concept = with_detector(concept, config)

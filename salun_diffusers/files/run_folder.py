@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from salun_diffusers.errors import Interrupted, UserError, tell
 from salun_diffusers.files.component_files import pipeline_files
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.kept_checkpoints import checkpoints, named_checkpoint
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.files.whole_files import full_disk_is_told, partial_of, sha256_of, write_json
 
 LOCK = ".lock"
@@ -146,11 +146,7 @@ def check_output(output_dir: str | None, resume: str | None, identity: str | Non
     if output_dir is not None and not output_dir.strip():
         raise UserError("--output_dir must name a folder, it is blank; without the flag, runs/ gets a new one.")
     root = _named_root(output_dir, resume)
-    wanted = (root or Path("runs")).absolute()
-    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "may not be written to" if existing.is_dir() else "is a file"
-        raise UserError(f"--output_dir must be a folder that can be written; {wanted} cannot: {existing} {reason}.")
+    require_writable(root or Path("runs"), "--output_dir")
     if root is not None and root.is_dir():
         known = _identity(root)
         if resume is None and (known or any(root.iterdir())):

@@ -16,6 +16,7 @@ from typing import Literal
 
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.programs.program import Program
 
@@ -40,15 +41,16 @@ def work(config: PatchConfig, command: str) -> str:
     from salun_diffusers.masks.patch import WeightPatch, patch_between, patch_folder
 
     output = Path(config.output).expanduser()
+    require_writable(output.parent, "OUTPUT's folder")
     if config.action == "make":
         if output.exists():
             raise UserError(f"{output} exists already: nothing is overwritten.")
         variants = (config.variant if config.base_variant is None else config.base_variant, config.variant)
-        patch = patch_between(
-            locate(config.pipeline, revision=config.base_revision, variant=variants[0], cache_dir=config.cache_dir),
-            locate(config.other, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir),
-            variants,
-        )
+        base = locate(config.pipeline, revision=config.base_revision, variant=variants[0], cache_dir=config.cache_dir)
+        erased = locate(config.other, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
+        for folder in (base, erased):
+            require_outside_components(output, folder, "OUTPUT")
+        patch = patch_between(base, erased, variants)
         patch.save(output)
         return f"{patch.number_moved:,} weights moved: {output}\n"
     _refuse_the_other_side(config)
