@@ -61,7 +61,7 @@ class TestExecuted:
         base = build_pipeline(tmp_path / "base")
         file = base / "unet" / "diffusion_pytorch_model.safetensors"
         tensors = load_file(file)
-        save_file({name: x if "norm" in name else x.half() for name, x in tensors.items()}, file)
+        save_file({name: x.bfloat16() if "norm" in name else x.half() for name, x in tensors.items()}, file)
         declare(base, "float16")
         words = small_run(pretrained_model_name_or_path=base, output_dir=tmp_path / "run", mask="random")
         line = printed(words, capsys)
