@@ -10,7 +10,7 @@ from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
-from salun_diffusers.diffusion.foreseen import MADE_MASKS, check_foreseen
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import Settings, recorded, resolve
@@ -42,6 +42,7 @@ class Request:
         concept: What to forget.
         base: Folder of the base model.
         class_name: Its pipeline class.
+        disk: What it will write; None while the weights are not at hand.
     """
 
     config: EraseConfig
@@ -49,6 +50,7 @@ class Request:
     concept: Concept
     base: Path
     class_name: str
+    disk: DiskSpace | None = None
 
     @property
     def detector(self) -> DetectorChoice:
@@ -105,12 +107,15 @@ def accept(config: EraseConfig) -> Request:
             f"{class_name(index)}, which draws its own sets."
         )
     settings = resolve(config, concept.numbers)
+    disk = None
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
-        check_foreseen(base / denoiser_folder(index, base), base / "scheduler", settings, config.variant)
-        needed = 2 * size_of_copy(base, config.variant)
-        require_space(Path(config.output_dir or "runs"), needed, "The erased pipeline with its work files")
-    return Request(config, settings, concept, base, class_name(index))
+        denoiser = base / denoiser_folder(index, base)
+        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant)
+        disk = disk_space(size_of_copy(base, config.variant), selected, settings)
+        what = "The erased pipeline with its work files and checkpoints"
+        require_space(Path(config.output_dir or "runs"), disk.total, what)
+    return Request(config, settings, concept, base, class_name(index), disk)
 
 
 def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
@@ -153,6 +158,7 @@ def plan(request: Request) -> str:
         f"fine-tune {settings.length}, batch {settings.train_batch_size} + {settings.train_batch_size}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
+        f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
     ]
     return "\n".join(lines) + "\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.evaluation.sampling import sampling_text
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.reports.measurement import Comparison, Measurement
 
 FORMAT = "salun_diffusers evaluation, version 1"

@@ -1,10 +1,10 @@
-"""Whether weight files hold the tensors of their networks, by headers alone: what is missing would be left at random."""
+"""Whether weight files hold the tensors of their networks, by headers: what is missing would be left at random."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -39,9 +39,9 @@ def check_components(folder: Path, variant: str | None = None) -> None:
         place = folder / component
         if component in DENOISERS or component in OPTIONAL or not (place / "config.json").is_file():
             continue
-        library, name = index[component]  # type: ignore[misc]  # `model_index` looked that it is a pair
-        module = {"diffusers": diffusers, "transformers": transformers}.get(str(library))
-        kind: Any = getattr(module, str(name), None)
+        library, name = map(str, cast("list[Any]", index[component]))  # `model_index` looked that it is a pair.
+        module = {"diffusers": diffusers, "transformers": transformers}.get(library)
+        kind: Any = getattr(module, name, None)
         if kind is None:
             continue  # Of another package; loading tells what it cannot load.
         try:

@@ -59,9 +59,7 @@ def named_checkpoint(root: Path, name: str) -> Path:
     except (OSError, ValueError) as error:
         older = whole_checkpoint(root, before=path)
         way_out = f"{older[0].name} before it is whole" if older else "no older one is whole"
-        raise UserError(
-            f"--resume_from_checkpoint: {path} is damaged ({one_line(error, 160)}); {way_out}."
-        ) from error
+        raise UserError(f"--resume_from_checkpoint: {path} is damaged ({one_line(error, 160)}); {way_out}.") from error
     return path
 
 

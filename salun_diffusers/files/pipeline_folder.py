@@ -59,7 +59,7 @@ def locate(
         )
     try:
         if not download:
-            return _fetch_descriptions(name, revision=revision, cache_dir=cache_dir)
+            return _fetch_descriptions(name, revision, cache_dir)
         return _fetch(name, revision=revision, variant=variant, cache_dir=cache_dir)
     except UserError:
         raise
@@ -83,12 +83,15 @@ def _fetch(name: str, **wanted: str | None) -> Path:
         return Path(DiffusionPipeline.download(name, use_safetensors=True, safety_checker=None, **wanted))
 
 
-def _fetch_descriptions(name: str, **wanted: str | None) -> Path:
+def _fetch_descriptions(name: str, revision: str | None, cache_dir: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    folder = Path(hf_hub_download(name, "model_index.json", **wanted)).parent
-    denoiser = denoiser_folder(model_index(folder), folder)
-    return Path(hf_hub_download(name, f"{denoiser}/config.json", **wanted)).parent.parent
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
+
+    folder = fetch("model_index.json").parent
+    fetch(f"{denoiser_folder(model_index(folder), folder)}/config.json")
+    return folder
 
 
 def embedded_detector(name: str) -> Path:

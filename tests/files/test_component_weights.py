@@ -30,7 +30,7 @@ def aged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         for new, old in NEW_AND_OLD:
-            name = name.replace(new, old)  # noqa: PLW2901
+            name = name.replace(new, old)
         found[name] = tensor
     assert found.keys() != tensors.keys()
     return found

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-
 from tiny_models import in_hub_cache
 
 from salun_diffusers.errors import UserError

@@ -100,7 +100,7 @@ class TestPowerLoss:
         flush = os.fsync
 
         def fsync(descriptor: int) -> None:
-            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
             place = path if path.is_dir() else path.parent
             seen.append((path.name, any((up / "final").exists() for up in (place, *place.parents))))
             flush(descriptor)
