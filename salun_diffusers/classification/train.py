@@ -11,6 +11,7 @@ from salun_diffusers.classification.config import TRAINING_FLAGS, TrainConfig
 from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.classification.presets import NORMALISATIONS, TRAINING, filled
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     folder = Path(config.output_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
+    require_writable(folder, "--output_dir")
 
     from salun_diffusers.accelerator import engine
     from salun_diffusers.classification.batches import Augmentation

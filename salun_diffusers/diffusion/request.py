@@ -10,13 +10,15 @@ from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
-from salun_diffusers.diffusion.foreseen import MADE_MASKS, check_foreseen
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import Settings, recorded, resolve
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
@@ -40,6 +42,7 @@ class Request:
         concept: What to forget.
         base: Folder of the base model.
         class_name: Its pipeline class.
+        disk: What it will write; None while the weights are not at hand.
     """
 
     config: EraseConfig
@@ -47,6 +50,7 @@ class Request:
     concept: Concept
     base: Path
     class_name: str
+    disk: DiskSpace | None = None
 
     @property
     def detector(self) -> DetectorChoice:
@@ -79,8 +83,8 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
         )
-    if config.generated_data_dir and Path(config.generated_data_dir).is_file():
-        raise UserError(f"--generated_data_dir must be a folder, new or old; {config.generated_data_dir} is a file.")
+    if config.generated_data_dir:
+        require_writable(config.generated_data_dir, "--generated_data_dir")
     check_output(config.output_dir, config.resume_from_checkpoint)
     base = locate(
         name,
@@ -91,20 +95,33 @@ def accept(config: EraseConfig) -> Request:
     )
     index = model_index(base)
     denoiser_folder(index, base)
+    for flag, place in (("output_dir", config.output_dir or "runs"), ("generated_data_dir", config.generated_data_dir)):
+        if place:
+            require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
-    concept = with_detector(class_concept(config, index) if classes else find_concept(config), config)
+    concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config)
+    concept = with_detector(concept, config)
     if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
         )
     settings = resolve(config, concept.numbers)
+    disk = None
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
-        check_foreseen(base / denoiser_folder(index, base), base / "scheduler", settings, config.variant)
-        needed = 2 * size_of_copy(base, config.variant)
-        require_space(Path(config.output_dir or "runs"), needed, "The erased pipeline with its work files")
-    return Request(config, settings, concept, base, class_name(index))
+        denoiser = base / denoiser_folder(index, base)
+        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant)
+        disk = disk_space(size_of_copy(base, config.variant), selected, settings)
+        what = "The erased pipeline with its work files and checkpoints"
+        require_space(Path(config.output_dir or "runs"), disk.total, what)
+    return Request(config, settings, concept, base, class_name(index), disk)
+
+
+def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
+    """The denoiser's configuration; `check_complete` tells where there is none."""
+    file = base / denoiser_folder(index, base) / "config.json"
+    return read_object(file) if file.is_file() else {}
 
 
 def _is_class_conditional_on_hub(config: EraseConfig) -> bool:
@@ -133,6 +150,7 @@ def plan(request: Request) -> str:
     lines = [
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
         f"base      {request.base}",
+        *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
         f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
         f"{settings.num_inference_steps} steps",
@@ -140,6 +158,7 @@ def plan(request: Request) -> str:
         f"fine-tune {settings.length}, batch {settings.train_batch_size} + {settings.train_batch_size}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
+        f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
     ]
     return "\n".join(lines) + "\n"

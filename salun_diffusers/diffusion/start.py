@@ -22,16 +22,14 @@ from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import Detector, make_detector
-from salun_diffusers.files.checkpoint import latest_checkpoint, load_state
-from salun_diffusers.files.run_folder import (
-    RunFolder,
-    check_output,
+from salun_diffusers.files.kept_checkpoints import (
     checkpoints,
-    identity_of,
+    latest_checkpoint,
     named_checkpoint,
-    open_run,
-    under_way,
+    read_state,
+    whole_checkpoint,
 )
+from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
 
@@ -105,27 +103,36 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
 def checkpoint_to_resume(run: Run, request: Request) -> Path | None:
     """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one.
 
-    Checkpoints of other settings of the training are no part of this one: they go, and it begins anew.
+    Of `latest` a damaged one is passed over for the newest that is whole. Checkpoints of other settings of the training
+    are no part of this one: they go, and it begins anew.
 
     Raises:
-        UserError: If the one that the user named is of other settings.
+        UserError: If the one that the user named is of other settings, or none is whole.
     """
     wanted = request.config.resume_from_checkpoint
     if wanted is None:
         return None
     if wanted != "latest":
         named = named_checkpoint(run.folder.root, wanted)
-        if load_state(named)[1].get("fingerprint") != run.marks.training:
+        if read_state(named).get("fingerprint") != run.marks.training:
             raise UserError(f"--resume_from_checkpoint: {named} is of a training with other settings; take `latest`.")
         return named
-    found = latest_checkpoint(run.folder.root)
-    if found is None or load_state(found)[1].get("fingerprint") == run.marks.training:
+    return decided_by_main(run.accelerator, lambda: _newest_of_these_settings(run))
+
+
+def _newest_of_these_settings(run: Run) -> Path | None:
+    newest = latest_checkpoint(run.folder.root)
+    if newest is None:
+        return None
+    # Where none is whole, the newest says what is wrong with it.
+    found, state = whole_checkpoint(run.folder.root) or (newest, read_state(newest))
+    if state.get("fingerprint") == run.marks.training:
+        if found != newest:
+            tell("note", f"{newest.name} is damaged; the training goes on from {found.name}, the newest that is whole.")
         return found
-    if run.main:
-        tell("note", "the settings of the training have changed since its last checkpoint: it begins anew.")
-        for old in checkpoints(run.folder.root):
-            shutil.rmtree(old)
-    run.accelerator.wait_for_everyone()
+    tell("note", "the settings of the training have changed since its last checkpoint: it begins anew.")
+    for old in checkpoints(run.folder.root):
+        shutil.rmtree(old)
     return None
 
 

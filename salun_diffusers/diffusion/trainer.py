@@ -21,15 +21,9 @@ from salun_diffusers.diffusion.objectives import Objective
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.checkpoint import (
-    latest_checkpoint,
-    load_optimizer_state,
-    load_state,
-    optimizer_state,
-    save_state,
-)
+from salun_diffusers.files.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
 from salun_diffusers.files.json_files import parse_json, read_bytes
-from salun_diffusers.files.run_folder import checkpoints
+from salun_diffusers.files.kept_checkpoints import checkpoints, latest_checkpoint
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.progress import Progress

@@ -13,6 +13,7 @@ from typing import Any
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.sampling import sampling_text
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.reports.measurement import Comparison, Measurement
 
 FORMAT = "salun_diffusers evaluation, version 1"
@@ -124,9 +125,10 @@ def writable_folder(path: str | Path) -> Path:
     """Make a folder for results.
 
     Raises:
-        UserError: If that cannot be.
+        UserError: If that cannot be, or nothing may be written in it.
     """
     folder = Path(path).expanduser()
+    require_writable(folder, "--output_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

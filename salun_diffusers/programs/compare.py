@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.evaluation.comparison import compare_runs, read_runs
 from salun_diffusers.evaluation.record import writable_folder
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.programs.program import Program
 
@@ -47,6 +48,7 @@ class CompareConfig:
 
 def work(config: CompareConfig, command: str) -> str:
     """Compare and write."""
+    require_writable(config.output_dir, "--output_dir")
     table = compare_runs(read_runs(config.reports, config.pictures_from))
     axes = (
         table.axis(("concept",), config.forget_axis),

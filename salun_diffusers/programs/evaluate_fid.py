@@ -19,6 +19,7 @@ from salun_diffusers.evaluation.image_folder import read_image_folder, require_o
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
 from salun_diffusers.evaluation.record_page import write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.programs.program import Program
 from salun_diffusers.reports.measurement import Comparison
 
@@ -72,6 +73,7 @@ def check(config: FidConfig) -> dict[str, Any]:
                 evaluated.append(folder)
     sampling = folder_sampling(evaluated)
     writable_folder(config.output_dir)
+    require_writable(config.cache_dir, "--cache_dir")
     return sampling
 
 
