@@ -134,7 +134,7 @@ def fine_tune(
             if saving and not all(bool(leaf.isfinite().all()) for leaf in selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
             if saving and step + 1 < steps and run.main:
-                _save_checkpoint(run, step + 1, selected, stepper, settings.checkpoints_total_limit)
+                _save_checkpoint(run, step + 1, selected, stepper, settings)
     family.denoiser = accelerator.unwrap_model(network)
     return history
 
@@ -179,8 +179,9 @@ def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_checkpoint(
-    run: Run, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, limit: float
+    run: Run, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, settings: Settings
 ) -> None:
+    limit = settings.checkpoints_total_limit
     folder, scaler = run.folder.root, run.accelerator.scaler
     moments, state = optimizer_state(getattr(stepper, "optimizer", stepper))
     tensors = {f"weight.{name}": tensor for name, tensor in selected.state().items()}
@@ -188,6 +189,7 @@ def _save_checkpoint(
     with full_disk_is_told(f"checkpoint-{step}"):
         loss_scale = scaler.state_dict() if scaler else None  # fp16 only
         values = {"step": step, "optimizer": state, "scaler": loss_scale, "fingerprint": run.marks.training}
+        values["use_8bit_adam"] = settings.use_8bit_adam
         save_state(folder / f"checkpoint-{step}", tensors, values)
     # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
     for old in checkpoints(folder)[: -int(limit)] if math.isfinite(limit) else ():
