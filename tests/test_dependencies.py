@@ -101,4 +101,5 @@ def test_every_bound_of_the_core_is_tested(
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+", pin) for pin in pins)
     assert {pin.replace("==", ">=") for pin in pins} >= set(PROJECT["dependencies"])
     assert len({package_of(pin) for pin in pins}) == len(pins), "a package has two bounds"
-    assert {package_of(pin) for pin in pins} == CORE | OPTIONAL["classification"] | OPTIONAL["evaluation"]
+    extras = OPTIONAL["8bit"] | OPTIONAL["classification"] | OPTIONAL["evaluation"]
+    assert {package_of(pin) for pin in pins} == CORE | extras
