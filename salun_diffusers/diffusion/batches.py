@@ -13,8 +13,11 @@ from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, Objective
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.targets import Targets
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream
+
+_PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> Tensor:
@@ -52,31 +55,38 @@ class Draws:
         """
         self.objective = objective
         self.family, self._data, self._settings = family, data, settings
+        self._known = data.forget + data.anchor
         self._positions = deque(positions)
-        self._targets: dict[int, Tensor] = {}
+        self._targets: Targets  # Of the base, once they are computed.
 
     def compute_targets(self, run: Run) -> None:
-        """Let the base model answer for all draws to come, kept on the CPU, so that the loop holds one network."""
+        """Let the base model answer for all draws to come, kept off the GPU, so that the loop holds one network."""
+        accelerator = run.accelerator
+        folder = run.folder.work / f"targets-{accelerator.process_index}"
+        self._targets = Targets(folder, _PRECISION.get(accelerator.mixed_precision, torch.float32))
         with Progress("targets", len(self._positions), run.main) as bar, torch.no_grad():
-            for position in self._positions:
-                with run.accelerator.autocast():
+
+            def answer(position: int) -> Tensor:
+                with accelerator.autocast():
                     target = self.objective.target(self.family, self.family.denoiser, self.batch(position))
-                self._targets[position] = target.float().cpu()
                 bar.advance()
+                return target
+
+            self._targets.fill(self._positions, answer)
 
     def next(self, network: nn.Module) -> tuple[EraseBatch, Tensor]:
         """The next batch and its target: the base's, computed before, or what `network` makes of it now."""
         position = self._positions.popleft()
         batch = self.batch(position)
         if self.objective.teacher == "base":
-            return batch, self._targets.pop(position).to(self.family.device)
+            return batch, self._targets.pop(position).to(self.family.device).float()
         return batch, self.objective.target(self.family, network, batch)
 
     def batch(self, position: int) -> EraseBatch:
         """The draws of one micro-batch."""
         family, data, settings, halves = self.family, self._data, self._settings, self.objective.halves
         size = settings.train_batch_size
-        known = data.forget + data.anchor
+        known = self._known
         forget = shuffled(len(known), size, position * size, seed=settings.seed, name="forget")
         retain = shuffled(len(data.retain), size, position * size, seed=settings.seed, name="retain")
         generator = stream(settings.seed, "draw", position)

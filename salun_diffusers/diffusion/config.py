@@ -84,6 +84,15 @@ class EraseConfig:
         None, "w of the guided prediction (1+w)ε(c) - wε(∅) in the saliency loss.", group=_MASK, minimum=0
     )
     saliency_batch_size: int | None = setting(None, "Latents a batch in the saliency pass.", group=_MASK, minimum=1)
+    saliency_micro_batch_size: int | None = setting(
+        None,
+        "Latents in memory at once in the saliency pass, whose sums stay the same; by default the whole batch.",
+        group=_MASK,
+        minimum=1,
+    )
+    offload_saliency: bool = setting(
+        False, "Keep the sums of the saliency pass on the CPU: 4 bytes a weight less on the GPU.", group=_MASK
+    )
     saliency_max_grad_norm: float | None = setting(
         None,
         "Clip each batch's gradient before it is added, as the official DDPM code does (1.0).",
@@ -142,6 +151,9 @@ class EraseConfig:
     gradient_checkpointing: bool = setting(False, "Trade time for memory in the denoiser.", group=_TRAIN)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "Autocast over fp32 weights; by default what accelerate was told.", group=_TRAIN
+    )
+    use_8bit_adam: bool = setting(
+        False, "Adam's moments in 8 bits, by bitsandbytes: 2 bytes a selected weight instead of 8.", group=_TRAIN
     )
     adam_beta1: float = setting(0.9, "Adam's first decay.", group=_TRAIN, minimum=0, maximum=0.99999)
     adam_beta2: float = setting(0.999, "Adam's second decay.", group=_TRAIN, minimum=0, maximum=0.99999)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from salun_diffusers.arguments import check
@@ -83,6 +84,8 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
         )
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
     if config.generated_data_dir:
         require_writable(config.generated_data_dir, "--generated_data_dir")
     check_output(config.output_dir, config.resume_from_checkpoint)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
+from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.request import Request, prompts
 from salun_diffusers.diffusion.settings import recorded
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
@@ -74,7 +76,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         about = run_mark(base, concept, settings)
         decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, about))
         set_seed(settings.seed)
-        with clock.stage("load"):
+        with clock.stage("load"), out_of_memory_is_told(config):
             family = load_family(accelerator, request, request.base)
             for mask in given:
                 _require_fit(mask, settings.mask, family)
@@ -93,10 +95,12 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         )
         marks = stage_marks(concept, settings, sources)
         folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given)))))
-        with under_way(folder), ExitStack() as held:
+        with under_way(folder), out_of_memory_is_told(config, folder.root), ExitStack() as held:
             decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
             start_tracker(accelerator, folder.root)
-            yield Run(accelerator, folder, clock, base, marks, command), family, real, detector
+            run, handed_over = Run(accelerator, folder, clock, base, marks, command), [family]
+            del family  # Whoever takes it decides when it is freed.
+            yield run, handed_over.pop(), real, detector
             accelerator.end_training()
 
 
@@ -114,19 +118,19 @@ def checkpoint_to_resume(run: Run, request: Request) -> Path | None:
         return None
     if wanted != "latest":
         named = named_checkpoint(run.folder.root, wanted)
-        if read_state(named).get("fingerprint") != run.marks.training:
+        if not _is_of(read_state(named), run, request):
             raise UserError(f"--resume_from_checkpoint: {named} is of a training with other settings; take `latest`.")
         return named
-    return decided_by_main(run.accelerator, lambda: _newest_of_these_settings(run))
+    return decided_by_main(run.accelerator, lambda: _newest_of_these_settings(run, request))
 
 
-def _newest_of_these_settings(run: Run) -> Path | None:
+def _newest_of_these_settings(run: Run, request: Request) -> Path | None:
     newest = latest_checkpoint(run.folder.root)
     if newest is None:
         return None
     # Where none is whole, the newest says what is wrong with it.
     found, state = whole_checkpoint(run.folder.root) or (newest, read_state(newest))
-    if state.get("fingerprint") == run.marks.training:
+    if _is_of(state, run, request):
         if found != newest:
             tell("note", f"{newest.name} is damaged; the training goes on from {found.name}, the newest that is whole.")
         return found
@@ -134,6 +138,12 @@ def _newest_of_these_settings(run: Run) -> Path | None:
     for old in checkpoints(run.folder.root):
         shutil.rmtree(old)
     return None
+
+
+def _is_of(state: Mapping[str, Any], run: Run, request: Request) -> bool:
+    """Whether a checkpoint is of this training; moments of 8 bits do not go on as others, nor the other way round."""
+    same_adam = state.get("use_8bit_adam", False) == request.settings.use_8bit_adam
+    return same_adam and state.get("fingerprint") == run.marks.training
 
 
 def _open(request: Request, mark: str, given: bool) -> str:

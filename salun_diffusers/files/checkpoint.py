@@ -6,7 +6,7 @@ torch's and accelerate's own checkpoints are pickles; these are not, so a checkp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,29 @@ from salun_diffusers.files.whole_files import sha256_of, whole_folder, write_jso
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's state into flat tensors (``"<index>.<name>"``) and plain values."""
+    """Split an optimizer's state into flat tensors (``"<index>.<name>"``) and plain values.
+
+    Entries of entries are taken as entries: bitsandbytes wraps its moments once more, and reads them without, too. Of
+    tensors that it shares among parameters, its tables of 256 values, each gets its own.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
+    places: set[int] = set()
     for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
+        for name, value in _unwrapped(entries):
+            if not isinstance(value, Tensor):
                 values[f"{index}.{name}"] = value
+                continue
+            stored = value.detach().cpu().contiguous()
+            tensors[f"{index}.{name}"] = stored.clone() if stored.data_ptr() in places else stored
+            places.add(stored.data_ptr())
     return tensors, {"values": values, "param_groups": state["param_groups"]}
+
+
+def _unwrapped(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        yield from value.items() if isinstance(value, dict) else [(name, value)]
 
 
 def load_optimizer_state(
