@@ -91,14 +91,14 @@ class Draws:
         retain = shuffled(len(data.retain), size, position * size, seed=settings.seed, name="retain")
         generator = stream(settings.seed, "draw", position)
         latents = torch.cat([known.latents[forget], data.retain.latents[retain]])
-        timesteps = torch.randint(family.num_train_timesteps, (2 * size,), generator=generator)
+        timesteps = family.schedule.sample(2 * size, generator)
         noise = torch.randn(latents.shape, generator=generator)
         blank = torch.rand(size, generator=generator) < settings.empty_prompt_share
         retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
-        for name, tensor in retained.items():
-            tensor[blank.to(tensor.device)] = data.empty[name][0]
+        for name, tensor in data.empty.items():
+            retained[name][blank.to(tensor.device)] = tensor[0]
         prompts = known.prompt_index[forget]
-        timesteps, noise = timesteps.to(family.device), noise.to(family.device)
+        timesteps, noise, latents = (one.to(family.device) for one in (timesteps, noise, latents))
         used = slice(0 if "forget" in halves else size, None if "retain" in halves else size)
         both = (
             _join(rows(data.forget_conditions, prompts), retained),
@@ -107,9 +107,9 @@ class Draws:
         )
         conditions, anchors, empty = ({name: tensor[used] for name, tensor in one.items()} for one in both)
         return EraseBatch(
-            noised=family.noised(latents.to(family.device), noise, timesteps)[used],
+            noised=family.schedule.noised(latents, noise, timesteps)[used],
             timesteps=timesteps[used],
-            noise=noise[used],
+            truth=family.schedule.target(latents, noise, timesteps)[used],
             conditions=conditions,
             anchor_conditions=anchors,
             empty_conditions=empty,
