@@ -37,7 +37,7 @@ def data(family) -> EraseData:
 
 
 def saliency(family, data, folder, precision="no", method="full", **changes) -> Saliency:
-    parameters = trained_parameters(dict(family.denoiser.named_parameters()), method)
+    parameters = trained_parameters(dict(family.denoiser.named_parameters()), method, family.attention)
     with engine(mixed_precision=precision, gradient_accumulation_steps=1, report_to=None) as accelerator:
         settings = dataclasses.replace(SETTINGS, **changes)
         return forget_saliency(run_in(folder, accelerator), family, parameters, data, settings)
