@@ -123,9 +123,12 @@ def forget_saliency(
                     _batch(family, data, index[rows_of], timesteps[rows_of], noise[rows_of]),
                     settings.saliency_guidance,
                 )
-            part = loss if len(rows_of) == len(index) else loss * (len(rows_of) / len(index))
-            value += float(part.detach())
-            yield weight * part
+            share = len(rows_of) / len(index)
+            value += share * float(loss.detach())
+            part = weight * share * loss
+            del loss  # With `part`, the last hold on the activations that checkpointing keeps.
+            yield part
+            del part
         bar.advance(loss=value)
 
     if settings.gradient_checkpointing:

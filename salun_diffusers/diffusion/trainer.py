@@ -144,17 +144,11 @@ def _step(
     progress: float,
 ) -> dict[str, float]:
     """One optimizer step: all its micro-batches, then the update."""
-    family, objective, accumulation = draws.family, draws.objective, settings.gradient_accumulation_steps
-    terms = torch.zeros(3, device=family.device)
+    accumulation = settings.gradient_accumulation_steps
+    terms = torch.zeros(3, device=draws.family.device)
     for micro in range(accumulation):
         with accelerator.accumulate(network), accelerator.autocast():
-            batch, target = draws.next(network)
-            scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)
-            prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
-            loss = objective(prediction * scale, target * scale)
-            total = loss.total + objective.penalty(family.denoiser.parameters(), progress)
-            accelerator.backward(total)
-            terms += torch.stack([total, loss.forget, loss.retain]).detach() / accumulation
+            terms += _backward(accelerator, network, draws, settings, progress) / accumulation
             if micro + 1 < accumulation:
                 continue
             # Update weights.
@@ -166,6 +160,23 @@ def _step(
             selected.scatter()
     total, forget, retain = accelerator.reduce(terms, reduction="mean").tolist()
     return {"loss": total, "forget_loss": forget, "retain_loss": retain}
+
+
+def _backward(
+    accelerator: Accelerator, network: nn.Module, draws: Draws, settings: Settings, progress: float
+) -> Tensor:
+    """The gradients of one micro-batch; returns its loss and the two terms, `(3,)`.
+
+    Where it ends the graph is gone: with checkpointing that holds the activations that were kept, also after backward.
+    """
+    family, objective = draws.family, draws.objective
+    batch, target = draws.next(network)
+    scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)
+    prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
+    loss = objective(prediction * scale, target * scale)
+    total = loss.total + objective.penalty(family.denoiser.parameters(), progress)
+    accelerator.backward(total)
+    return torch.stack([total, loss.forget, loss.retain]).detach()
 
 
 def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
