@@ -57,13 +57,21 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ('if accumulate != "signed":', 'if accumulate == "signed":'),
             ("parameters.values(), max_grad_norm)", "parameters.values(), 2 * max_grad_norm)"),
             ("reduce(total).abs()", "reduce(total.abs())"),
+            ('(losses is not parts or accumulate == "signed")', "True"),
         ]
     },
     "masks/selected_weights.py": {
         _SELECTED: [
             ("else leaf.grad.add_(gradient)", "else gradient"),
-            ("flat.index_copy_(0,", "flat.index_add_(0,"),
-            ("whole = number == size", "whole = number >= 1"),
+            ("self._parameters, self.names)", "self._parameters, self._parameters)"),
+            ("dense, parameter.grad = parameter.grad, None", "dense = parameter.grad"),
+        ]
+    },
+    "masks/positions.py": {
+        _SELECTED: [
+            ("flat.index_copy_(0, self._indices.long(), values)", "flat.index_add_(0, self._indices.long(), values)"),
+            ("flat.index_copy_(0, self._indices(len(flat)),", "flat.index_add_(0, self._indices(len(flat)),"),
+            ("if selected == size:", "if selected >= 1:"),
         ]
     },
     "masks/soft_threshold.py": {

@@ -84,6 +84,15 @@ class EraseConfig:
         None, "w of the guided prediction (1+w)ε(c) - wε(∅) in the saliency loss.", group=_MASK, minimum=0
     )
     saliency_batch_size: int | None = setting(None, "Latents a batch in the saliency pass.", group=_MASK, minimum=1)
+    saliency_micro_batch_size: int | None = setting(
+        None,
+        "Latents in memory at once in the saliency pass, whose sums stay the same; by default the whole batch.",
+        group=_MASK,
+        minimum=1,
+    )
+    offload_saliency: bool = setting(
+        False, "Keep the sums of the saliency pass on the CPU: 4 bytes a weight less on the GPU.", group=_MASK
+    )
     saliency_max_grad_norm: float | None = setting(
         None,
         "Clip each batch's gradient before it is added, as the official DDPM code does (1.0).",

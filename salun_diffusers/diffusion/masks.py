@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from salun_diffusers.diffusion.objectives import EraseBatch, guided_noise_loss
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.errors import tell
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.mask_file import JSON
 from salun_diffusers.masks.saliency import Saliency, gradient_saliency
+from salun_diffusers.masks.trained_tensors import only_trained
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream
 
@@ -80,42 +82,65 @@ def forget_saliency(
     """Score some weights of the denoiser by the guided noise loss over one pass of the forget set.
 
     Each process takes every n-th batch; signed gradients are summed over processes before the absolute value. As in
-    the official code a smaller last batch counts with its own mean.
+    the official code a smaller last batch counts with its own mean. Of a batch with loss ℓ_b only as many latents are
+    in memory at once as a micro-batch M holds, ∇ℓ_b = Σ_M |M|/|b| ∇ℓ_M; its draws are those of the whole batch.
     """
     accelerator, size = run.accelerator, settings.saliency_batch_size
     starts = range(0, len(data.forget), size)
     mine = [(start, 1.0) for start in starts[accelerator.process_index :: accelerator.num_processes]]
     mine = mine or [(0, 0.0)]  # A process without a batch adds zeros.
     # fp16 gradients would vanish without a loss scaler; this one pass is worth fp32.
-    precision = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+    half = accelerator.mixed_precision == "fp16"
+    precision = nullcontext if half else accelerator.autocast
+    if half and run.main:
+        tell(
+            "note",
+            "the saliency is computed in fp32, as fp16 loses small gradients; --saliency_micro_batch_size and "
+            "--gradient_checkpointing lower its memory.",
+        )
 
-    def loss(part: tuple[int, float]) -> Tensor:
-        start, weight = part
+    def losses(batch: tuple[int, float]) -> Iterator[Tensor]:
+        start, weight = batch
         index = torch.arange(start, min(start + size, len(data.forget)))
         generator = stream(settings.seed, "saliency", start)
-        latents = data.forget.latents[index].to(family.device)
-        timesteps = torch.randint(family.num_train_timesteps, (len(index),), generator=generator).to(family.device)
-        noise = torch.randn(latents.shape, generator=generator).to(family.device)
-        with precision():
-            batch = EraseBatch(
-                noised=family.noised(latents, noise, timesteps),
-                timesteps=timesteps,
-                noise=noise,
-                conditions=rows(data.forget_conditions, data.forget.prompt_index[index]),
-                empty_conditions={
-                    name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()
-                },
-            )
-            value = guided_noise_loss(family, family.denoiser, batch, settings.saliency_guidance)
-        bar.advance(loss=float(value.detach()))
-        return weight * value
+        timesteps = torch.randint(family.num_train_timesteps, (len(index),), generator=generator)
+        noise = torch.randn(data.forget.latents[index].shape, generator=generator)
+        value = 0.0
+        for rows_of in torch.arange(len(index)).split(int(min(len(index), settings.saliency_micro_batch_size))):
+            with precision():
+                loss = guided_noise_loss(
+                    family,
+                    family.denoiser,
+                    _batch(family, data, index[rows_of], timesteps[rows_of], noise[rows_of]),
+                    settings.saliency_guidance,
+                )
+            part = loss if len(rows_of) == len(index) else loss * (len(rows_of) / len(index))
+            value += float(part.detach())
+            yield weight * part
+        bar.advance(loss=value)
 
+    if settings.gradient_checkpointing:
+        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     family.denoiser.eval()
-    with Progress("saliency", len(mine), run.main) as bar:
+    trained = only_trained(dict(family.denoiser.named_parameters()), parameters)
+    with trained, Progress("saliency", len(mine), run.main) as bar:
         return gradient_saliency(
             parameters,
             mine,
-            loss,
+            losses,
             max_grad_norm=settings.saliency_max_grad_norm,
             reduce=lambda total: accelerator.reduce(total.to(family.device), reduction="sum").cpu(),
+            offload=settings.offload_saliency,
         )
+
+
+def _batch(family: Family, data: EraseData, index: Tensor, timesteps: Tensor, noise: Tensor) -> EraseBatch:
+    """What the saliency loss sees of some forget latents."""
+    timesteps, noise = timesteps.to(family.device), noise.to(family.device)
+    return EraseBatch(
+        noised=family.noised(data.forget.latents[index].to(family.device), noise, timesteps),
+        timesteps=timesteps,
+        noise=noise,
+        conditions=rows(data.forget_conditions, data.forget.prompt_index[index]),
+        empty_conditions={name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()},
+    )

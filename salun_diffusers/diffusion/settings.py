@@ -73,6 +73,8 @@ class Settings(Numbers):
     mask: str
     mask_ratio: float
     mask_scope: Literal["global", "per_tensor"]
+    saliency_micro_batch_size: float
+    offload_saliency: bool
     train_method: str
     recipe: Recipe
     objective: ObjectiveName
@@ -112,7 +114,7 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     elif config.num_train_epochs is not None:
         numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
-    limits = {"checkpoints_total_limit": UNLIMITED}
+    limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
     _check_course(settings)

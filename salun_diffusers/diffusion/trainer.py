@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from salun_diffusers.diffusion.batches import Draws
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import Objective
+from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError
@@ -50,39 +51,6 @@ def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
         √w_t, `(b, 1, 1, 1)`.
     """
     return family.signal_to_noise(timesteps).pow(-power).clamp(max=10).sqrt().view(-1, 1, 1, 1)
-
-
-def learning_rates(settings: Settings, steps: int) -> Callable[[int], float]:
-    """The rate of every optimizer step, by one of diffusers' schedules; a function of the step alone, for resuming.
-
-    Args:
-        settings: The largest rate, the schedule's name and its numbers.
-        steps: How many there are in all.
-    """
-    bare = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # A schedule wants an optimizer to act on.
-    (factor,) = get_scheduler(
-        settings.lr_scheduler,
-        bare,
-        step_rules=settings.lr_step_rules,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=steps,
-        num_cycles=settings.lr_num_cycles,
-        power=settings.lr_power,
-    ).lr_lambdas
-    return lambda step: settings.learning_rate * factor(step)
-
-
-def make_optimizer(selected: SelectedWeights, settings: Settings) -> torch.optim.Optimizer:
-    """Adam on the selected weights; AdamW where they decay."""
-    kind = torch.optim.Adam if settings.adam_weight_decay == 0 else torch.optim.AdamW
-    return kind(
-        selected.weights,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.adam_weight_decay,
-        fused=True,
-    )
 
 
 def fine_tune(
@@ -133,16 +101,20 @@ def fine_tune(
     if resume_from:
         selected.load(_named("weight.", tensors))
         load_optimizer_state(stepper, _named("optimizer.", tensors), state["optimizer"])
+        tensors.clear()  # As large as all that is trained.
     if settings.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    network, stepper = accelerator.prepare(family.denoiser, stepper)
-    if accelerator.scaler and state.get("scaler"):
-        accelerator.scaler.load_state_dict(state["scaler"])
-    history = read_metrics(folder / "metrics.jsonl", first) if resume_from else []
-    metrics = folder / "metrics.jsonl"
-    if run.main:
-        write_text(metrics, "".join(json.dumps(row) + "\n" for row in history))
-    with Progress("fine-tuning", steps, run.main, done=first) as bar:
+    # DistributedDataParallel has the gradients of all processes only when backward is over.
+    alone = accelerator.distributed_type == DistributedType.NO
+    training = selected.in_training(gather_as_they_come=alone)
+    with training, Progress("fine-tuning", steps, run.main, done=first) as bar:
+        network, stepper = accelerator.prepare(family.denoiser, stepper)
+        if accelerator.scaler and state.get("scaler"):
+            accelerator.scaler.load_state_dict(state["scaler"])
+        history = read_metrics(folder / "metrics.jsonl", first) if resume_from else []
+        metrics = folder / "metrics.jsonl"
+        if run.main:
+            write_text(metrics, "".join(json.dumps(row) + "\n" for row in history))
         for step in range(first, steps):
             rate = rates(step)
             for group in stepper.param_groups:

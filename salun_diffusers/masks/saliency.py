@@ -64,12 +64,12 @@ class Saliency(Mapping[str, Tensor]):
 def gradient_saliency(
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[BatchT],
-    loss: Callable[[BatchT], Tensor],
+    loss: Callable[[BatchT], Tensor | Iterable[Tensor]],
     *,
     accumulate: Literal["signed", "absolute", "squared"] = "signed",
     reduce: Callable[[Tensor], Tensor] = lambda total: total,
     max_grad_norm: float = math.inf,
-    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    offload: bool = False,
 ) -> Saliency:
     """Score every weight by the gradient of `loss`, summed over `batches`.
 
@@ -83,20 +83,23 @@ def gradient_saliency(
     with `max_grad_norm=1.0` it is that of DDPM/runners/diffusion.py at the same commit.
 
     Where `max_grad_norm` is infinite every gradient is taken and freed as soon as backward has computed it, so that the
-    sums are the only copy of the parameters' size. For that reason `loss` must run the bare module: not one wrapped in
-    DistributedDataParallel, whose gradients are reduced later. Sum over ranks with `reduce`.
+    sums are the only copy of the parameters' size, and with `offload` there is none on the device. For that reason
+    `loss` must run the bare module: not one wrapped in DistributedDataParallel, whose gradients are reduced later. Sum
+    over ranks with `reduce`. A loss in parts needs the memory of one part at a time; the gradients of a batch's parts
+    are summed before they are clipped, squared or made absolute.
 
     Differs from the official code: a parameter that gets no gradient from any batch has score 0 (there: an error).
 
     Args:
         parameters: The weights to score, by name.
         batches: What `loss` takes, one after another; gone through once.
-        loss: Maps a batch to a scalar with a graph to `parameters`.
+        loss: Maps a batch to a scalar with a graph to `parameters`, or to several that sum to it, each of which is
+            differentiated before the next is asked for.
         accumulate: Whether the absolute value is taken of the sum or of each batch's gradient, or that is squared.
         reduce: Applied to the summed gradient of every tensor, in order, before the absolute value: for example
             ``accelerator.reduce`` to sum over ranks.
         max_grad_norm: Clip the norm over all parameters of each batch's gradient to this before it is added.
-        backward: Computes the gradients of a loss: for example ``accelerator.backward``.
+        offload: Keep the sums on the CPU.
 
     Returns:
         The scores, in the order and shapes of `parameters`. Every ``.grad`` is None before and after.
@@ -116,24 +119,36 @@ def gradient_saliency(
             return
         if accumulate != "signed":
             gradient = gradient.abs() if accumulate == "absolute" else gradient.float().square()
+        gradient = gradient.to("cpu" if offload else gradient.device, torch.float32)
         # The first gradient becomes the sum: no buffer of zeros is needed.
-        sums[name] = sums[name].add_(gradient) if name in sums else gradient.float()
+        sums[name] = sums[name].add_(gradient) if name in sums else gradient
+
+    at_once = False
+
+    def take_at_once(name: str, parameter: Tensor) -> None:
+        if at_once:
+            take(name, parameter)
 
     _drop_gradients(parameters)
-    hooks = []
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(partial(take_at_once, name))
+        for name, parameter in parameters.items()
+    ]
     clipped = math.isfinite(max_grad_norm)
-    if not clipped:
-        for name, parameter in parameters.items():
-            hooks.append(parameter.register_post_accumulate_grad_hook(partial(take, name)))
     number_of_batches = 0
     try:
         for batch in batches:
             number_of_batches += 1
-            backward(loss(batch))
+            losses = loss(batch)
+            parts = [losses] if isinstance(losses, Tensor) else losses
+            # Of a batch in parts only plain sums can be taken part by part.
+            at_once = not clipped and (losses is not parts or accumulate == "signed")
+            for part in parts:
+                part.backward()  # type: ignore[no-untyped-call]
             if clipped:
                 nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
-                for name, parameter in parameters.items():
-                    take(name, parameter)
+            for name, parameter in parameters.items():
+                take(name, parameter)
     finally:
         for hook in hooks:
             hook.remove()

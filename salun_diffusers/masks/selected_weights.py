@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import final
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.positions import Keep, Positions, positions_of
+from salun_diffusers.masks.trained_tensors import only_trained
 
 
 @final
@@ -23,6 +27,9 @@ class SelectedWeights:
 
     Frozen entries are never written, whatever the optimizer does: weight decay and momentum have nothing to act on.
     Setting gradients to zero does not achieve that. Optimizer state exists for the selected weights only.
+
+    Inside ``with selected.in_training(...)`` tensors without a selected weight get no gradient at all, and those of the
+    others can be gathered as they come, so that dense gradients never exist together.
 
     Differs from the official code: OPTML-Group/Unlearn-Saliency@a6e89fd multiplies dense gradients by the mask
     (SD/train-scripts/random_label.py); its classification code also writes the frozen weights back after each step.
@@ -47,8 +54,13 @@ class SelectedWeights:
         >>> selected.scatter()  # layer.weight[0, 0] has moved, the other two weights have not.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], mask: SaliencyMask) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], mask: SaliencyMask, *, keep: Keep | None = None) -> None:
         """Gather the weights that `mask` selects.
+
+        Args:
+            parameters: The model's, by name.
+            mask: Which of their weights may move.
+            keep: What says where they lie, see `positions_of`; by default what suits the device.
 
         Raises:
             UserError: If the mask does not match the parameters or selects nothing, or if a parameter with selected
@@ -58,22 +70,16 @@ class SelectedWeights:
         self._parameters = dict(parameters)
         self.names: list[str] = []
         self.weights: list[nn.Parameter] = []
-        self._indices: list[Tensor] = []
-        self._whole: list[bool] = []
-        for name, size, number in mask.stats():
+        self._positions: list[Positions] = []
+        for name, _, number in mask.stats():
             if number == 0:
                 continue
             parameter = parameters[name]
             _check_parameter(name, parameter)
-            # A tensor that is selected whole needs no indices.
-            whole = number == size
-            indices = (torch.empty(0, dtype=torch.int32) if whole else mask.indices(name)).to(parameter.device)
-            flat = parameter.detach().view(-1)
-            values = flat if whole else flat.index_select(0, indices)
+            positions = positions_of(mask, name, parameter.device, keep)
             self.names.append(name)
-            self.weights.append(nn.Parameter(values.to(torch.float32)))
-            self._indices.append(indices)
-            self._whole.append(whole)
+            self.weights.append(nn.Parameter(positions.take(parameter.detach().view(-1)).to(torch.float32)))
+            self._positions.append(positions)
         if not self.weights:
             raise UserError("The mask selects no weight at all, so nothing could be trained; use a larger ratio.")
 
@@ -85,7 +91,31 @@ class SelectedWeights:
         """How many weights may move."""
         return sum(leaf.numel() for leaf in self.weights)
 
+    @contextmanager
+    def in_training(self, *, gather_as_they_come: bool) -> Iterator[None]:
+        """Within the block no gradient is computed for tensors without a selected weight.
+
+        Args:
+            gather_as_they_come: Take the selected entries of each gradient, and free it, as soon as backward has
+                computed it: at no time are there dense gradients of more than one tensor. The sums are the same to the
+                bit, also over several micro-batches. Not with DistributedDataParallel, which reduces gradients later.
+        """
+        with ExitStack() as undone, only_trained(self._parameters, self.names):
+            for place, name in enumerate(self.names if gather_as_they_come else ()):
+                parameter = self._parameters[name]
+                undone.callback(parameter.register_post_accumulate_grad_hook(partial(self._gather, place)).remove)
+            yield
+
     @torch.no_grad()
+    def _gather(self, place: int, parameter: Tensor) -> None:
+        """Add the selected entries of a dense gradient to the gradient of its leaf, and drop it."""
+        dense, parameter.grad = parameter.grad, None
+        if dense is None:
+            return
+        leaf = self.weights[place]
+        gradient = self._positions[place].take(dense.reshape(-1)).to(torch.float32)
+        leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+
     def gather_gradients(self) -> None:
         """Add the selected entries of every dense ``.grad`` to its leaf's ``.grad``, then drop all dense ones.
 
@@ -93,26 +123,17 @@ class SelectedWeights:
         keeping dense gradients; ``optimizer.zero_grad()`` starts anew. A leaf whose parameter has got no gradient is
         left as it is: None after ``zero_grad``, and optimizers skip it.
         """
-        for name, leaf, indices, whole in zip(self.names, self.weights, self._indices, self._whole, strict=True):
-            dense = self._parameters[name].grad
-            if dense is None:
-                continue
-            flat = dense.reshape(-1)
-            gradient = (flat if whole else flat.index_select(0, indices)).to(torch.float32)
-            leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+        for place, name in enumerate(self.names):
+            self._gather(place, self._parameters[name])
         for parameter in self._parameters.values():
             parameter.grad = None
 
     @torch.no_grad()
     def scatter(self) -> None:
         """Write the leaves back to the selected positions of the parameters; no other position is written."""
-        for name, leaf, indices, whole in zip(self.names, self.weights, self._indices, self._whole, strict=True):
+        for name, leaf, positions in zip(self.names, self.weights, self._positions, strict=True):
             flat = self._parameters[name].detach().view(-1)
-            if whole:
-                flat.copy_(leaf)
-            else:
-                # index_copy_ takes int64 only: widened for one tensor at a time.
-                flat.index_copy_(0, indices.long(), leaf.detach().to(flat.dtype))
+            positions.put(flat, leaf.detach().to(flat.dtype))
 
     def state(self) -> dict[str, Tensor]:
         """Return the leaves by parameter name, for a checkpoint. They are live: save or clone them before stepping."""

@@ -134,3 +134,19 @@ def test_one_folder_one_record(pair, single):
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-2)
     assert (pair / "run" / "report.json").exists()
     assert [path.name for path in pair.glob("run*")] == ["run"]
+
+
+def test_two_processes_train_cross_attention_alone(small_run, tmp_path):
+    """Tensors without gradient are no concern of DistributedDataParallel's; the weights are those of one process."""
+    (tmp_path / "erase.py").write_text(
+        "import sys\nfrom salun_diffusers.programs.erase import main\nsys.exit(main())\n"
+    )
+    flags = {"train_method": "xattn", "saliency_micro_batch_size": 1, "offload_saliency": True, "num_anchor_images": 0}
+    run_two(tmp_path / "erase.py", *small_run(output_dir=tmp_path / "two", **flags))
+    assert main(small_run(output_dir=tmp_path / "one", gradient_accumulation_steps=2, **flags)) == 0
+    two, one = (
+        load_file(tmp_path / run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        for run in ("two", "one")
+    )
+    far = sum(int(((tensor - one[name]).abs() > 1e-4).sum()) for name, tensor in two.items())
+    assert far < 1e-2 * SaliencyMask.load(tmp_path / "one" / "mask.safetensors").number_selected

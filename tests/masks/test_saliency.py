@@ -122,12 +122,42 @@ class TestGradientSaliency:
         batches = [torch.tensor([value], dtype=torch.bfloat16) for value in (256.0, 1.0, 1.0)]
         assert gradient_saliency({"w": weight}, batches, linear_loss(weight))["w"].item() == 258.0
 
-    def test_uses_the_given_backward(self):
-        weight = nn.Parameter(torch.zeros(3))
-        saliency = gradient_saliency(
-            {"w": weight}, self.batches, linear_loss(weight), backward=lambda loss: (loss / 2).backward()
-        )
-        assert saliency["w"].tolist() == [0.0, 2.5, 1.5]
+    @pytest.mark.parametrize("max_grad_norm", [math.inf, 1.0, 100.0])
+    @pytest.mark.parametrize("accumulate", ["signed", "absolute", "squared"])
+    @pytest.mark.parametrize("offload", [False, True])
+    def test_of_a_loss_in_parts_is_that_of_the_whole(self, accumulate, max_grad_norm, offload):
+        """Also where a batch's gradient is clipped, squared or made absolute: that of all parts together is."""
+        first, second = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1))
+        parameters = {"first": first, "second": second}
+        alive = []
+
+        def loss(batch: Tensor) -> Tensor:
+            return (first * batch).sum() + second.sum() * batch[0]
+
+        def in_parts(batch: Tensor):
+            for number in range(3):
+                alive.append([parameter.grad is not None for parameter in parameters.values()])
+                yield (first[number] * batch[number]) + (second.sum() * batch[0] if number == 1 else 0)
+
+        how = {"accumulate": accumulate, "max_grad_norm": max_grad_norm, "offload": offload}
+        whole = gradient_saliency(parameters, self.batches, loss, **how)
+        parts = gradient_saliency(parameters, self.batches, in_parts, **how)
+        assert all(torch.equal(parts[name], whole[name]) for name in parameters)
+        assert any(map(any, alive)) == (math.isfinite(max_grad_norm) or accumulate != "signed")
+
+    def test_one_part_is_differentiated_before_the_next_is_asked_for(self):
+        weight = nn.Parameter(torch.zeros(2))
+        seen = []
+
+        def in_parts(batch: Tensor):
+            for value in batch:
+                graph = weight * value
+                graph.register_hook(lambda gradient: seen.append("backward"))
+                seen.append("asked")
+                yield graph.sum()
+
+        gradient_saliency({"w": weight}, [torch.ones(3)], in_parts)
+        assert seen == ["asked", "backward"] * 3
 
     @pytest.mark.parametrize(("value", "word"), [(math.nan, "NaN"), (math.inf, "infinite")])
     def test_names_the_tensor_whose_gradient_is_not_finite(self, value, word):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -48,19 +50,23 @@ def half_mask(net: nn.Module) -> SaliencyMask:
     return (mask | SaliencyMask.from_bools(whole)) & SaliencyMask.from_bools(none)
 
 
-def train(net, mask, make_optimizer, steps=6, accumulate=1, max_norm=None) -> tuple[SelectedWeights, list]:
-    selected = SelectedWeights(named(net), mask)
+def train(
+    net, mask, make_optimizer, steps=6, accumulate=1, max_norm=None, keep=None, at_once=None
+) -> tuple[SelectedWeights, list]:
+    """Train with gradients gathered after backward, or (`at_once`) as they come; by default with no block at all."""
+    selected = SelectedWeights(named(net), mask, keep=keep)
     optimizer = make_optimizer(selected.weights)
     norms = []
-    for step in range(steps):
-        for part in range(accumulate):
-            loss_of(net, 100 * step + part).backward()
-        selected.gather_gradients()
-        if max_norm is not None:
-            norms.append(nn.utils.clip_grad_norm_(selected.weights, max_norm))
-        optimizer.step()
-        optimizer.zero_grad()
-        selected.scatter()
+    with nullcontext() if at_once is None else selected.in_training(gather_as_they_come=at_once):
+        for step in range(steps):
+            for part in range(accumulate):
+                loss_of(net, 100 * step + part).backward()
+            selected.gather_gradients()
+            if max_norm is not None:
+                norms.append(nn.utils.clip_grad_norm_(selected.weights, max_norm))
+            optimizer.step()
+            optimizer.zero_grad()
+            selected.scatter()
     return selected, norms
 
 
@@ -210,6 +216,100 @@ class TestSelected:
         leaf = selected.weights[selected.names.index("4.weight")]
         assert leaf.data_ptr() == net[4].weight.data_ptr()
         assert repr(selected) == f"SelectedWeights({selected.number_selected} weights in {len(selected.names)} tensors)"
+
+
+class TestMemory:
+    @pytest.mark.parametrize("kind", ["SGD momentum decay", "AdamW fused"])
+    @pytest.mark.parametrize(("accumulate", "max_norm"), [(1, None), (3, None), (2, 0.1)])
+    @pytest.mark.parametrize("at_once", [False, True])
+    @pytest.mark.parametrize("keep", ["bits", "indices"])
+    def test_every_way_gives_the_same_bits(self, kind, accumulate, max_norm, at_once, keep):
+        plain, net = make_net(), make_net()
+        mask, how = half_mask(net), {"accumulate": accumulate, "max_norm": max_norm}
+        _, expected = train(plain, mask, OPTIMIZERS[kind], **how)
+        before = values(net)
+        _, norms = train(net, mask, OPTIMIZERS[kind], keep=keep, at_once=at_once, **how)
+        assert norms == expected
+        assert all(torch.equal(parameter, plain.get_parameter(name)) for name, parameter in net.named_parameters())
+        assert_only_selected_moved(before, net, mask)
+
+    @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])
+    @pytest.mark.parametrize("keep", ["bits", "indices"])
+    def test_positions_at_the_edges(self, size, keep):
+        """The last byte of the bits is not full; the first and the last weight are selected."""
+        flags = torch.arange(size) % 3 == 0
+        flags[-1] = True
+        weight = nn.Parameter(torch.arange(size, dtype=torch.float32))
+        selected = SelectedWeights({"w": weight}, SaliencyMask.from_bools({"w": flags}), keep=keep)
+        assert torch.equal(selected.weights[0].detach(), weight.detach()[flags])
+        with torch.no_grad():
+            selected.weights[0].add_(0.5)
+        selected.scatter()
+        assert torch.equal(weight.detach(), torch.arange(size) + 0.5 * flags)
+
+    def test_bits_are_kept_as_bits(self):
+        """An eighth of a byte a weight, where indices are four bytes for each that is selected."""
+        weight = nn.Parameter(torch.zeros(8000))
+        mask = SaliencyMask.random({"w": weight}, 0.5, torch.Generator().manual_seed(0))
+
+        def kept(keep) -> int:
+            (positions,) = SelectedWeights({"w": weight}, mask, keep=keep)._positions
+            tensors = [value for value in vars(positions).values() if isinstance(value, Tensor)]
+            return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+        assert (kept("bits"), kept("indices"), kept(None)) == (1000 + 8, 4 * 4000, 4 * 4000)
+
+    def test_dense_gradients_never_exist_together(self):
+        net = make_net()
+        selected, alive = SelectedWeights(named(net), half_mask(net)), []
+        with selected.in_training(gather_as_they_come=True):
+            for parameter in net.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(
+                        lambda _: alive.append(sum(p.grad is not None for p in net.parameters()))
+                    )
+            loss_of(net, 0).backward()
+        assert alive == [0] * len(selected.names)
+
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_only_tensors_with_a_selected_weight_get_gradients(self, at_once):
+        net = make_net()
+        net[4].bias.requires_grad_(False)
+        loss_of(net, 0).backward()
+        mask = half_mask(net).restrict(lambda name: name in ("0.bias", "4.weight"))
+        selected, got = SelectedWeights(named(net), mask), []
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda _, name=name: got.append(name))
+        with selected.in_training(gather_as_they_come=at_once):
+            assert {name for name, p in net.named_parameters() if p.requires_grad} == set(selected.names)
+            assert all(parameter.grad is None for parameter in net.parameters())
+            loss_of(net, 0).backward()
+            assert {name for name, p in net.named_parameters() if p.grad is not None} == (
+                set() if at_once else set(selected.names)
+            )
+        assert sorted(got) == sorted(selected.names) == ["0.bias", "4.weight"]
+        assert all(parameter.grad is None for parameter in net.parameters())
+        assert {name for name, p in net.named_parameters() if not p.requires_grad} == {"4.bias"}
+        loss_of(net, 0).backward()  # No hook is left.
+        assert net[0].bias.grad is not None
+
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_a_loss_scaler_unscales_and_checks_the_leaves(self, at_once):
+        """4 times the loss, then a quarter of the gradient; a gradient with inf is no step and halves the scale."""
+        weight = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
+        selected = SelectedWeights({"w": weight}, SaliencyMask.from_bools({"w": torch.arange(3) > 0}))
+        optimizer, scaler = torch.optim.SGD(selected.weights, lr=0.5), torch.amp.GradScaler("cpu", init_scale=4.0)
+        with selected.in_training(gather_as_they_come=at_once):
+            for gradient in ([9.0, 1.0, 2.0], [9.0, math.inf, 2.0]):
+                scaler.scale((weight * torch.tensor(gradient)).sum()).backward()
+                selected.gather_gradients()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                selected.scatter()
+                assert weight.tolist() == [1.0, 0.5, 0.0]
+        assert scaler.get_scale() == 2.0
 
 
 class TestState:
