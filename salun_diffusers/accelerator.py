@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, DistributedType, DynamoBackend, broadcast_object_list
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, tell
 
 T = TypeVar("T")
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -57,8 +58,7 @@ def engine(
                 )  # fmt: skip
         except ValueError as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error
-        if report_to and not accelerator.log_with:
-            raise UserError(f"--report_to {report_to} needs a package that is not installed; pip install {report_to}.")
+        _require_tracker(report_to, accelerator)
         if accelerator.distributed_type not in _SUPPORTED:
             raise UserError(
                 f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, "
@@ -75,6 +75,21 @@ def engine(
     finally:
         shared.clear()
         shared.update(earlier)
+
+
+def _require_tracker(report_to: str | None, accelerator: Accelerator) -> None:
+    """Refuse a tracker that is not installed; `all` means those that are.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not report_to or accelerator.log_with:
+        return
+    if report_to != "all":
+        package = {"comet_ml": "comet-ml"}.get(report_to, report_to)
+        raise UserError(f"--report_to {report_to} needs a package that is not installed; pip install {package}.")
+    if accelerator.is_main_process:
+        tell("note", "--report_to all: no tracker that accelerate knows is installed, so nothing is logged.")
 
 
 def _refuse_wrong_gradients(accelerator: Accelerator) -> None:
@@ -99,19 +114,47 @@ def threads_for(device: str, processes: int, threads: int) -> int:
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which leaves all but one core idle when the
     model is on the CPU (measured on two cores: 185 s instead of 120 s for the demo). A process that accelerate launched
-    with one thread takes its share of the cores it may use; `taskset` still limits them.
+    with one thread takes its share of the cores it may use; `taskset` still limits them, and who asked for one thread
+    gets one.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if device != "cpu" or threads != 1 or not launched:
+    if device != "cpu" or threads != 1 or not launched or _threads_were_asked_for(os.getppid()):
         return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
-def start_tracker(accelerator: Accelerator, folder: Path) -> None:
-    """Let the tracker that the engine was made with write below `folder`; without one, nothing happens."""
+def _threads_were_asked_for(launcher: int) -> bool:
+    """Whether the process that launched this one was itself told how many threads there should be.
+
+    In our own environment accelerate's default looks like the user's choice. Where the launcher's cannot be read (not
+    Linux), nobody chose.
+    """
+    try:
+        told = Path(f"/proc/{launcher}/environ").read_bytes().split(b"\0")
+        words = Path(f"/proc/{launcher}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return any(item.startswith(b"OMP_NUM_THREADS=") for item in told) or b"num_cpu_threads_per_process" in (
+        words.replace(b"-", b"_")
+    )
+
+
+def start_trackers(accelerator: Accelerator, folder: Path, project: str, settings: Mapping[str, object]) -> None:
+    """Let the trackers that the engine was made with write below `folder`; without one, nothing happens.
+
+    Args:
+        accelerator: The engine.
+        folder: Where those go that write files.
+        project: What runs are filed under.
+        settings: What a tracker records of the run; texts and numbers are all that every tracker takes.
+    """
     accelerator.project_configuration.set_directories(str(folder))
-    accelerator.init_trackers("salun_diffusers")
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+        for name, value in settings.items()
+    }
+    accelerator.init_trackers(project, config=plain)
 
 
 def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from salun_diffusers.accelerator import decided_by_main, engine, sampling_dtype, start_tracker
+from salun_diffusers.accelerator import decided_by_main, engine, sampling_dtype, start_trackers
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
@@ -21,16 +20,7 @@ from salun_diffusers.diffusion.settings import recorded
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
-from salun_diffusers.files.checkpoint import latest_checkpoint, load_state
-from salun_diffusers.files.run_folder import (
-    RunFolder,
-    check_output,
-    checkpoints,
-    identity_of,
-    named_checkpoint,
-    open_run,
-    under_way,
-)
+from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
 
@@ -67,6 +57,8 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         report_to=config.report_to,
     ) as accelerator:
+        if config.enable_xformers_memory_efficient_attention and accelerator.is_main_process:
+            tell("note", "--enable_xformers_memory_efficient_attention changes nothing: attention is torch's (SDPA).")
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         base = identity_of(request.base)
@@ -91,36 +83,10 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given)))))
         with under_way(folder), ExitStack() as held:
             decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
-            start_tracker(accelerator, folder.root)
+            logs = folder.root / config.logging_dir
+            start_trackers(accelerator, logs, config.tracker_project_name, recorded(config, settings))
             yield Run(accelerator, folder, clock, base, marks, command), family, real
             accelerator.end_training()
-
-
-def checkpoint_to_resume(run: Run, request: Request) -> Path | None:
-    """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one.
-
-    Checkpoints of other settings of the training are no part of this one: they go, and it begins anew.
-
-    Raises:
-        UserError: If the one that the user named is of other settings.
-    """
-    wanted = request.config.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted != "latest":
-        named = named_checkpoint(run.folder.root, wanted)
-        if load_state(named)[1].get("fingerprint") != run.marks.training:
-            raise UserError(f"--resume_from_checkpoint: {named} is of a training with other settings; take `latest`.")
-        return named
-    found = latest_checkpoint(run.folder.root)
-    if found is None or load_state(found)[1].get("fingerprint") == run.marks.training:
-        return found
-    if run.main:
-        tell("note", "the settings of the training have changed since its last checkpoint: it begins anew.")
-        for old in checkpoints(run.folder.root):
-            shutil.rmtree(old)
-    run.accelerator.wait_for_everyone()
-    return None
 
 
 def _open(request: Request, mark: str, given: bool) -> str:
