@@ -55,7 +55,7 @@ class Draws:
         self.family, self._data, self._settings = family, data, settings
         self._known = data.forget + data.anchor
         self._shares = deque(shares)
-        self._targets: dict[Share, Tensor] = {}
+        self._targets: deque[Tensor] = deque()
 
     def compute_targets(self, run: Run) -> None:
         """Let the base model answer for all draws to come, kept on the CPU, so that the loop holds one network."""
@@ -63,7 +63,7 @@ class Draws:
             for share in self._shares:
                 with run.accelerator.autocast():
                     target = self.objective.target(self.family, self.family.denoiser, self.batch(share))
-                self._targets[share] = target.float().cpu()
+                self._targets.append(target.float().cpu())
                 bar.advance()
 
     def next(self, network: nn.Module) -> tuple[EraseBatch, Tensor]:
@@ -71,7 +71,7 @@ class Draws:
         share = self._shares.popleft()
         batch = self.batch(share)
         if self.objective.teacher == "base":
-            return batch, self._targets.pop(share).to(self.family.device)
+            return batch, self._targets.popleft().to(self.family.device)
         return batch, self.objective.target(self.family, network, batch)
 
     def batch(self, share: Share) -> EraseBatch:

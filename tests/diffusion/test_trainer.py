@@ -253,7 +253,7 @@ class TestFineTune:
 class TestCheckpoints:
     def test_limit_keeps_the_newest(self, family, data, tmp_path):
         train(family, data, tmp_path, max_train_steps=6, checkpointing_steps=1, checkpoints_total_limit=2)
-        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-5"]
+        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
 
     def test_are_read_in_order_of_steps(self, tmp_path):
         for name in ("checkpoint-10", "checkpoint-9", "checkpoint-best", ".checkpoint-11.partial"):
@@ -319,7 +319,9 @@ class TestDivergence:
             train(family, data, tmp_path, learning_rate=1e39, max_train_steps=1)
 
     def test_nor_kept_as_a_checkpoint(self, family, data, tmp_path, monkeypatch):
-        monkeypatch.setattr(trainer, "learning_rates", lambda settings, steps: lambda step: 1e39 if step == 1 else 1e-5)
+        monkeypatch.setattr(
+            trainer, "learning_rates", lambda settings, steps, scale: lambda step: 1e39 if step == 1 else 1e-5
+        )
         with pytest.raises(UserError, match=r"at step 2.*last good state is .*checkpoint-1"):
             train(family, data, tmp_path, checkpointing_steps=1)
         assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
