@@ -41,6 +41,7 @@ def engine(
         UserError: If accelerate refuses the settings, or is configured for what the mask cannot work with or for what
             computes wrong gradients.
     """
+    _refuse_configured(mixed_precision)
     shared = AcceleratorState._shared_state
     earlier = dict(shared)
     shared.clear()
@@ -56,7 +57,7 @@ def engine(
                     mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
                     log_with=report_to, project_dir="runs", kwargs_handlers=[autocast],
                 )  # fmt: skip
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error
         _require_tracker(report_to, accelerator)
         if accelerator.distributed_type not in _SUPPORTED:
@@ -75,6 +76,37 @@ def engine(
     finally:
         shared.clear()
         shared.update(earlier)
+
+
+def _refuse_configured(mixed_precision: str | None) -> None:
+    """Refuse what `accelerate config` or `accelerate launch` asked for and the mask cannot work with.
+
+    Known by the environment, before accelerate asks for the packages that such a configuration needs.
+
+    Raises:
+        UserError: For DeepSpeed, FSDP and fp8.
+    """
+
+    def wanted(name: str) -> bool:
+        return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+
+    advice = "Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
+    if wanted("DEEPSPEED"):
+        raise UserError(
+            "accelerate is configured for DeepSpeed; one process or DDP is required, since DeepSpeed keeps weights and "
+            f"gradients in buffers of its own, which no mask fits. {advice}"
+        )
+    if wanted("FSDP") and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "accelerate is configured for FSDP; one process or DDP is required, since the mask needs whole "
+            f"parameters. {advice}"
+        )
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision.lower() == "fp8":
+        raise UserError(
+            "accelerate is configured for fp8, which replaces layers and with them the weights that the mask names; "
+            "--mixed_precision bf16, fp16 or no is required."
+        )
 
 
 def _require_tracker(report_to: str | None, accelerator: Accelerator) -> None:
