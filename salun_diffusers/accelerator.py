@@ -181,7 +181,8 @@ def start_trackers(accelerator: Accelerator, folder: Path, project: str, setting
         project: What runs are filed under.
         settings: What a tracker records of the run; texts and numbers are all that every tracker takes.
     """
-    accelerator.project_configuration.set_directories(str(folder))
+    # `set_directories` would leave the folder of logs where it was when the engine was made: runs/ of wherever one is.
+    accelerator.project_configuration.project_dir = accelerator.project_configuration.logging_dir = str(folder)
     plain = {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
         for name, value in settings.items()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 from accelerate.tracking import GeneralTracker
@@ -206,12 +207,21 @@ class TestFlags:
 
     @pytest.mark.parametrize(("logging_dir", "expected"), [(None, "run/logs"), ("diary", "run/diary")])
     def test_files_of_trackers_lie_where_the_flag_says(self, small_run, tmp_path, monkeypatch, logging_dir, expected):
-        from salun_diffusers.diffusion import start
+        """As a tracker is made that writes files, such as tensorboard's."""
+        made: list[tuple[str, str]] = []
 
-        asked: list[Path] = []
-        monkeypatch.setattr(start, "start_trackers", lambda accelerator, folder, *_: asked.append(folder))
-        assert main(small_run(output_dir=tmp_path / "run", max_train_steps=1, logging_dir=logging_dir)) == 0
-        assert asked == [tmp_path / expected]
+        class Files(Tracker):
+            requires_logging_directory = True
+
+            def __init__(self, project: str, folder: str) -> None:
+                made.append((project, folder))
+                super().__init__("files")
+
+        monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+        monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Files)
+        flags = {"output_dir": tmp_path / "run", "max_train_steps": 1, "logging_dir": logging_dir}
+        assert main(small_run(report_to="tensorboard", **flags)) == 0
+        assert made == [("salun_diffusers", str(tmp_path / expected))]
 
     def test_xformers_is_a_word(self, small_run, tmp_path, capsys):
         words = small_run(output_dir=tmp_path / "run", max_train_steps=1)
