@@ -319,9 +319,7 @@ class TestDivergence:
             train(family, data, tmp_path, learning_rate=1e39, max_train_steps=1)
 
     def test_nor_kept_as_a_checkpoint(self, family, data, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            trainer, "learning_rates", lambda settings, steps, scale: lambda step: 1e39 if step == 1 else 1e-5
-        )
+        monkeypatch.setattr(trainer, "learning_rates", lambda settings, steps: lambda step: 1e39 if step == 1 else 1e-5)
         with pytest.raises(UserError, match=r"at step 2.*last good state is .*checkpoint-1"):
             train(family, data, tmp_path, checkpointing_steps=1)
         assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
