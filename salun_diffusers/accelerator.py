@@ -14,12 +14,18 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs, DistributedType, DynamoBackend, broadcast_object_list
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedType,
+    DynamoBackend,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+)
 
 from salun_diffusers.errors import UserError, tell
 
 T = TypeVar("T")
-_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
 @contextmanager
@@ -41,7 +47,9 @@ def engine(
         UserError: If accelerate refuses the settings, or is configured for what the mask cannot work with or for what
             computes wrong gradients.
     """
-    _refuse_configured(mixed_precision)
+    _refuse_configured(mixed_precision, trains)
+    if "ACCELERATE_USE_FSDP" in os.environ:  # transformers would leave weights of all but the first process empty.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     shared = AcceleratorState._shared_state
     earlier = dict(shared)
     shared.clear()
@@ -62,8 +70,8 @@ def engine(
         _require_tracker(report_to, accelerator)
         if accelerator.distributed_type not in _SUPPORTED:
             raise UserError(
-                f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, "
-                "since the mask needs whole parameters. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
+                f"accelerate is configured for {accelerator.distributed_type.value}; one process, DDP or FSDP2 is "
+                "required. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
             )
         if trains:
             _refuse_wrong_gradients(accelerator)
@@ -78,7 +86,7 @@ def engine(
         shared.update(earlier)
 
 
-def _refuse_configured(mixed_precision: str | None) -> None:
+def _refuse_configured(mixed_precision: str | None, trains: bool) -> None:
     """Refuse what `accelerate config` or `accelerate launch` asked for and the mask cannot work with.
 
     Known by the environment, before accelerate asks for the packages that such a configuration needs.
@@ -96,17 +104,38 @@ def _refuse_configured(mixed_precision: str | None) -> None:
             "accelerate is configured for DeepSpeed; one process or DDP is required, since DeepSpeed keeps weights and "
             f"gradients in buffers of its own, which no mask fits. {advice}"
         )
-    if wanted("FSDP") and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(
-            "accelerate is configured for FSDP; one process or DDP is required, since the mask needs whole "
-            f"parameters. {advice}"
-        )
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted("FSDP") and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError(
+                "accelerate is configured for FSDP1; FSDP2, DDP or one process is required, since FSDP1 has flat "
+                "buffers instead of the tensors that a mask names. Run `accelerate launch --use_fsdp --fsdp_version 2 "
+                "…`, or `--multi_gpu`."
+            )
+        if not trains:
+            raise UserError(f"accelerate is configured for FSDP, and this program only draws. {advice}")
+        if precision.lower() == "fp16" or os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+            raise UserError(
+                "FSDP2 is for bf16 or fp32, with weights on the device: fp16's loss scale and offloaded weights are "
+                f"not shared out. Take --mixed_precision bf16, without offloading. {advice}"
+            )
     if precision.lower() == "fp8":
         raise UserError(
             "accelerate is configured for fp8, which replaces layers and with them the weights that the mask names; "
             "--mixed_precision bf16, fp16 or no is required."
         )
+
+
+def sharding_plugin(accelerator: Accelerator) -> Any:
+    """How FSDP2 shall share out a network, or None where it shall not.
+
+    accelerate leaves its own plugin aside on CPUs; here it holds there, too.
+    """
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not wanted or accelerator.num_processes == 1:
+        return None
+    configured = getattr(accelerator.state, "fsdp_plugin", None)
+    return configured if configured is not None else FullyShardedDataParallelPlugin()
 
 
 def _require_tracker(report_to: str | None, accelerator: Accelerator) -> None:

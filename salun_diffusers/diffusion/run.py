@@ -8,6 +8,7 @@ from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
 from salun_diffusers.diffusion.sampler import sampler_of_base, sampler_of_erased
 from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_erased, write_erased
+from salun_diffusers.diffusion.sharding import share_out
 from salun_diffusers.diffusion.start import load_family, started
 from salun_diffusers.diffusion.trainer import fine_tune, read_metrics, training_steps
 from salun_diffusers.diffusion.training_checkpoints import checkpoint_to_resume
@@ -43,6 +44,7 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
             # Find the weights that carry the concept.
             with run.stage("saliency and mask"):
                 mask = make_mask(run, request, family, data)
+                share_out(run.accelerator, family.denoiser)
                 selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
 
             # Let only those move.

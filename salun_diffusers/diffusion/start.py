@@ -17,6 +17,7 @@ from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.request import Request, prompts
 from salun_diffusers.diffusion.settings import recorded
+from salun_diffusers.diffusion.sharding import refuse_unshardable
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
@@ -61,6 +62,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             tell("note", "--enable_xformers_memory_efficient_attention changes nothing: attention is torch's (SDPA).")
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
+        refuse_unshardable(accelerator, settings)
         base = identity_of(request.base)
         about = run_mark(base, concept, settings)
         decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, about))

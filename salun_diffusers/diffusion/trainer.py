@@ -24,6 +24,7 @@ from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
 from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare, refresh, whole
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.training_checkpoints import Trained, is_due, tell_if_another_course
 from salun_diffusers.errors import UserError, tell
@@ -129,8 +130,10 @@ def fine_tune(
     draws = Draws(family, data, objective, settings, batch.shares(range(first, steps), accelerator.process_index))
     if objective.teacher == "base":
         draws.compute_targets(run)
+    refresh(accelerator, family.denoiser)
     averages = averages_of(selected, settings.use_ema)
-    trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler)
+    leaves = Leaves(accelerator, selected.weights)
+    trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler, leaves)
     if resume_from:
         trained.load(tensors, state)
         tensors.clear()  # As large as all that is trained.
@@ -140,7 +143,7 @@ def fine_tune(
     alone = accelerator.distributed_type == DistributedType.NO
     training = selected.in_training(gather_as_they_come=alone)
     with training, Progress("fine-tuning", steps, run.main, done=first) as bar:
-        network, stepper = accelerator.prepare(family.denoiser, trained.stepper)
+        network, stepper = prepare(accelerator, family.denoiser, trained.stepper)
         history = read_metrics(folder / "metrics.jsonl", first) if resume_from else []
         metrics = folder / "metrics.jsonl"
         if run.main:
@@ -162,13 +165,14 @@ def fine_tune(
             bar.advance(loss=row["loss"], lr=rate)
             # A finite loss says nothing of the update that followed it.
             saving = is_due(step + 1, steps, settings.checkpointing_steps)
-            if (saving or step + 1 == steps) and not all(bool(leaf.isfinite().all()) for leaf in selected.weights):
+            if (saving or step + 1 == steps) and not all_finite(accelerator, selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
-            if saving and run.main:
+            if saving:
                 trained.save(run, step + 1, steps, settings.checkpoints_total_limit)
             watch(step + 1, steps, averages.in_place)
+            refresh(accelerator, network)
     averages.settle()
-    family.denoiser = accelerator.unwrap_model(network)
+    family.denoiser = whole(accelerator, network)
     return history
 
 
@@ -199,7 +203,7 @@ def _step(
             # Update weights.
             selected.gather_gradients()
             if math.isfinite(settings.max_grad_norm):
-                accelerator.clip_grad_norm_(selected.weights, settings.max_grad_norm)
+                clip(accelerator, selected.weights, settings.max_grad_norm)
             stepper.step()
             stepper.zero_grad()
             selected.scatter()

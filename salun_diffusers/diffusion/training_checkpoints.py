@@ -15,6 +15,7 @@ from torch import Tensor
 from salun_diffusers.diffusion.averages import Averages
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.sharding import Leaves
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
@@ -47,15 +48,17 @@ class Trained:
         stepper: Their optimizer, as accelerate prepared it or bare.
         averages: What is kept beside them.
         scaler: fp16's loss scale, or None.
+        leaves: Puts together what several processes hold of them.
     """
 
     selected: SelectedWeights
     stepper: torch.optim.Optimizer
     averages: Averages
     scaler: Any
+    leaves: Leaves
 
     def save(self, run: Run, step: int, steps: int, limit: float) -> None:
-        """Write ``checkpoint-<step>``, and remove the oldest ones beyond a limit.
+        """Write ``checkpoint-<step>``, and remove the oldest ones beyond a limit; every process calls this.
 
         Args:
             run: Where.
@@ -66,7 +69,12 @@ class Trained:
         folder = run.folder.root
         moments, state = optimizer_state(getattr(self.stepper, "optimizer", self.stepper))
         kinds = {"weight": self.selected.state(), "optimizer": moments, "average": self.averages.state()}
-        tensors = {f"{kind}.{name}": tensor for kind, found in kinds.items() for name, tensor in found.items()}
+        tensors = {
+            f"{kind}.{name}": self.leaves.join(self._leaf(kind, name), tensor)
+            for kind, found in kinds.items() for name, tensor in found.items()
+        }  # fmt: skip
+        if not run.main:
+            return
         with full_disk_is_told(f"checkpoint-{step}"):
             loss_scale = self.scaler.state_dict() if self.scaler else None  # fp16 only
             values = {"step": step, "steps": steps, "optimizer": state, "scaler": loss_scale,
@@ -79,11 +87,22 @@ class Trained:
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take up what `save` wrote; before accelerate prepares the optimizer."""
-        self.selected.load(_named("weight.", tensors))
-        load_optimizer_state(self.stepper, _named("optimizer.", tensors), state["optimizer"])
-        self.averages.load(_named("average.", tensors), int(state["step"]))
+        self.selected.load(self._mine("weight", tensors))
+        load_optimizer_state(self.stepper, self._mine("optimizer", tensors), state["optimizer"])
+        self.averages.load(self._mine("average", tensors), int(state["step"]))
         if self.scaler and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
+
+    def _leaf(self, kind: str, name: str) -> int:
+        """The number of the leaf that a tensor belongs to; an optimizer's begin with it."""
+        if kind == "optimizer":
+            return int(name.split(".")[0])
+        return self.selected.names.index(name) if name in self.selected.names else -1
+
+    def _mine(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this process holds of the tensors of one kind, by name."""
+        names = [name.removeprefix(f"{kind}.") for name in tensors if name.startswith(f"{kind}.")]
+        return {name: self.leaves.mine(self._leaf(kind, name), tensors[f"{kind}.{name}"]) for name in names}
 
 
 def checkpoint_to_resume(run: Run, request: Request, steps: int) -> Path | None:
@@ -150,8 +169,3 @@ def tell_if_another_course(state: Mapping[str, Any], steps: int, settings: Setti
 def number_of(checkpoint: Path) -> int:
     """The step of a checkpoint folder."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin with a word, without it."""
-    return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
