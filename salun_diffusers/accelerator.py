@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -19,12 +21,14 @@ from accelerate.utils import (
     DistributedType,
     DynamoBackend,
     FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
     broadcast_object_list,
 )
 
 from salun_diffusers.errors import UserError, tell
 
 T = TypeVar("T")
+_PATIENCE = datetime.timedelta(days=1)  # NCCL gives up after ten minutes; the main process may look at pictures longer.
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
@@ -56,14 +60,14 @@ def engine(
     try:
         # autocast would keep the weights that it casts until its block ends; up to torch 2.10 those cast without
         # gradient, too. A network that is its own teacher in the block then loses its gradients (pytorch#158232).
-        autocast = AutocastKwargs(cache_enabled=False)
+        handlers = [AutocastKwargs(cache_enabled=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
         try:
             with warnings.catch_warnings():
                 # A tracker that is not installed is refused below, in our own words.
                 warnings.filterwarnings("ignore", "`log_with=", UserWarning)
                 accelerator = Accelerator(
                     mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
-                    log_with=report_to, project_dir="runs", kwargs_handlers=[autocast],
+                    log_with=report_to, project_dir="runs", kwargs_handlers=handlers,
                 )  # fmt: skip
         except (ValueError, ImportError) as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error
@@ -175,30 +179,26 @@ def threads_for(device: str, processes: int, threads: int) -> int:
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which leaves all but one core idle when the
     model is on the CPU (measured on two cores: 185 s instead of 120 s for the demo). A process that accelerate launched
-    with one thread takes its share of the cores it may use; `taskset` still limits them, and who asked for one thread
-    gets one.
+    with one thread takes its share of the cores it may use; `taskset` still limits them. One thread that the user asked
+    for, by OMP_NUM_THREADS or --num_cpu_threads_per_process, stays one.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if device != "cpu" or threads != 1 or not launched or _threads_were_asked_for(os.getppid()):
+    if device != "cpu" or threads != 1 or not launched or _threads_were_asked_for():
         return threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
-def _threads_were_asked_for(launcher: int) -> bool:
-    """Whether the process that launched this one was itself told how many threads there should be.
-
-    In our own environment accelerate's default looks like the user's choice. Where the launcher's cannot be read (not
-    Linux), nobody chose.
-    """
+def _threads_were_asked_for() -> bool:
+    """Whether the launcher was started with a number of threads; it hands on its own in the same variable."""
     try:
-        told = Path(f"/proc/{launcher}/environ").read_bytes().split(b"\0")
-        words = Path(f"/proc/{launcher}/cmdline").read_bytes()
-    except OSError:
+        launcher = psutil.Process(os.getppid())
+        flags = (word.replace("-", "_") for word in launcher.cmdline())
+        return "OMP_NUM_THREADS" in launcher.environ() or any(
+            flag.startswith("__num_cpu_threads_per_process") for flag in flags
+        )
+    except psutil.Error:  # It has ended, or belongs to somebody else.
         return False
-    return any(item.startswith(b"OMP_NUM_THREADS=") for item in told) or b"num_cpu_threads_per_process" in (
-        words.replace(b"-", b"_")
-    )
 
 
 def start_trackers(accelerator: Accelerator, folder: Path, project: str, settings: Mapping[str, object]) -> None:
@@ -236,6 +236,17 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         raise UserError(answer[1])
     decided: T = answer[0]
     return decided
+
+
+def made_by_main(accelerator: Accelerator, make: Callable[[], T]) -> T | None:
+    """What the main process alone makes and holds, such as a model that only it asks; the others wait and get None.
+
+    Raises:
+        UserError: On every process, if `make` raises one.
+    """
+    made: list[T] = []
+    decided_by_main(accelerator, lambda: made.append(make()))
+    return made[0] if made else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from typing import Any, Literal, NoReturn, TypeVar
 from salun_diffusers.errors import UserError
 
 T = TypeVar("T")
+MOST, LARGEST, ANY_SEED = 10**6, 1e38, 2**63 - 1
+"""The largest count and the largest number of a setting without a maximum of its own: with a billion steps, pictures or
+classes no work ends, and float32 ends at 3.4e38. A seed costs nothing and names ANY_SEED as its maximum."""
 
 
 def setting(
@@ -39,7 +42,7 @@ def setting(
         group: Heading it stands under in ``--help``.
         minimum: Smallest allowed value.
         above: The value must be larger than this.
-        maximum: Largest allowed value.
+        maximum: Largest allowed value; by default `MOST` of a whole number, `LARGEST` of another.
         alias: A second name of the flag.
     """
     metadata = {"help": help, "group": group, "minimum": minimum, "above": above, "maximum": maximum,
@@ -168,6 +171,9 @@ def check(config: Any) -> None:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise UserError(f"--{field.name} must be a whole number of at most 64 bits, got {value.bit_length()} bits.")
         limits = field.metadata
+        most = MOST if int in (hints[field.name], *typing.get_args(hints[field.name])) else LARGEST
+        if limits["maximum"] is None and most < abs(value) < math.inf:
+            raise UserError(f"--{field.name} must be at most {most:,}, got {value}; more would have no end.")
         words = []
         if limits["minimum"] is not None:
             words.append(f"at least {limits['minimum']}")

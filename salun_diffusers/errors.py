@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -34,6 +35,19 @@ class Interrupted(KeyboardInterrupt):
             f"{self.folder} keeps {', '.join(self.kept) or 'the settings, no stage was finished'}; the same command "
             f"with --output_dir {self.folder} --resume_from_checkpoint latest goes on from there."
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: Python's, numpy's, torch's of any device, or the system's.
+
+    torch's are told by name and words, so that it need not be imported.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    words = ("can't allocate memory", "DefaultCPUAllocator", "out of memory")
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
+    )
 
 
 def one_line(message: object, limit: int | None = None) -> str:

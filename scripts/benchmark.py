@@ -49,7 +49,10 @@ class BenchmarkConfig:
 
     benchmark: Literal["threshold", "step"] = word("What is measured.")
     weights: int | None = setting(
-        None, f"How many scores `threshold` ranks; by default the U-Net's {UNET_WEIGHTS:,}.", minimum=1
+        None,
+        f"How many scores `threshold` ranks; by default the U-Net's {UNET_WEIGHTS:,}.",
+        minimum=1,
+        maximum=UNET_WEIGHTS,
     )
     json: str | None = setting(None, "Also write the figures to this file.")
 

@@ -6,12 +6,14 @@ import re
 import tomllib
 from pathlib import Path
 
+TESTED_EXTRAS = ("8bit", "classification", "evaluation", "nudity")
+
 
 def main() -> None:
     """Read pyproject.toml and print the pins."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tested = [*project["dependencies"], *extras["classification"], *extras["evaluation"], *extras["nudity"]]
+    tested = [*project["dependencies"], *(one for name in TESTED_EXTRAS for one in extras[name])]
     for requirement in dict.fromkeys(tested):
         found = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
         if found is None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from fuzz_readers import Reader, readers
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import ANY_SEED, setting
 from salun_diffusers.errors import UserError
 from salun_diffusers.programs.program import Program
 
@@ -41,7 +41,7 @@ class FuzzConfig:
     """Settings of the fuzzing."""
 
     cases: int = setting(5000, "Damaged files in all, shared by the readers.", minimum=1)
-    seed: int = setting(0, "Seed of all damage.", minimum=0)
+    seed: int = setting(0, "Seed of all damage.", minimum=0, maximum=ANY_SEED)
     only: tuple[str, ...] = setting((), "Readers to try; all by default.")
 
 

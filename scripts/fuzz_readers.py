@@ -20,12 +20,14 @@ from salun_diffusers.diffusion.latent_cache import kept_in
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.diffusion.trainer import read_metrics
-from salun_diffusers.evaluation.comparison import read_runs
+from salun_diffusers.evaluation.comparison import compare_runs, read_runs
+from salun_diffusers.evaluation.comparison_page import comparison_page, same_seed_grid
 from salun_diffusers.evaluation.feature_files import FeatureSet
 from salun_diffusers.evaluation.image_folder import read_image_folder
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.nudity import Box, boxes_to_json, read_boxes
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
+from salun_diffusers.evaluation.record import EvaluationRecord, Table
 from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import model_index
@@ -159,6 +161,7 @@ def _evaluation() -> list[Made]:
     rows = (PictureRow("0.png", "a star", 1, 7.5, 0, 0, "star"), PictureRow("1.png", "a cat", 2, 7.5, 1, 0, "cat"))
 
     def drawn(home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
         for name in ("0.png", "1.png"):
             Image.new("RGB", (8, 8), "red").save(home / name)
         Manifest(rows, {"num_inference_steps": 5, "height": 8}, False, "by hand").save(home)
@@ -179,6 +182,29 @@ def _evaluation() -> list[Made]:
             series=({"step": 1, "loss": 0.5},),
         )
         (home / "report.json").write_text(json.dumps(made.to_json()))
+
+    def record(home: Path) -> None:
+        # Pictures of its own beside it, as the page will look for them.
+        drawn(home / "after")
+        rates = [Measurement.rate(name, 1, 20, direction="lower", protocol="by hand") for name in ("a star", "a cat")]
+        made = EvaluationRecord(
+            kind="objects",
+            title="Forgetting star",
+            pictures="after",
+            before="before",
+            measurements=(rates[0].of("without star: cat"),),
+            comparisons=(Comparison("a cat", rates[1], rates[1]),),
+            tables=(Table("What star became", ("shown", "pictures"), (("cat", 2),)),),
+            sampling={"num_inference_steps": 5, "guidance": [7.5]},
+            command="by hand",
+            created="2026-01-01T00:00:00+00:00",
+            environment={"python": "3"},
+        )
+        (home / "objects.json").write_text(json.dumps(made.to_json()))
+
+    def compared(home: Path) -> Any:
+        table = compare_runs(read_runs([f"one={home}", f"other={home}"]))
+        return table.markdown(), comparison_page(table, (None, None), same_seed_grid(table.runs), "") != ""
 
     def labelled(home: Path) -> None:
         pixels = torch.arange(6 * 3 * 8 * 8, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 8, 8)
@@ -221,7 +247,8 @@ def _evaluation() -> list[Made]:
             lambda home: (home / "d.json").write_text(json.dumps(boxes)),
         ),
         (Reader("labelled", "data.safetensors", "safetensors", read_labelled), labelled),
-        (Reader("report", "report.json", "json", lambda home: len(read_runs([str(home)]))), report),
+        (Reader("report", "report.json", "json", compared), report),
+        (Reader("record", "objects.json", "json", compared), record),
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from salun_diffusers.arguments import parse, setting
+from salun_diffusers.arguments import ANY_SEED, parse, setting
 from salun_diffusers.demo.detector_training import GROUPS, detector_batch, group_slices
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYLES, describe
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
@@ -39,7 +39,7 @@ class MeasureConfig:
     num_renders: int = setting(5000, "Fresh renders to measure the detector on.", minimum=1)
     num_inference_steps: int = setting(12, "Sampling steps.", minimum=1)
     guidance_scale: float = setting(3.0, "Classifier-free guidance.", minimum=0)
-    seed: int = setting(1, "Seed of prompts and noise.", minimum=0)
+    seed: int = setting(1, "Seed of prompts and noise.", minimum=0, maximum=ANY_SEED)
 
 
 def prompts(config: MeasureConfig) -> list[tuple[str, frozenset[str]]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import ANY_SEED, setting
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.evaluation.detectors import GroupDetector
 from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
@@ -41,7 +41,7 @@ class MeasureConfig:
     num_inference_steps: int = setting(20, "Sampling steps.", minimum=1)
     guidance_scale: float = setting(2.0, "Classifier-free guidance.", minimum=0)
     batch_size: int = setting(50, "Pictures at once.", minimum=1)
-    seed: int = setting(1, "Seed of the noise.", minimum=0)
+    seed: int = setting(1, "Seed of the noise.", minimum=0, maximum=ANY_SEED)
 
 
 def work(config: MeasureConfig, command: str) -> str:

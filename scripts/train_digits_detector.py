@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from salun_diffusers.accelerator import engine
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import ANY_SEED, setting
 from salun_diffusers.demo.training import Fit, tensors_sha256
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.programs.program import Program
@@ -36,7 +36,7 @@ class DetectorConfig:
     output_dir: str = setting("runs/digits-detector", "Where the checkpoint and `detector/` go.")
     steps: int = setting(1_500, "Optimizer steps.", minimum=1)
     batch_size: int = setting(64, "Pictures a step.", minimum=1)
-    seed: int = setting(0, "Seed of weights, split and pictures.", minimum=0)
+    seed: int = setting(0, "Seed of weights, split and pictures.", minimum=0, maximum=ANY_SEED)
 
 
 def classifier() -> ResNetForImageClassification:

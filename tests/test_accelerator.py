@@ -1,15 +1,22 @@
-"""The accelerate engine: what it refuses to compute with."""
+"""The accelerate engine: what it refuses to compute with, and on how many threads it computes."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.utils import InitProcessGroupKwargs
 
+from salun_diffusers import accelerator as accelerator_module
 from salun_diffusers.accelerator import engine
 from salun_diffusers.errors import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_compiled_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,27 +38,43 @@ def test_compiled_bfloat16_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
         assert accelerator.mixed_precision == "bf16"
 
 
+def test_processes_wait_longer_than_the_main_one_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default NCCL ends a run whose processes wait for ten minutes, as they do while one looks at pictures."""
+    handed: list[object] = []
+
+    class Spy(accelerator_module.Accelerator):
+        def __init__(self, **named: Any) -> None:
+            handed.extend(named["kwargs_handlers"])
+            super().__init__(**named)
+
+    monkeypatch.setattr(accelerator_module, "Accelerator", Spy)
+    with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None):
+        (group,) = (handler for handler in handed if isinstance(handler, InitProcessGroupKwargs))
+    assert group.to_kwargs() == {"timeout": datetime.timedelta(days=1)}
+
+
+# What a process of two on four cores computes with, when torch says one thread.
+THREADS = """
+from salun_diffusers import accelerator
+accelerator.os.sched_getaffinity = lambda process: {0, 1, 2, 3}
+print("threads", accelerator.threads_for("cpu", 2, 1))
+"""
+
+
 @pytest.mark.parametrize(
-    ("words", "threads"),
-    [([], "2"), (["OMP_NUM_THREADS=1"], "1"), (["OTHER=1"], "2"), (["--num_cpu_threads_per_process", "1"], "1")],
-    ids=["accelerate's default", "asked for", "something else", "told accelerate"],
+    ("asked", "flags", "expected"),
+    [({}, [], 2), ({"OMP_NUM_THREADS": "1"}, [], 1), ({}, ["--num_cpu_threads_per_process", "1"], 1)],
 )
-def test_one_thread_that_was_asked_for_is_kept(words: list[str], threads: str) -> None:
-    """A launcher that was itself given OMP_NUM_THREADS, or not, starts a process as accelerate does: with 1."""
-    child = (
-        "import os; os.sched_getaffinity = lambda _: {0, 1}\n"
-        "from salun_diffusers.accelerator import threads_for; print(threads_for('cpu', 1, 1))"
-    )
-    launcher = (
-        "import os, subprocess, sys\n"
-        "told = {'OMP_NUM_THREADS': '1', 'ACCELERATE_MIXED_PRECISION': 'no'}\n"
-        f"subprocess.run([sys.executable, '-c', {child!r}], env=dict(os.environ, **told), check=True)"
-    )
-    given = dict(word.split("=") for word in words if "=" in word)
+def test_one_thread_that_was_asked_for_stays_one(
+    tmp_path: Path, asked: dict[str, str], flags: list[str], expected: int
+) -> None:
+    """accelerate hands its own OMP_NUM_THREADS=1 on in the variable in which users ask for one thread."""
+    (tmp_path / "program.py").write_text(THREADS)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **given}
-    flags = [word for word in words if "=" not in word]
-    done = subprocess.run(
-        [sys.executable, "-c", launcher, *flags], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == threads
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), **asked}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    ended = subprocess.run(
+        [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *flags, str(tmp_path / "program.py")],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert f"threads {expected}\n" in ended.stdout, ended.stderr[-2000:]

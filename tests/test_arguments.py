@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from salun_diffusers.arguments import check, parse, setting
+from salun_diffusers.__main__ import PROGRAMS
+from salun_diffusers.arguments import ANY_SEED, check, parse, setting
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.nudity import nudity
 from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.errors import UserError
+from salun_diffusers.programs.program import Program
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Settings:
     share: float = setting(0.5, "A share.", above=0, maximum=1, group="Shares")
     loud: bool = setting(False, "Whether to shout.")
     kind: Literal["a", "b"] | None = setting(None, "Which kind.")
+    factor: float | None = setting(None, "A factor.")
+    seed: int = setting(0, "A seed.", maximum=ANY_SEED)
 
 
 class TestParse:
@@ -110,6 +117,68 @@ class TestCheck:
     def test_accepts(self):
         check(Settings(words=["one"], share=1, how_many=1))
         check(EraseConfig())
+
+
+def settings_of(module: ModuleType) -> list[type]:
+    """The flags of a program: its settings, and dataclasses of settings that it parses itself."""
+    program = getattr(module, "main", None)
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    kinds = [*([program.settings] if isinstance(program, Program) else []), *filter(dataclasses.is_dataclass, own)]
+    return [
+        kind for kind in dict.fromkeys(kinds) if all("group" in field.metadata for field in dataclasses.fields(kind))
+    ]
+
+
+class TestNoNumberWithoutEnd:
+    """Every number of every program has a largest value, so that no work is begun that never ends."""
+
+    PROGRAMS: ClassVar[list[str]] = [
+        *(f"salun_diffusers.programs.{name.replace(' ', '_').replace('-', '_')}" for name in PROGRAMS),
+        *(
+            path.stem
+            for path in (Path(__file__).parent.parent / "scripts").glob("*.py")
+            if "setting(" in path.read_text()
+        ),
+    ]
+
+    @pytest.mark.parametrize("name", PROGRAMS)
+    def test_a_billion(self, script: Callable[[str], ModuleType], name: str) -> None:
+        kinds = settings_of(importlib.import_module(name) if "." in name else script(name))
+        assert kinds, name
+        for kind in kinds:
+            hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+            bare = [field.name for field in fields if "positional" in field.metadata]
+            chosen = [get_args(hints[name])[0] if get_origin(hints[name]) is Literal else "x" for name in bare]
+            for field in fields:
+                types = {hints[field.name], *get_args(hints[field.name])} & {int, float}
+                if not types:
+                    continue
+                billion = str(10**20) if field.name.endswith("seed") else str(10**9)
+                with pytest.raises(UserError) as told:
+                    parse(kind, [*chosen, f"--{field.name}", billion if int in types else "1e39"])
+                words = str(told.value)
+                assert words.startswith(f"--{field.name} must be ") and "\n" not in words, words
+                assert "at most" in words, words
+
+    def test_it_walks_over_all(self) -> None:
+        assert len(self.PROGRAMS) >= 12 + 8 and "fuzz" in self.PROGRAMS
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            ({"how_many": 10**6 + 1}, "--how_many must be at most 1,000,000, got 1000001; more would have no end."),
+            ({"factor": 1e39}, "--factor must be at most 1e+38, got 1e+39"),
+            ({"factor": -1e39}, "--factor must be at most 1e+38, got -1e+39"),
+            ({"factor": float("inf")}, "--factor must be a finite number, got inf"),
+        ],
+    )
+    def test_words(self, flags: dict[str, float], words: str) -> None:
+        with pytest.raises(UserError) as told:
+            check(Settings(**flags))
+        assert words in str(told.value)
+
+    def test_accepts_the_largest(self) -> None:
+        check(Settings(how_many=10**6, factor=-1e38, seed=2**63 - 1))
 
 
 class TestEraseConfig:

@@ -79,7 +79,7 @@ def test_what_modules_need_to_be_imported_is_in_the_core() -> None:
 def test_what_is_optional_has_its_extra_named_where_it_is_imported() -> None:
     for path in MODULES:
         optional = {package for package, _ in imports(path)} - CORE
-        named = re.findall(r"salun-diffusers\[([a-z-]+)\]", path.read_text(encoding="utf-8"))
+        named = re.findall(r"salun-diffusers\[([a-z0-9-]+)\]", path.read_text(encoding="utf-8"))
         lacking = optional - set[str]().union(*(OPTIONAL[extra] for extra in named))
         assert not lacking, f"{path} names the extras {named}, which have no {lacking}"
 
@@ -101,4 +101,5 @@ def test_every_bound_of_the_core_is_tested(
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+", pin) for pin in pins)
     assert {pin.replace("==", ">=") for pin in pins} >= set(PROJECT["dependencies"])
     assert len({package_of(pin) for pin in pins}) == len(pins), "a package has two bounds"
-    assert {package_of(pin) for pin in pins} == CORE | OPTIONAL["classification"] | OPTIONAL["evaluation"]
+    extras = OPTIONAL["8bit"] | OPTIONAL["classification"] | OPTIONAL["evaluation"]
+    assert {package_of(pin) for pin in pins} == CORE | extras

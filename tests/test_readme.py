@@ -176,7 +176,7 @@ def test_flags_named_on_a_page_exist(page: str) -> None:
     for settings in (*(module_of(name).main.settings for name in PROGRAMS), *map(settings_of, SCRIPTS)):
         for field in dataclasses.fields(settings):
             known |= {field.name, str(field.metadata["alias"])}
-    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z_]*)", TEXTS[page]))
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9_]*)", TEXTS[page]))
     assert flags <= known, flags - known
 
 

@@ -68,7 +68,6 @@ def build_sd14(cache: Path) -> Path:
     PNDM, a safety checker that is pickled only, a feature extractor, plain and fp16 weights, pickles beside some of
     them, whole checkpoints at the root, a card, hidden files; every file is a link to a blob of the cache.
     """
-    import hashlib
     import json
 
     from diffusers import PNDMScheduler, StableDiffusionPipeline
@@ -101,16 +100,23 @@ def build_sd14(cache: Path) -> Path:
         "requires_safety_checker": True,
     }
     (plain / "model_index.json").write_text(json.dumps(index, indent=2))
-    snapshot = cache / "models--CompVis--stable-diffusion-v1-4" / "snapshots" / ("a" * 40)
-    blobs = snapshot.parent.parent / "blobs"
-    blobs.mkdir(parents=True)
-    for path in sorted(plain.rglob("*")):
+    return in_hub_cache(plain, cache, "CompVis/stable-diffusion-v1-4", commit="a" * 40)
+
+
+def in_hub_cache(folder: Path, cache: Path, name: str, *, commit: str, revision: str = "main") -> Path:
+    """A snapshot of a folder as the hub's cache holds it: every file a link to a blob, and a revision that names it."""
+    import hashlib
+
+    room = cache / f"models--{name.replace('/', '--')}"
+    snapshot = room / "snapshots" / commit
+    for path in sorted(folder.rglob("*")):
         if path.is_file():
-            blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+            blob = room / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+            blob.parent.mkdir(parents=True, exist_ok=True)
             blob.write_bytes(path.read_bytes())
-            link = snapshot / path.relative_to(plain)
+            link = snapshot / path.relative_to(folder)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(
-                Path(*[".."] * (len(link.relative_to(snapshot.parent.parent).parts) - 1), "blobs", blob.name)
-            )
+            link.symlink_to(Path(*[".."] * (len(link.relative_to(room).parts) - 1), "blobs", blob.name))
+    (room / "refs").mkdir(exist_ok=True)
+    (room / "refs" / revision).write_text(commit)
     return snapshot

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_type_hints
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import ANY_SEED, setting
 from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, Training
 from salun_diffusers.classification.presets import Normalisation, TrainingPreset, UnlearningPreset
 
@@ -78,12 +78,18 @@ class TrainConfig:
     )
     model: str | None = setting(None, "resnet_small, resnet18, resnet50, vgg16_bn, vit, or timm/NAME.", group=_DATA)
     dataset: str | None = setting(None, _DATASETS, group=_DATA)
-    data_seed: int = setting(0, "Seed of what is held out; unlearning takes it over.", group=_DATA, minimum=0)
-    image_size: int | None = setting(None, "Side to resize to; by default as the model needs.", group=_DATA, minimum=1)
+    data_seed: int = setting(
+        0, "Seed of what is held out; unlearning takes it over.", group=_DATA, minimum=0, maximum=ANY_SEED
+    )
+    image_size: int | None = setting(
+        None, "Side to resize to; by default as the model needs.", group=_DATA, minimum=1, maximum=16384
+    )
     validation_share: float | None = setting(
         None, "Share of each class held out beside the test set.", group=_DATA, minimum=0, maximum=0.9
     )
-    shift: int | None = setting(None, "Augmentation: pixels to pad and crop by.", group=_TRAIN, minimum=0)
+    shift: int | None = setting(
+        None, "Augmentation: pixels to pad and crop by.", group=_TRAIN, minimum=0, maximum=16384
+    )
     flip: Literal["on", "off"] | None = setting(None, "Augmentation: mirror half of the pictures.", group=_TRAIN)
     normalisation: Normalisation | None = setting(
         None,
@@ -101,7 +107,9 @@ class UnlearnConfig:
 
     model: str = setting("runs/classifier", "Folder of the trained classifier.", group=_DATA)
     dataset: str | None = setting(None, f"{_DATASETS} By default what the model was trained on.", group=_DATA)
-    data_seed: int | None = setting(None, "Seed of what is held out; by default the model's.", group=_DATA, minimum=0)
+    data_seed: int | None = setting(
+        None, "Seed of what is held out; by default the model's.", group=_DATA, minimum=0, maximum=ANY_SEED
+    )
 
     forget_class: str | None = setting(None, "A class, by name or number.", group=_FORGET)
     forget_ratio: float | None = setting(
@@ -125,7 +133,11 @@ class UnlearnConfig:
         "update", "Whether batch norms update their statistics; no mask covers those.", group=_TRAIN
     )
     shift: int | None = setting(
-        None, "Augmentation: pixels to pad and crop by; by default as the model was trained.", group=_TRAIN, minimum=0
+        None,
+        "Augmentation: pixels to pad and crop by; by default as the model was trained.",
+        group=_TRAIN,
+        minimum=0,
+        maximum=16384,
     )
     flip: Literal["on", "off"] | None = setting(
         None, "Augmentation: mirror half of the pictures; by default as the model was trained.", group=_TRAIN

@@ -66,13 +66,7 @@ class ForgetSplit:
             raise UserError(
                 f"The forget set is all {total} training pictures, so nothing is left to retain; forget fewer."
             )
-        if len(self.train.labels.unique()) < 2:
-            raise UserError("The training set has pictures of one class only; there is nothing to tell apart.")
-        if len(self.test) == 0:
-            raise UserError(
-                "No test picture is left to measure on; the data needs a test set that has other classes, too, and "
-                "where it is held out of the training set, at least five pictures a class."
-            )
+        require_two_classes(self.train, self.test)
         object.__setattr__(self, "forget_indices", unique)
 
     @property
@@ -91,6 +85,28 @@ class ForgetSplit:
     def retain(self) -> LabelledPictures:
         """D_r."""
         return self.train[self.retain_indices]
+
+
+def require_two_classes(train: LabelledPictures, test: LabelledPictures) -> None:
+    """Refuse data on which no classifier can be trained and measured.
+
+    Args:
+        train: The training set.
+        test: What it is measured on.
+
+    Raises:
+        UserError: If the training set has fewer than two classes, or there is no test picture.
+    """
+    if len(train.labels.unique()) < 2:
+        raise UserError(
+            f"The training set must have pictures of two classes or more, there is nothing to tell apart; found "
+            f"{len(train)} pictures of {len(train.labels.unique())}."
+        )
+    if len(test) == 0:
+        raise UserError(
+            "No test picture is left to measure on; the data needs a test set that has other classes, too, and "
+            "where it is held out of the training set, at least five pictures a class."
+        )
 
 
 def forget_class(pools: Pools, wanted: str) -> ForgetSplit:

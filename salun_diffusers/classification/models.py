@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salun_diffusers.arguments import ANY_SEED, LARGEST, MOST
 from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.preprocessing import PROCESSOR, read_json, read_preprocessing
 from salun_diffusers.errors import UserError, one_line
@@ -93,7 +94,12 @@ def _build(name: str, settings: dict[str, Any], image_size: int) -> nn.Module:
         )
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"), settings)
-    raise UserError(f"--model must be one of {', '.join(MODELS)}, or a folder of a trained classifier, got {name!r}.")
+    if Path(name).expanduser().is_dir():
+        raise UserError(
+            f"--model must be one of {', '.join(MODELS)}: a new network is trained, the folder {name} is not taken up. "
+            f"`salun unlearn-classifier --model {name}` works on a trained classifier."
+        )
+    raise UserError(f"--model must be one of {', '.join(MODELS)}; got {name!r}.")
 
 
 def _timm(name: str, settings: dict[str, Any]) -> nn.Module:
@@ -222,7 +228,8 @@ def load_record(folder: Path) -> dict[str, Any]:
             value = record.get(name)
             if value is None:
                 continue
-            most = 1 - 1e-9 if name == "validation_share" else 2**63 - 1
+            most = {int: MOST, float: LARGEST}.get(kind, 0.0)  # As of the flags: Retrain takes them over.
+            most = ANY_SEED if name.endswith("seed") else 1 - 1e-9 if name == "validation_share" else most
             if not is_of(value, kind) or (kind in (int, float) and not 0 <= value <= most):
                 raise UserError(f"{folder / 'training.json'} is damaged: {name!r} cannot be {str(value)[:60]!r}.")
     return record

@@ -12,6 +12,7 @@ from salun_diffusers.classification.config import METHOD_FLAGS, TRAINING_FLAGS, 
 from salun_diffusers.classification.hyper_parameters import HYPER_PARAMETERS, RetrainSettings, Training
 from salun_diffusers.classification.presets import filled, unlearning_preset
 from salun_diffusers.errors import ReceiptError, UserError
+from salun_diffusers.files.output_places import require_writable
 
 if TYPE_CHECKING:
     from salun_diffusers.classification.batches import Augmentation
@@ -75,6 +76,7 @@ def check_request(config: UnlearnConfig) -> None:
         folder = Path(config.output_dir).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
+    require_writable(config.output_dir if config.output_dir is not None else "runs", "--output_dir")
 
 
 def make_split(config: UnlearnConfig, pools: Pools) -> ForgetSplit:

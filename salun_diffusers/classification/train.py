@@ -11,6 +11,7 @@ from salun_diffusers.classification.config import TRAINING_FLAGS, TrainConfig
 from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.classification.presets import NORMALISATIONS, TRAINING, filled
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder
 
 if TYPE_CHECKING:
@@ -32,17 +33,15 @@ def train_classifier(
         augmentation: What is done to pictures.
 
     Raises:
-        UserError: If the data has one class only.
+        UserError: If the data has fewer than two classes, or no test picture.
     """
     from salun_diffusers.classification.batches import shuffled
-    from salun_diffusers.classification.forget_split import forget_instances
-    from salun_diffusers.classification.training import Task, cross_entropy, fit
-    from salun_diffusers.masks.mask import SaliencyMask
+    from salun_diffusers.classification.forget_split import require_two_classes
+    from salun_diffusers.classification.training import AllWeights, cross_entropy, fit
     from salun_diffusers.progress import Progress
     from salun_diffusers.seeds import stream
 
-    # The loop wants a split; nothing is forgotten here, so which picture it names does not matter.
-    task = Task(classifier, forget_instances(pools, [0]), SaliencyMask.full(classifier.parameters), seed)
+    require_two_classes(pools.train, pools.test)
     with Progress("training", training.epochs) as bar:
 
         def passes(epoch: int) -> Any:
@@ -55,7 +54,7 @@ def train_classifier(
                 device=classifier.device,
             )
 
-        fit(task, training, passes, cross_entropy(classifier))
+        fit(AllWeights(classifier), training, passes, cross_entropy(classifier))
         bar.advance(1)
 
 
@@ -89,6 +88,7 @@ def run_training(config: TrainConfig) -> tuple[Path, float]:
     folder = Path(config.output_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output_dir must be an empty or new folder, {folder} is not; choose another.")
+    require_writable(folder, "--output_dir")
 
     from salun_diffusers.accelerator import engine
     from salun_diffusers.classification.batches import Augmentation

@@ -25,6 +25,41 @@ History: TypeAlias = "list[dict[str, float | None]]"
 _MILDER = "use a lower --learning_rate or fewer --epochs (iu: a smaller --step)."
 
 
+class Trainee(Protocol):
+    """A classifier, and which of its weights may move: what `fit` needs to know of a task."""
+
+    @property
+    def classifier(self) -> Classifier:
+        """θ₀; trained in place."""
+        ...
+
+    @property
+    def norm_stats(self) -> NormStats:
+        """Whether batch norms go on updating their statistics."""
+        ...
+
+    def selected(self) -> SelectedWeights:
+        """The weights that may move."""
+        ...
+
+
+@dataclass(frozen=True)
+class AllWeights:
+    """A classifier that is trained from the start, so all of it moves.
+
+    Args:
+        classifier: With fresh weights.
+        norm_stats: Whether batch norms update their statistics.
+    """
+
+    classifier: Classifier
+    norm_stats: NormStats = "update"
+
+    def selected(self) -> SelectedWeights:
+        """All weights."""
+        return SelectedWeights(self.classifier.parameters, SaliencyMask.full(self.classifier.parameters))
+
+
 @dataclass(frozen=True)
 class Task:
     """What a method works on.
@@ -93,7 +128,7 @@ Loss: TypeAlias = Callable[[Batch], Tensor]
 
 
 def fit(
-    task: Task,
+    task: Trainee,
     training: Training,
     passes: Callable[[int], Iterable[Batch]],
     loss: Loss,
@@ -112,7 +147,7 @@ def fit(
     writes the frozen ones back; the selected weights follow the same path.
 
     Args:
-        task: Classifier, mask, seed and norm statistics.
+        task: Classifier, weights that may move, and norm statistics.
         training: Settings of SGD.
         passes: Epoch (from 0) → its batches.
         loss: Batch → scalar; the model is in training mode.

@@ -14,8 +14,11 @@ from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, Objective
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.targets import Targets
 from salun_diffusers.progress import Progress
 from salun_diffusers.seeds import stream
+
+_PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> Tensor:
@@ -55,23 +58,31 @@ class Draws:
         self.family, self._data, self._settings = family, data, settings
         self._known = data.forget + data.anchor
         self._shares = deque(shares)
-        self._targets: deque[Tensor] = deque()
+        self._targets: Targets  # Of the base, once they are computed: by the number of their share.
+        self._taken = 0
 
     def compute_targets(self, run: Run) -> None:
-        """Let the base model answer for all draws to come, kept on the CPU, so that the loop holds one network."""
+        """Let the base model answer for all draws to come, kept off the GPU, so that the loop holds one network."""
+        accelerator = run.accelerator
+        folder = run.folder.work / f"targets-{accelerator.process_index}"
+        self._targets = Targets(folder, _PRECISION.get(accelerator.mixed_precision, torch.float32))
         with Progress("targets", len(self._shares), run.main) as bar, torch.no_grad():
-            for share in self._shares:
-                with run.accelerator.autocast():
-                    target = self.objective.target(self.family, self.family.denoiser, self.batch(share))
-                self._targets.append(target.float().cpu())
+
+            def answer(number: int) -> Tensor:
+                with accelerator.autocast():
+                    target = self.objective.target(self.family, self.family.denoiser, self.batch(self._shares[number]))
                 bar.advance()
+                return target
+
+            self._targets.fill(range(len(self._shares)), answer)
 
     def next(self, network: nn.Module) -> tuple[EraseBatch, Tensor]:
         """The next batch and its target: the base's, computed before, or what `network` makes of it now."""
         share = self._shares.popleft()
         batch = self.batch(share)
         if self.objective.teacher == "base":
-            return batch, self._targets.popleft().to(self.family.device)
+            self._taken += 1
+            return batch, self._targets.pop(self._taken - 1).to(self.family.device).float()
         return batch, self.objective.target(self.family, network, batch)
 
     def batch(self, share: Share) -> EraseBatch:

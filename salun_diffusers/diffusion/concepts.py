@@ -43,6 +43,7 @@ class Concept:
         target_labels: Detector labels that mean "the concept is in the picture".
         detector: ``demo``, ``nudenet`` or ``none``.
         explicit: Whether previews are blurred.
+        numbers_of: What the numbers were made for, where that depends on the model.
 
     Raises:
         UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor or retained.
@@ -58,6 +59,7 @@ class Concept:
     target_labels: frozenset[str] = frozenset()
     detector: str = "none"
     explicit: bool = False
+    numbers_of: str = ""
 
     def __post_init__(self) -> None:
         for words, prompts in (

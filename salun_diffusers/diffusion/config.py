@@ -162,6 +162,9 @@ class EraseConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "Autocast over fp32 weights; by default what accelerate was told.", group=_TRAIN
     )
+    use_8bit_adam: bool = setting(
+        False, "Adam's moments in 8 bits, by bitsandbytes: 2 bytes a selected weight instead of 8.", group=_TRAIN
+    )
     adam_beta1: float = setting(0.9, "Adam's first decay.", group=_TRAIN, minimum=0, maximum=0.99999)
     adam_beta2: float = setting(0.999, "Adam's second decay.", group=_TRAIN, minimum=0, maximum=0.99999)
     adam_weight_decay: float = setting(0.0, "Decoupled weight decay of the selected weights.", group=_TRAIN, minimum=0)

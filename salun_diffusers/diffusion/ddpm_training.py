@@ -17,6 +17,7 @@ from salun_diffusers.accelerator import engine, start_trackers
 from salun_diffusers.demo.training import Fit, tensors_sha256
 from salun_diffusers.diffusion.ddpm_config import TrainDDPMConfig
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
@@ -106,6 +107,7 @@ def train(config: TrainDDPMConfig) -> Path:
         raise UserError(f"--save_dtype must be float32, float16 or bfloat16, got {config.save_dtype!r}.")
     if config.channels == 2:
         raise UserError("--channels must be 1 (grey) or 3 (colour), got 2.")
+    require_writable(config.output_dir, "--output_dir")
     images = load_pictures(config.train_data)[0].with_channels(config.channels).resized(config.resolution)
     if config.exclude_class is not None and config.exclude_class not in images.class_names:
         raise UserError(

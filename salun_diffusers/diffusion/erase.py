@@ -62,4 +62,7 @@ def erase(config: EraseConfig) -> EraseResult:
 
         run, report = run_erasure(request, command="")
         pipeline = load_pipeline(run.pipeline, config.variant)
-        return EraseResult(pipeline, SaliencyMask.load(run.mask), report, run.root if config.output_dir else None)
+        mask = SaliencyMask.load(run.mask)
+        if config.output_dir is None:
+            return EraseResult(pipeline, mask, dataclasses.replace(report, load=""), None)
+        return EraseResult(pipeline, mask, report, run.root)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import weight_files
@@ -14,9 +17,51 @@ from salun_diffusers.files.json_files import parse_json, read_object
 from salun_diffusers.files.whole_files import check_whole
 
 MADE_MASKS = ("saliency", "random", "full", "magnitude")
+_BYTES_OF_A_WEIGHT = 12  # of a checkpoint: itself and Adam's two moments, in fp32
+_BYTES_OF_AN_AVERAGE = 4
 
 
-def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None) -> None:
+@dataclass(frozen=True)
+class DiskSpace:
+    """Bytes that a run will have written at most.
+
+    Args:
+        result: The erased pipeline and the work files.
+        checkpoint: One checkpoint.
+        checkpoints: How many lie there at once.
+    """
+
+    result: int
+    checkpoint: int
+    checkpoints: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.result + self.checkpoint * self.checkpoints
+
+    def __str__(self) -> str:
+        kept = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'} of {self.checkpoint / 1e9:.3g} GB"
+        return f"about {self.total / 1e9:.3g} GB, in it {kept}"
+
+
+def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
+    """What a run needs.
+
+    Args:
+        copy: Bytes of the erased pipeline.
+        selected: Weights that may move.
+        settings: Of the run.
+    """
+    batch = GlobalBatch.of(settings, int(os.environ.get("WORLD_SIZE", "1")))
+    steps = settings.length.steps(settings.num_forget_images + settings.num_anchor_images, batch.size)
+    written = max(1, steps // settings.checkpointing_steps)  # A short run writes one at its end.
+    checkpoint = selected * (_BYTES_OF_A_WEIGHT + (_BYTES_OF_AN_AVERAGE if settings.use_ema else 0))
+    # An old one goes when the new one is safe.
+    return DiskSpace(2 * copy, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
+
+
+def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None) -> int:
     """Check settings against the headers of the denoiser's weights and the scheduler's configuration.
 
     Args:
@@ -24,6 +69,9 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
         scheduler: The scheduler's folder.
         settings: Of the run.
         variant: Variant of the weight files.
+
+    Returns:
+        How many weights may move.
 
     Raises:
         UserError: If no weight can be selected, the user's mask has none in common with the model, or sampling takes
@@ -37,22 +85,18 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
     }
     names = trained_names(shapes, settings.train_method)
     sizes = [shapes[name] for name in names]
-    if settings.mask in MADE_MASKS and settings.mask != "full":
+    if settings.mask not in MADE_MASKS:
+        selected = _selected_in_file(settings.mask, names, denoiser)
+    elif settings.mask == "full":
+        selected = sum(sizes)
+    else:
         parts = sizes if settings.mask_scope == "per_tensor" else [sum(sizes)]
-        if not any(int(settings.mask_ratio * part) for part in parts):
+        selected = sum(int(settings.mask_ratio * part) for part in parts)
+        if not selected:
             raise UserError(
                 f"--mask_ratio {settings.mask_ratio:g} selects no weight of the {sum(sizes):,} in question "
                 f"(--train_method {settings.train_method}, --mask_scope {settings.mask_scope})."
             )
-    elif settings.mask not in MADE_MASKS:
-        try:
-            told = set(parse_json(check_whole(Path(settings.mask))["__metadata__"]["shapes"].encode()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise UserError(f"--mask: {error}") from error
-            raise UserError(f"--mask {settings.mask} is no mask file: its header has no shapes.") from error
-        if not told & set(names):
-            raise UserError(f"--mask {settings.mask} has no tensor in common with {denoiser}: it is of another model.")
     file = scheduler / "scheduler_config.json"
     timesteps = (
         read_object(file, constants=float).get("num_train_timesteps", 1000)
@@ -66,6 +110,29 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
             f"--num_inference_steps must be at most {timesteps}, as many timesteps as the model has; got "
             f"{settings.num_inference_steps}."
         )
+    return selected
+
+
+def _selected_in_file(mask: str, names: Iterable[str], denoiser: Path) -> int:
+    """Weights that a mask file selects in some tensors: the ones among its bits."""
+    try:
+        header = check_whole(Path(mask))
+        told = set(parse_json(header["__metadata__"]["shapes"].encode()))
+        common = told & set(names)
+        selected = 0
+        with Path(mask).open("rb") as stream:
+            start = 8 + int.from_bytes(stream.read(8), "little")
+            for name in common & header.keys():
+                first, end = header[name]["data_offsets"]
+                stream.seek(start + first)
+                selected += int.from_bytes(stream.read(end - first), "little").bit_count()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise UserError(f"--mask: {error}") from error
+        raise UserError(f"--mask {mask} is no mask file: its header has no shapes.") from error
+    if not common:
+        raise UserError(f"--mask {mask} has no tensor in common with {denoiser}: it is of another model.")
+    return selected
 
 
 def trained_names(names: Iterable[str], method: str) -> list[str]:

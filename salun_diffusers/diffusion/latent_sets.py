@@ -106,7 +106,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
             continue
         mark = run.marks.sets[name]
         path = run.folder.work / f"{name}.safetensors"
-        if run.folder.stage_is_done(name, mark):
+        if run.is_done(name, mark):
             sets[name] = LatentSet.load(path)
             continue
         with full_disk_is_told("the latent set"):

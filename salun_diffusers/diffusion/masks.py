@@ -34,12 +34,12 @@ def given_masks(settings: Settings) -> tuple[SaliencyMask, ...]:
 def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> SaliencyMask:
     """The mask of the run: of the forget loss, random, magnitude, full, or from a file; or an interrupted run's."""
     settings, parameters = request.settings, dict(family.denoiser.named_parameters())
-    if run.folder.stage_is_done("mask", run.marks.mask):
+    if run.is_done("mask", run.marks.mask):
         return SaliencyMask.load(run.folder.mask).matched_to(parameters)
     trained = trained_parameters(parameters, settings.train_method)
     recipe: dict[str, JSON] = {
         "concept": request.config.concept,
-        "base": request.config.pretrained_model_name_or_path,
+        "base": _public_name(request.config.pretrained_model_name_or_path),
         "base_sha256": run.base,
         "train_method": settings.train_method,
         "seed": settings.seed,
@@ -55,9 +55,11 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
             recipe |= {"scores": "magnitude"}
             mask = SaliencyMask.from_saliency(scores, ratio, scope, recipe)
         case "random":
-            mask = SaliencyMask.random(trained, ratio, stream(settings.seed, "mask"), scope)
+            mask = SaliencyMask.random(
+                trained, ratio, stream(settings.seed, "mask"), scope, {**recipe, "run_seed": settings.seed}
+            )
         case "full":
-            mask = SaliencyMask.full(trained)
+            mask = SaliencyMask.full(trained, recipe)
         case file:
             mask = SaliencyMask.load(Path(file)).matched_to(parameters)
             if len(trained) < len(parameters):
@@ -69,6 +71,11 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
         run.folder.mark_done("mask", run.marks.mask, run.folder.mask)
     run.accelerator.wait_for_everyone()
     return mask
+
+
+def _public_name(model: str) -> str:
+    """A model's name for a file that may be passed on: of a folder of the user's its own name, not where it lies."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
 
 
 def trained_parameters(parameters: Mapping[str, nn.Parameter], method: str) -> dict[str, nn.Parameter]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
-from salun_diffusers.diffusion.foreseen import MADE_MASKS, check_foreseen
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
@@ -20,6 +21,8 @@ from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
@@ -43,6 +46,7 @@ class Request:
         concept: What to forget.
         base: Folder of the base model.
         class_name: Its pipeline class.
+        disk: What it will write; None while the weights are not at hand.
     """
 
     config: EraseConfig
@@ -50,6 +54,7 @@ class Request:
     concept: Concept
     base: Path
     class_name: str
+    disk: DiskSpace | None = None
 
     @property
     def detector(self) -> DetectorChoice:
@@ -80,8 +85,10 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             "--validation_prompts are drawn for a tracker: --report_to tensorboard, wandb or comet_ml is required."
         )
-    if config.generated_data_dir and Path(config.generated_data_dir).is_file():
-        raise UserError(f"--generated_data_dir must be a folder, new or old; {config.generated_data_dir} is a file.")
+    if config.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
+    if config.generated_data_dir:
+        require_writable(config.generated_data_dir, "--generated_data_dir")
     check_output(config.output_dir, config.resume_from_checkpoint)
     if not is_local(name):
         check_unfetched(config)
@@ -94,20 +101,33 @@ def accept(config: EraseConfig) -> Request:
     )
     index = model_index(base)
     denoiser_folder(index, base)
+    for flag, place in (("output_dir", config.output_dir or "runs"), ("generated_data_dir", config.generated_data_dir)):
+        if place:
+            require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
-    concept = with_detector(class_concept(config, index) if classes else find_concept(config), config)
+    concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config)
+    concept = with_detector(concept, config)
     if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
         )
     settings = resolve(config, concept.numbers)
+    disk = None
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
-        check_foreseen(base / denoiser_folder(index, base), base / "scheduler", settings, config.variant)
-        needed = 2 * size_of_copy(base, config.variant)
-        require_space(Path(config.output_dir or "runs"), needed, "The erased pipeline with its work files")
-    return Request(config, settings, concept, base, class_name(index))
+        denoiser = base / denoiser_folder(index, base)
+        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant)
+        disk = disk_space(size_of_copy(base, config.variant), selected, settings)
+        what = "The erased pipeline with its work files and checkpoints"
+        require_space(Path(config.output_dir or "runs"), disk.total, what)
+    return Request(config, settings, concept, base, class_name(index), disk)
+
+
+def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
+    """The denoiser's configuration; `check_complete` tells where there is none."""
+    file = base / denoiser_folder(index, base) / "config.json"
+    return read_object(file) if file.is_file() else {}
 
 
 def prompts(concept: Concept) -> dict[str, list[str]]:
@@ -126,6 +146,7 @@ def plan(request: Request) -> str:
     lines = [
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
         f"base      {request.base}",
+        *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
         f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
         f"{settings.num_inference_steps} steps",
@@ -133,6 +154,7 @@ def plan(request: Request) -> str:
         f"fine-tune {settings.length}, {GlobalBatch.of(settings, int(os.environ.get('WORLD_SIZE', '1')))}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
+        f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
     ]
     return "\n".join(lines) + "\n"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from salun_diffusers.diffusion.latent_sets import latent_sets
+from collections.abc import Mapping
+
+from salun_diffusers.diffusion.latent_sets import LatentSet, latent_sets
 from salun_diffusers.diffusion.masks import make_mask
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
-from salun_diffusers.diffusion.sampler import sampler_of_base, sampler_of_erased
+from salun_diffusers.diffusion.sampler import Sampler, sampler_of_base, sampler_of_erased
 from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_erased, write_erased
 from salun_diffusers.diffusion.sharding import share_out
 from salun_diffusers.diffusion.start import load_family, started
+from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.trainer import fine_tune, read_metrics, training_steps
 from salun_diffusers.diffusion.training_checkpoints import checkpoint_to_resume
 from salun_diffusers.diffusion.validation import draw_pictures
 from salun_diffusers.diffusion.validation_pictures import watcher
-from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -28,31 +30,17 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         UserError: If it cannot be carried out.
         ReceiptError: If a written weight differs from the base's where the mask forbids it.
     """
-    concept, settings = request.concept, request.settings
-    detector = make_detector(request.detector)
-    with started(request, command) as (run, family, real):
+    concept = request.concept
+    with started(request, command) as (run, family, real, detector):
         # Let the base draw.
         sampler = sampler_of_base(family, request, run)
         with run.stage("pictures before"):
             before = draw_pictures(sampler, concept, "before")
         if not run.has_erased:
-            with run.stage("latent sets"):
-                data = latent_sets(sampler, concept, real)
-                watch = watcher(sampler, request)
-            family.release_encoders()
-
-            # Find the weights that carry the concept.
-            with run.stage("saliency and mask"):
-                mask = make_mask(run, request, family, data)
-                share_out(run.accelerator, family.denoiser)
-                selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
-
-            # Let only those move.
-            checkpoint = checkpoint_to_resume(run, request, training_steps(settings, data, run.processes.count))
-            with run.stage("fine-tuning"):
-                fine_tune(run, family, selected, data, settings, checkpoint, watch)
-            with run.stage("save and verify"):
-                write_erased(run, request, family)
+            _erase(run, request, sampler, real)
+        # Nothing of the base and of the training stays beside the erased model.
+        del family, sampler
+        run.accelerator.free_memory()
 
         # Check what was written, look at it.
         mask, history = SaliencyMask.load(run.folder.mask), read_metrics(run.folder.root / "metrics.jsonl")
@@ -64,3 +52,29 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         report = write_report(run, request, detector, Outcome(before, after, mask, receipt, history))
         remove_explicit_latents(run, request)
     return run.folder, report
+
+
+def _erase(run: Run, request: Request, sampler: Sampler, real: Mapping[str, LatentSet]) -> None:
+    """Make the erased pipeline. What the training holds in memory ends with this function.
+
+    Raises:
+        UserError: If a stage cannot be carried out.
+    """
+    family, settings = sampler.family, request.settings
+    with run.stage("latent sets"):
+        data = latent_sets(sampler, request.concept, real)
+        watch = watcher(sampler, request)
+    family.release_encoders()
+
+    # Find the weights that carry the concept.
+    with run.stage("saliency and mask"):
+        mask = make_mask(run, request, family, data)
+        share_out(run.accelerator, family.denoiser)
+        selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
+
+    # Let only those move.
+    checkpoint = checkpoint_to_resume(run, request, training_steps(settings, data, run.processes.count))
+    with run.stage("fine-tuning"):
+        fine_tune(run, family, selected, data, settings, checkpoint, watch)
+    with run.stage("save and verify"):
+        write_erased(run, request, family)

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
@@ -19,6 +20,7 @@ from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.image_folder import blurred
+from salun_diffusers.files.loading import loading_line
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
@@ -57,15 +59,28 @@ class Outcome:
     history: Sequence[Mapping[str, Any]]
 
 
-def write_report(run: Run, request: Request, detector: Detector, outcome: Outcome) -> EvaluationReport:
-    """Measure, judge and write the report.
+def write_report(run: Run, request: Request, detector: Detector | None, outcome: Outcome) -> EvaluationReport:
+    """Measure, judge and write the report: the main process does, the others get it.
 
     Args:
         run: Where it goes.
         request: What was erased, and how.
-        detector: Looks for the concept.
+        detector: Looks for the concept; the main process has one.
         outcome: What is reported.
+
+    Raises:
+        ValueError: If the main process has no detector.
     """
+
+    def written() -> EvaluationReport:
+        if detector is None:
+            raise ValueError("The main process measures, so it needs the detector, found None.")
+        return _written(run, request, detector, outcome)
+
+    return decided_by_main(run.accelerator, written)
+
+
+def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -> EvaluationReport:
     config, settings, concept = request.config, request.settings, request.concept
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
@@ -90,20 +105,20 @@ def write_report(run: Run, request: Request, detector: Detector, outcome: Outcom
         environment={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         command=run.command,
         series=tuple(outcome.history),
+        load=loading_line(run.folder.pipeline, config.variant),
     )
-    if run.main:
-        hidden = concept.explicit and not config.show_explicit
-        if hidden:
-            before, after = (_without_explicit(both, concept, detector) for both in (before, after))
-        rows = tuple(
-            GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
-            for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)
-            for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
-        )
-        _save_samples(run.folder, before, after)
-        html = html_page(report, ReportImages(rows, obscure_forget=hidden))
-        write_text(run.folder.root / "report.html", html)
-        run.folder.write_json("report.json", report.to_json())
+    hidden = concept.explicit and not config.show_explicit
+    if hidden:
+        before, after = (_without_explicit(both, concept, detector) for both in (before, after))
+    rows = tuple(
+        GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
+        for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)
+        for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
+    )
+    _save_samples(run.folder, before, after)
+    html = html_page(report, ReportImages(rows, obscure_forget=hidden))
+    write_text(run.folder.root / "report.html", html)
+    run.folder.write_json("report.json", report.to_json())
     return report
 
 

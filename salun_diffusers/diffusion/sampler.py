@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from salun_diffusers.accelerator import sampling_dtype
+from salun_diffusers.accelerator import decided_by_main, sampling_dtype
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.latent_cache import draw_all, kept_in
 from salun_diffusers.diffusion.request import Request
@@ -88,4 +88,5 @@ def sampler_of_base(family: Family, request: Request, run: Run) -> Sampler:
 
 def sampler_of_erased(family: Family, request: Request, run: Run) -> Sampler:
     """Draws with the erased model that the run wrote."""
-    return Sampler(family, request.settings, run, run.folder.work / "drawn", identity_of(run.folder.pipeline))
+    identity = decided_by_main(run.accelerator, lambda: identity_of(run.folder.pipeline))
+    return Sampler(family, request.settings, run, run.folder.work / "drawn", identity)

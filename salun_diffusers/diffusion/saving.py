@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
@@ -48,8 +49,9 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
     base, variant = request.base, request.config.variant
     if run.main and request.settings.save_patch:
         with full_disk_is_told("the patch"):
-            patch_between(base, run.folder.pipeline, variant).save(run.folder.patch)
-    receipt = compare(base, run.folder.pipeline, mask, variant)
+            patch_between(base, run.folder.pipeline, (variant, variant)).save(run.folder.patch)
+    # Both denoisers are in memory then: once a machine, not once a process.
+    receipt = decided_by_main(run.accelerator, lambda: compare(base, run.folder.pipeline, mask, (variant, variant)))
     if not receipt.holds:
         raise ReceiptError(f"The mask receipt failed, do not use {run.folder.pipeline}: {receipt.sentence()}")
     return receipt

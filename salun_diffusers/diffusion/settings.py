@@ -89,6 +89,7 @@ class Settings(Numbers):
     lr_step_rules: str
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
+    use_8bit_adam: bool
     adam_beta1: float
     adam_beta2: float
     adam_weight_decay: float

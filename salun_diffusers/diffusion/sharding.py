@@ -1,7 +1,8 @@
 """FSDP2: a denoiser shared out among processes, and with it the mask, the selected weights and their optimizer.
 
 Each process holds some rows of every tensor, of their selected entries the leaves, and of those Adam's moments. Base
-pictures and saliency come before, with whole networks; what is saved is put together again. Without FSDP2 nothing happens.
+pictures and saliency come before, with whole networks; what is saved is put together again. Without FSDP2 all of this
+does nothing.
 """
 
 from __future__ import annotations

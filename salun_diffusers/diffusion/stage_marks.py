@@ -1,8 +1,9 @@
 """What decides each stage of a run, as one fingerprint a stage: a change that does not touch a stage does not redo it.
 
-Memory, time and looking decide nothing: gradient checkpointing, precision, batches of drawing, where checkpoints go,
-the detector. After an out-of-memory error the same folder goes on with other such flags, and a finished run gets a new
-report from another detector. Under another precision a resumed run is not the uninterrupted one to the bit.
+Memory, time and looking decide nothing: gradient checkpointing, precision, batches of drawing, micro-batches and sums
+of the saliency, Adam's bits, where checkpoints go, the detector. After an out-of-memory error the same folder goes on
+with other such flags, and a finished run gets a new report from another detector. Under another precision a resumed run
+is not the uninterrupted one to the bit; a checkpoint goes on with Adam of its own bits only.
 """
 
 from __future__ import annotations

@@ -10,17 +10,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from salun_diffusers.accelerator import decided_by_main, engine, sampling_dtype, start_trackers
+from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
+from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.request import Request, prompts
 from salun_diffusers.diffusion.settings import recorded
 from salun_diffusers.diffusion.sharding import refuse_unshardable
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
+from salun_diffusers.evaluation.detectors import Detector, make_detector
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
@@ -34,17 +36,18 @@ def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Fam
 
 
 @contextmanager
-def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mapping[str, LatentSet]]]:
-    """Start a run: its engine, its base model, its folder.
+def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mapping[str, LatentSet], Detector | None]]:
+    """Start a run: its engine, its detector, its base model, its folder.
 
-    The base is loaded before the folder is made: a model that cannot be used leaves nothing behind.
+    Both models are loaded before the folder is made: one that cannot be used leaves nothing behind.
 
     Args:
         request: What is to be done.
         command: The command as typed.
 
     Yields:
-        The run, the base model, and latent sets of the user's own pictures where there are any.
+        The run, the base model, latent sets of the user's own pictures where there are any, and on the main process,
+        which alone measures, the detector.
 
     Raises:
         UserError: If the request cannot be carried out.
@@ -63,31 +66,37 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         refuse_unshardable(accelerator, settings)
-        base = identity_of(request.base)
+        detector = made_by_main(accelerator, lambda: make_detector(request.detector))
+        base = decided_by_main(accelerator, lambda: identity_of(request.base))
         about = run_mark(base, concept, settings)
         decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, about))
         set_seed(settings.seed)
-        with clock.stage("load"):
+        with clock.stage("load"), out_of_memory_is_told(config):
             family = load_family(accelerator, request, request.base)
             for mask in given:
                 _require_fit(mask, settings.mask, family)
             real = real_sets(family, concept, settings, config.train_data)
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
-        sources = Sources(
-            base,
-            config.variant,
-            tuple(mask.sha256 for mask in given),
-            {name: pictures.sha256 for name, pictures in real.items()},
-            accelerator.num_processes,
+        sources = decided_by_main(
+            accelerator,
+            lambda: Sources(
+                base,
+                config.variant,
+                tuple(mask.sha256 for mask in given),
+                {name: pictures.sha256 for name, pictures in real.items()},
+                accelerator.num_processes,
+            ),
         )
         marks = stage_marks(concept, settings, sources)
         folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given)))))
-        with under_way(folder), ExitStack() as held:
+        with under_way(folder), out_of_memory_is_told(config, folder.root), ExitStack() as held:
             decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
             logs = folder.root / config.logging_dir
             start_trackers(accelerator, logs, config.tracker_project_name, recorded(config, settings))
-            yield Run(accelerator, folder, clock, base, marks, command), family, real
+            run, handed_over = Run(accelerator, folder, clock, base, marks, command), [family]
+            del family  # Whoever takes it decides when it is freed.
+            yield run, handed_over.pop(), real, detector
             accelerator.end_training()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from salun_diffusers.accelerator import Processes
+from salun_diffusers.accelerator import Processes, decided_by_main
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.progress import Clock
@@ -47,7 +47,11 @@ class Run:
         """Time a stage."""
         return self.clock.stage(name)
 
+    def is_done(self, stage: str, mark: str) -> bool:
+        """Whether a stage ended in the folder with the same fingerprint; one process hashes its files for all."""
+        return decided_by_main(self.accelerator, lambda: self.folder.stage_is_done(stage, mark))
+
     @property
     def has_erased(self) -> bool:
         """Whether the pipeline that these settings lead to is already there."""
-        return self.folder.stage_is_done("pipeline", self.marks.pipeline)
+        return self.is_done("pipeline", self.marks.pipeline)

@@ -28,8 +28,9 @@ from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.training_checkpoints import Trained, is_due, tell_if_another_course
 from salun_diffusers.errors import UserError, tell
-from salun_diffusers.files.checkpoint import latest_checkpoint, load_state
+from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.files.json_files import parse_json, read_bytes
+from salun_diffusers.files.kept_checkpoints import latest_checkpoint
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.progress import Progress
@@ -168,7 +169,7 @@ def fine_tune(
             if (saving or step + 1 == steps) and not all_finite(accelerator, selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
             if saving:
-                trained.save(run, step + 1, steps, settings.checkpoints_total_limit)
+                trained.save(run, step + 1, steps, settings)
             watch(step + 1, steps, averages.in_place)
             refresh(accelerator, network)
     averages.settle()

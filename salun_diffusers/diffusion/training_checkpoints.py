@@ -12,14 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.averages import Averages
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
-from salun_diffusers.files.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
-from salun_diffusers.files.run_folder import checkpoints, named_checkpoint
+from salun_diffusers.files.checkpoint import load_optimizer_state, optimizer_state, save_state
+from salun_diffusers.files.kept_checkpoints import (
+    checkpoints,
+    latest_checkpoint,
+    named_checkpoint,
+    read_state,
+    whole_checkpoint,
+)
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.selected_weights import SelectedWeights
 
@@ -57,16 +64,16 @@ class Trained:
     scaler: Any
     leaves: Leaves
 
-    def save(self, run: Run, step: int, steps: int, limit: float) -> None:
+    def save(self, run: Run, step: int, steps: int, settings: Settings) -> None:
         """Write ``checkpoint-<step>``, and remove the oldest ones beyond a limit; every process calls this.
 
         Args:
             run: Where.
             step: Steps that are done.
             steps: Steps that there were to be in all.
-            limit: How many checkpoints are kept.
+            settings: How many checkpoints are kept.
         """
-        folder = run.folder.root
+        folder, limit = run.folder.root, settings.checkpoints_total_limit
         moments, state = optimizer_state(getattr(self.stepper, "optimizer", self.stepper))
         kinds = {"weight": self.selected.state(), "optimizer": moments, "average": self.averages.state()}
         tensors = {
@@ -78,7 +85,7 @@ class Trained:
         with full_disk_is_told(f"checkpoint-{step}"):
             loss_scale = self.scaler.state_dict() if self.scaler else None  # fp16 only
             values = {"step": step, "steps": steps, "optimizer": state, "scaler": loss_scale,
-                      "fingerprint": run.marks.training}  # fmt: skip
+                      "fingerprint": run.marks.training, "use_8bit_adam": settings.use_8bit_adam}  # fmt: skip
             save_state(folder / f"checkpoint-{step}", tensors, values)
         # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
         older = [path for path in checkpoints(folder) if number_of(path) < step]
@@ -108,8 +115,9 @@ class Trained:
 def checkpoint_to_resume(run: Run, request: Request, steps: int) -> Path | None:
     """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one.
 
-    The number of steps is no setting of it: a longer training goes on from a shorter one's. Checkpoints of other
-    settings are no part of this training: they go, and it begins anew.
+    The number of steps is no setting of it: a longer training goes on from a shorter one's. Of `latest` a damaged one
+    is passed over for the newest that is whole. Checkpoints of other settings of the training are no part of this one:
+    they go, and it begins anew.
 
     Args:
         run: Where they lie.
@@ -117,14 +125,14 @@ def checkpoint_to_resume(run: Run, request: Request, steps: int) -> Path | None:
         steps: Steps in all.
 
     Raises:
-        UserError: If the one that the user named is of other settings, or lies beyond the last step.
+        UserError: If the one that the user named is of other settings or lies beyond the last step, or none is whole.
     """
     wanted = request.config.resume_from_checkpoint
     if wanted is None:
         return None
     if wanted != "latest":
         named = named_checkpoint(run.folder.root, wanted)
-        if load_state(named)[1].get("fingerprint") != run.marks.training:
+        if not _is_of(read_state(named), run, request):
             raise UserError(f"--resume_from_checkpoint: {named} is of a training with other settings; take `latest`.")
         if number_of(named) > steps:
             raise UserError(
@@ -132,15 +140,35 @@ def checkpoint_to_resume(run: Run, request: Request, steps: int) -> Path | None:
                 "--max_train_steps, or take `latest`, which goes on from the last one before that."
             )
         return named
-    found = checkpoints(run.folder.root)
-    if not found or load_state(found[-1])[1].get("fingerprint") == run.marks.training:
-        return next((path for path in reversed(found) if number_of(path) <= steps), None)
-    if run.main:
+    return decided_by_main(run.accelerator, lambda: _newest_of_these_settings(run, request, steps))
+
+
+def _newest_of_these_settings(run: Run, request: Request, steps: int) -> Path | None:
+    root = run.folder.root
+    newest = latest_checkpoint(root)
+    if newest is None:
+        return None
+    # Where none is whole, the newest says what is wrong with it.
+    found, state = whole_checkpoint(root) or (newest, read_state(newest))
+    if not _is_of(state, run, request):
         tell("note", "the settings of the training have changed since its last checkpoint: it begins anew.")
-        for old in found:
+        for old in checkpoints(root):
             shutil.rmtree(old)
-    run.accelerator.wait_for_everyone()
-    return None
+        return None
+    if found != newest:
+        tell("note", f"{newest.name} is damaged; the training goes on from {found.name}, the newest that is whole.")
+    while number_of(found) > steps:
+        earlier = whole_checkpoint(root, before=found)
+        if earlier is None:
+            return None
+        found, _ = earlier
+    return found
+
+
+def _is_of(state: Mapping[str, Any], run: Run, request: Request) -> bool:
+    """Whether a checkpoint is of this training; moments of 8 bits do not go on as others, nor the other way round."""
+    same_adam = state.get("use_8bit_adam", False) == request.settings.use_8bit_adam
+    return same_adam and state.get("fingerprint") == run.marks.training
 
 
 def tell_if_another_course(state: Mapping[str, Any], steps: int, settings: Settings, rates: RatesOf) -> None:

@@ -7,7 +7,8 @@ from salun_diffusers.diffusion.detection import chosen_detector, with_detector
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, class_name, locate, model_index
+from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, class_name, denoiser_folder, locate, model_index
 
 
 def check_unfetched(config: EraseConfig) -> None:
@@ -34,7 +35,9 @@ def check_unfetched(config: EraseConfig) -> None:
     classes = class_name(index) == CLASS_CONDITIONAL
     if words and not classes:
         raise words
-    concept = with_detector(class_concept(config, index) if classes else find_concept(config), config)
+    file = base / denoiser_folder(index, base) / "config.json"
+    network = read_object(file) if file.is_file() else {}
+    concept = with_detector(class_concept(config, index, network) if classes else find_concept(config), config)
 
     # Heavy imports wait until the words are known to be good.
     from salun_diffusers.accelerator import engine

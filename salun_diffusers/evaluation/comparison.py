@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.record import FORMAT as RECORD_FORMAT
 from salun_diffusers.evaluation.record import EvaluationRecord
-from salun_diffusers.evaluation.sampling import Sampling, require_same_sampling
+from salun_diffusers.evaluation.sampling import Sampling, checked, require_same_sampling
 from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.reports.report import FORMAT as REPORT_FORMAT
@@ -50,11 +51,11 @@ class Run:
         """Whether numbers do not contradict those that are there."""
         return all(self.measured.get(key_of(item), item).value == item.value for item in measured)
 
-    def add(self, measured: Sequence[Measurement], pictures: str, explicit: bool, drawn: Sampling) -> None:
+    def add(self, measured: Sequence[Measurement], pictures: Path | None, explicit: bool, drawn: Sampling) -> None:
         """Take numbers in, with the folder they were measured on and how its pictures were drawn."""
         self.measured |= {key_of(item): item for item in measured}
         self.drawn |= {key_of(item): drawn for item in measured}
-        self.pictures = self.pictures or (Path(pictures) if pictures else None)
+        self.pictures = self.pictures or pictures
         self.explicit |= explicit
 
 
@@ -112,8 +113,12 @@ class ComparisonTable:
         return "\n".join(lines) + "\n"
 
 
-def read_runs(words: Sequence[str]) -> list[Run]:
+def read_runs(words: Sequence[str], pictures_from: Sequence[str] = ()) -> list[Run]:
     """Read ``path`` or ``name=path``: a report's JSON file, or a folder with one or several of them.
+
+    Args:
+        words: Where the reports are.
+        pictures_from: Folders whose pictures they may show, beside those of `shown_folder`.
 
     Raises:
         UserError: If a path holds no report, or two runs have one name.
@@ -128,9 +133,10 @@ def read_runs(words: Sequence[str]) -> list[Run]:
         run = Run(name or (place.stem if place.is_file() else place.name), str(place))
         if any(run.name == other.name for other in after):
             raise UserError(f"Each run needs a name of its own, {run.name!r} stands there twice: write name=path.")
+        home = place.parent if place.is_file() else place
         for content in _contents(place):
             try:
-                _take_in(content, run, before)
+                _take_in(content, run, before, partial(shown_folder, home=home, more=pictures_from))
             except (TypeError, AttributeError) as error:
                 raise UserError(f"{place} holds a report with a value of a wrong type ({error}).") from error
         after.append(run)
@@ -167,13 +173,48 @@ def _contents(place: Path) -> list[EvaluationRecord | EvaluationReport]:
     return found
 
 
-def _take_in(content: EvaluationRecord | EvaluationReport, run: Run, before: list[Run]) -> None:
+def shown_folder(named: str, home: Path, more: Sequence[str] = ()) -> Path | None:
+    """The folder of pictures that a report names, if a page may show it; one line says where it may not.
+
+    Anybody can write a report, and the page may be published: links and steps up followed, the folder must lie below
+    the working folder (where the programs write) or the report's own, stand beside the latter, or lie below a folder
+    that the user named.
+
+    Args:
+        named: What the report says; empty for none.
+        home: The report's folder.
+        more: Folders that the user named.
+
+    Raises:
+        TypeError: If the report says no text.
+    """
+    if not named:
+        return None
+    try:
+        folder, home = Path(named).resolve(), home.resolve()
+        roots = [Path.cwd().resolve(), home, *(Path(root).expanduser().resolve() for root in more)]
+        if folder.parent == home.parent or any(folder.is_relative_to(root) for root in roots):
+            return folder if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # No file has such a name, or links go round in a circle.
+        pass
+    tell(
+        "note",
+        f"pictures are not shown that a report in {home} says are in {named[:200]}: that is neither below the working "
+        "folder nor beside the report; --pictures_from FOLDER allows it.",
+    )
+    return None
+
+
+def _take_in(
+    content: EvaluationRecord | EvaluationReport, run: Run, before: list[Run], shown: Callable[[str], Path | None]
+) -> None:
     """Put a report's numbers into its run, and those before erasing into a run that they do not contradict."""
     if isinstance(content, EvaluationRecord):
         pictures, explicit, drawn, source = content.pictures, content.explicit, content.sampling, content.before
     else:
         pictures, explicit, drawn, source = "", False, _report_sampling(content), content.base
-    run.add([*(pair.after for pair in content.comparisons), *content.measurements], pictures, explicit, drawn)
+    drawn = checked(drawn)
+    run.add([*(pair.after for pair in content.comparisons), *content.measurements], shown(pictures), explicit, drawn)
     earlier = [pair.before for pair in content.comparisons]
     if not earlier:
         return
@@ -181,7 +222,7 @@ def _take_in(content: EvaluationRecord | EvaluationReport, run: Run, before: lis
     if home is None:
         home = Run("before", source)
         before.append(home)
-    home.add(earlier, source if isinstance(content, EvaluationRecord) else "", explicit, drawn)
+    home.add(earlier, shown(source) if isinstance(content, EvaluationRecord) else None, explicit, drawn)
 
 
 def _report_sampling(report: EvaluationReport) -> Sampling:

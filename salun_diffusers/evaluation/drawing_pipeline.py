@@ -13,8 +13,9 @@ import torch
 
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.component_files import unreadable_parts
+from salun_diffusers.files.component_weights import check_components
 from salun_diffusers.files.loading import load_folder
-from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, model_index
+from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, model_index, refuse_own_code
 from salun_diffusers.progress import loading_quietly
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def load_pipeline(
                     folder, dtype=None if dtype == torch.float32 else dtype, variant=variant, use_safetensors=True
                 )
             else:
+                refuse_own_code(folder)
+                check_components(folder, variant)
                 pipe = load_folder(
                     diffusers.DiffusionPipeline, folder, dtype=dtype, variant=variant, use_safetensors=True, **keywords
                 )

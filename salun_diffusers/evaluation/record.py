@@ -13,10 +13,18 @@ from typing import Any
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.sampling import sampling_text
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.reports.measurement import Comparison, Measurement
 
 FORMAT = "salun_diffusers evaluation, version 1"
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "nudenet", "onnxruntime", "pillow")
+
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "title", "pictures", "before", "command", "created"), str),
+    **dict.fromkeys(("sampling", "environment"), dict),
+    "explicit": bool,
+}
+_WORDS = {str: "a text", dict: "an object", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,9 @@ class EvaluationRecord:
             Table(item["title"], tuple(item["columns"]), tuple(tuple(row) for row in item["rows"]))
             for item in values["tables"]
         )
-        if not isinstance(values.get("sampling", {}), dict):
-            raise TypeError(f"sampling must be an object, found {type(values['sampling']).__name__}")
+        for name, kind in _KINDS.items():
+            if not isinstance(values.get(name, kind()), kind):
+                raise TypeError(f"{name!r} must be {_WORDS[kind]}, found {type(values[name]).__name__}")
         return cls(**values)
 
     @property
@@ -116,9 +125,10 @@ def writable_folder(path: str | Path) -> Path:
     """Make a folder for results.
 
     Raises:
-        UserError: If that cannot be.
+        UserError: If that cannot be, or nothing may be written in it.
     """
     folder = Path(path).expanduser()
+    require_writable(folder, "--output_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

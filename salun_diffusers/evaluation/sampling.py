@@ -8,11 +8,15 @@ from typing import Any
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.image_folder import ImageFolder
+from salun_diffusers.evaluation.json_values import is_of
 from salun_diffusers.evaluation.manifest import Manifest
 
 Sampling = Mapping[str, Any]
 """Scheduler, steps, size, guidance and prompts, as far as they are known; JSON values."""
 
+_KINDS = {
+    "scheduler": dict, "num_inference_steps": int, "height": int, "width": int, "guidance": list, "prompts": str,
+}  # fmt: skip
 _AGAIN = (
     "Numbers compare only at equal settings and prompts: draw one of them again (`salun generate` takes --scheduler, "
     "--num_inference_steps, --guidance_scale and --prompts)."
@@ -29,6 +33,21 @@ def sampling_of(manifest: Manifest) -> dict[str, Any]:
     known["guidance"] = sorted({float(row.guidance) for row in manifest.pictures})
     known["prompts"] = f"{len(prompts)} (sha256 {digest[:8]})"
     return {name: value for name, value in known.items() if value is not None}
+
+
+def checked(sampling: Sampling) -> Sampling:
+    """What a report says of the drawing, sure to be of the kinds that are compared and printed.
+
+    Raises:
+        TypeError: If a value is of another.
+    """
+    for name, kind in _KINDS.items():
+        if name in sampling and not is_of(sampling[name], kind):
+            raise TypeError(f"{name!r} of the drawing cannot be {str(sampling[name])[:60]!r}")
+    for value in sampling.get("guidance", ()):
+        if not is_of(value, float):
+            raise TypeError(f"guidance must be numbers, found {str(value)[:60]!r}")
+    return sampling
 
 
 def folder_sampling(folders: Sequence[ImageFolder]) -> dict[str, Any]:

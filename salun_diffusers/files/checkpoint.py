@@ -5,9 +5,8 @@ torch's and accelerate's own checkpoints are pickles; these are not, so a checkp
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from salun_diffusers.errors import UserError, one_line
-from salun_diffusers.files.json_files import read_object
-from salun_diffusers.files.run_folder import checkpoints, sha256_of
+from salun_diffusers.files.kept_checkpoints import STATE, TENSORS, damaged, read_state, seal
 from salun_diffusers.files.stored_weights import write_tensors
-from salun_diffusers.files.whole_files import check_whole, whole_folder, write_json
-
-_TENSORS, _STATE = "state.safetensors", "state.json"
+from salun_diffusers.files.whole_files import sha256_of, whole_folder, write_json
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's state into flat tensors (``"<index>.<name>"``) and plain values."""
+    """Split an optimizer's state into flat tensors (``"<index>.<name>"``) and plain values.
+
+    Entries of entries are taken as entries: bitsandbytes wraps its moments once more, and reads them without, too. Of
+    tensors that it shares among parameters, its tables of 256 values, each gets its own.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
+    places: set[int] = set()
     for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
+        for name, value in _unwrapped(entries):
+            if not isinstance(value, Tensor):
                 values[f"{index}.{name}"] = value
+                continue
+            stored = value.detach().cpu().contiguous()
+            tensors[f"{index}.{name}"] = stored.clone() if stored.data_ptr() in places else stored
+            places.add(stored.data_ptr())
     return tensors, {"values": values, "param_groups": state["param_groups"]}
+
+
+def _unwrapped(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        yield from value.items() if isinstance(value, dict) else [(name, value)]
 
 
 def load_optimizer_state(
@@ -59,36 +66,20 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
         state: JSON-serialisable values.
     """
     with whole_folder(folder) as partial:
-        write_tensors(partial / _TENSORS, tensors)
+        write_tensors(partial / TENSORS, tensors)
         values = json.loads(json.dumps(dict(state)))
-        seal = _seal(values, sha256_of(partial / _TENSORS))
-        write_json(partial / _STATE, {**values, "sha256": seal}, indent=None)
+        values["sha256"] = seal(values, sha256_of(partial / TENSORS))
+        write_json(partial / STATE, values, indent=None)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a folder written by `save_state`.
 
     Raises:
-        UserError: If a file of the checkpoint is missing, damaged, or not as it was written; the message names the
-            folder.
+        UserError: As for `read_state`.
     """
+    state = read_state(folder)
     try:
-        state = read_object(folder / _STATE)
-        check_whole(folder / _TENSORS)
-        if state.pop("sha256", None) != _seal(state, sha256_of(folder / _TENSORS)):
-            raise UserError("its hash is another")
-        return load_file(folder / _TENSORS), state
+        return load_file(folder / TENSORS), state
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"The checkpoint {folder} is damaged ({one_line(error, 160)}); delete it to start over."
-        ) from error
-
-
-def _seal(values: Mapping[str, Any], tensors: str) -> str:
-    """SHA-256 over the plain values of a state and the hash of its tensors."""
-    return hashlib.sha256(json.dumps([tensors, dict(values)], sort_keys=True).encode()).hexdigest()
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a run with the highest step, if there is one."""
-    return next(reversed(checkpoints(folder)), None)
+        raise damaged(folder, error) from error

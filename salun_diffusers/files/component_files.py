@@ -96,15 +96,14 @@ def require_within(folder: Path, files: list[PipelineFile]) -> None:
     """Refuse links that lead out of a pipeline: what they point to would be copied into a folder meant to be published.
 
     A file may lie in the folder itself, in a component folder that is linked as a whole, or among the blobs of the
-    hub's cache, which is how the hub stores what it downloads.
+    repository that either is a snapshot of, which is how the hub stores what it downloads. Other repositories of the
+    same cache may be private.
 
     Raises:
         UserError: Naming the link and what it points to.
     """
     base = folder.resolve()
-    rooms = [base]
-    if base.parent.name == "snapshots":
-        rooms.append(base.parent.parent / "blobs")
+    rooms = [base, *_blobs_of(base)]
     for file in files:
         own = (folder / file.component).resolve() if file.component else base
         if file.component and not any((own / name).is_file() for name in _CONFIGS):
@@ -112,11 +111,16 @@ def require_within(folder: Path, files: list[PipelineFile]) -> None:
                 f"{folder / file.component} must be the folder of a component, with its configuration; it has none."
             )
         target = file.path.resolve()
-        if not any(target.is_relative_to(room) for room in (*rooms, own)):
+        if not any(target.is_relative_to(room) for room in (*rooms, own, *_blobs_of(own.parent))):
             raise UserError(
                 f"{folder / file.name} is a link out of the pipeline, to {target}: only what lies in it is copied. Put "
                 "the file itself there, or remove the link."
             )
+
+
+def _blobs_of(snapshot: Path) -> list[Path]:
+    """Where the files of a snapshot in the hub's cache lie; none of any other folder."""
+    return [snapshot.parent.parent / "blobs"] if snapshot.parent.name == "snapshots" else []
 
 
 def weight_files(folder: Path, variant: str | None = None, *, strictly: bool = True) -> list[Path]:

@@ -38,7 +38,8 @@ def locate(
         revision: Hub revision.
         variant: Variant of the weight files.
         cache_dir: The hub's cache.
-        download: Whether weights are fetched from the hub; otherwise only `model_index.json` is.
+        download: Whether weights are fetched from the hub; otherwise only `model_index.json` and the denoiser's
+            configuration are.
 
     Raises:
         UserError: If there is no such model; the message says what was tried.
@@ -46,6 +47,11 @@ def locate(
     folder = EMBEDDED.get(name) or Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise UserError(
+            f"A pipeline folder is required, {name} is a file. diffusers makes a folder of a checkpoint in one file: "
+            'StableDiffusionPipeline.from_single_file("FILE").save_pretrained("FOLDER").'
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id, `demo` or `digits`; "
@@ -53,21 +59,39 @@ def locate(
         )
     try:
         if not download:
-            from huggingface_hub import hf_hub_download
-
-            return Path(hf_hub_download(name, "model_index.json", revision=revision, cache_dir=cache_dir)).parent
-        from diffusers import DiffusionPipeline
-
-        return Path(
-            DiffusionPipeline.download(
-                name, revision=revision, variant=variant, cache_dir=cache_dir, use_safetensors=True
-            )
-        )
+            return _fetch_descriptions(name, revision, cache_dir)
+        return _fetch(name, revision=revision, variant=variant, cache_dir=cache_dir)
+    except UserError:
+        raise
     except Exception as error:  # The hub raises a dozen unrelated types; the user needs one sentence of any.
         raise UserError(
             f"The model {name} is neither a local folder nor could it be had from the hub ({one_line(error, 160)}). "
             "--pretrained_model_name_or_path takes a local folder, or `demo` or `digits` for an embedded model."
         ) from error
+
+
+def _fetch(name: str, **wanted: str | None) -> Path:
+    """Download what diffusers would read, pickles aside."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True, **wanted))
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        # A checker that is pickled only is no reason to refuse the rest: a copy leaves it out and says so.
+        return Path(DiffusionPipeline.download(name, use_safetensors=True, safety_checker=None, **wanted))
+
+
+def _fetch_descriptions(name: str, revision: str | None, cache_dir: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
+
+    folder = fetch("model_index.json").parent
+    fetch(f"{denoiser_folder(model_index(folder), folder)}/config.json")
+    return folder
 
 
 def embedded_detector(name: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from filelock import FileLock, Timeout
 from salun_diffusers.errors import Interrupted, UserError, tell
 from salun_diffusers.files.component_files import pipeline_files
 from salun_diffusers.files.json_files import read_object
-from salun_diffusers.files.whole_files import check_whole, full_disk_is_told, partial_of, write_json
+from salun_diffusers.files.kept_checkpoints import checkpoints, named_checkpoint
+from salun_diffusers.files.output_places import require_writable
+from salun_diffusers.files.whole_files import full_disk_is_told, partial_of, sha256_of, write_json
 
 LOCK = ".lock"
 
@@ -120,12 +121,6 @@ def fingerprint(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def identity_of(folder: Path) -> str:
     """A fingerprint of a pipeline folder: the SHA-256 of every file that erasing reads."""
     digest = hashlib.sha256()
@@ -151,11 +146,7 @@ def check_output(output_dir: str | None, resume: str | None, identity: str | Non
     if output_dir is not None and not output_dir.strip():
         raise UserError("--output_dir must name a folder, it is blank; without the flag, runs/ gets a new one.")
     root = _named_root(output_dir, resume)
-    wanted = (root or Path("runs")).absolute()
-    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "may not be written to" if existing.is_dir() else "is a file"
-        raise UserError(f"--output_dir must be a folder that can be written; {wanted} cannot: {existing} {reason}.")
+    require_writable(root or Path("runs"), "--output_dir")
     if root is not None and root.is_dir():
         known = _identity(root)
         if resume is None and (known or any(root.iterdir())):
@@ -207,30 +198,6 @@ def open_run(output_dir: str | None, concept: str, details: str, *, resume: str 
         where = root or Path("runs")
         raise UserError(f"--output_dir must be a folder that can be written; {where}: {error.strerror}.") from error
     return run
-
-
-def named_checkpoint(root: Path, name: str) -> Path:
-    """The checkpoint folder of a run, by name or path.
-
-    Raises:
-        UserError: If there is none, or its tensors are damaged.
-    """
-    path = root / Path(name).name
-    if not path.is_dir():
-        found = ", ".join(item.name for item in checkpoints(root)) or "none"
-        raise UserError(f"--resume_from_checkpoint: {path} does not exist; checkpoints there: {found}.")
-    files = list(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"--resume_from_checkpoint: {path} is no checkpoint of this program; it holds no safetensors.")
-    for file in files:
-        check_whole(file)
-    return path
-
-
-def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = [path for path in root.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def _identity(root: Path) -> str | None:

@@ -88,7 +88,12 @@ class SaliencyMask(Mapping[str, Tensor]):
 
     @classmethod
     def random(
-        cls, parameters: Shapes, ratio: float, generator: torch.Generator, scope: Scope = "global"
+        cls,
+        parameters: Shapes,
+        ratio: float,
+        generator: torch.Generator,
+        scope: Scope = "global",
+        recipe: Mapping[str, JSON] | None = None,
     ) -> SaliencyMask:
         """Select exactly int(ratio · N) weights at random, every set of that size alike: the control experiment.
 
@@ -97,13 +102,14 @@ class SaliencyMask(Mapping[str, Tensor]):
             ratio: The share of weights that may move, in (0, 1].
             generator: Gives the seed; it advances by one draw.
             scope: Whether N counts all weights or those of each tensor.
+            recipe: What else to record: the concept, the base model.
 
         Raises:
             UserError: If `ratio` is not in (0, 1] or selects nothing, or `scope` is neither word.
         """
         shapes = _shapes(parameters)
         seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
-        record: dict[str, JSON] = {"kind": "random", "ratio": ratio, "scope": scope, "seed": seed}
+        record: dict[str, JSON] = {**(recipe or {}), "kind": "random", "ratio": ratio, "scope": scope, "seed": seed}
         return cls(_select(shapes, _RandomScores(list(shapes.values()), seed), ratio, scope), shapes, record)
 
     @classmethod
@@ -124,12 +130,12 @@ class SaliencyMask(Mapping[str, Tensor]):
         return cls(packed, mask.shapes, {"kind": "random", "scope": "like", "seed": seed, "like": dict(mask.recipe)})
 
     @classmethod
-    def full(cls, parameters: Shapes) -> SaliencyMask:
-        """Select every weight: what "no mask" means. Takes parameters or shapes by name."""
+    def full(cls, parameters: Shapes, recipe: Mapping[str, JSON] | None = None) -> SaliencyMask:
+        """Select every weight: what "no mask" means. Takes parameters or shapes by name, and what else to record."""
         shapes = _shapes(parameters)
         none = {name: torch.zeros(bytes_for(shape.numel()), dtype=torch.uint8) for name, shape in shapes.items()}
         packed = {name: invert(none[name], shape.numel()) for name, shape in shapes.items()}
-        return cls(packed, shapes, {"kind": "full"})
+        return cls(packed, shapes, {**(recipe or {}), "kind": "full", "ratio": 1.0})
 
     @classmethod
     def from_bools(cls, flags: Mapping[str, Tensor], recipe: Mapping[str, JSON] | None = None) -> SaliencyMask:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.json_files import parse_json, require_regular
 from salun_diffusers.files.stored_weights import write_tensors
 from salun_diffusers.files.whole_files import check_whole
@@ -30,7 +30,7 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 Contents: TypeAlias = "tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, JSON]]"
 
 FORMAT = "salun_diffusers.mask"
-VERSION = 2  # Version 1 had no seal; its files are read as they are.
+VERSION = 2  # Version 1 had no seal; its files are read with a warning.
 
 
 def write_mask(
@@ -76,7 +76,8 @@ def read_mask(path: str | os.PathLike[str]) -> Contents:
             f"{file} has mask format version {version!r}, expected '{VERSION}': "
             "update salun_diffusers or make the mask again."
         )
-    if version != "1" and metadata.get("seal") != _seal(metadata):
+    unsealed = version == "1" and "seal" not in metadata
+    if not unsealed and metadata.get("seal") != _seal(metadata):
         raise UserError(
             f"{file}: its shapes or its recipe have been altered, the hash over them is another; copy it again."
         )
@@ -98,6 +99,12 @@ def read_mask(path: str | os.PathLike[str]) -> Contents:
     if bits_sha256(packed) != sha256:
         raise UserError(
             f"{file}: the bits have been altered: expected sha256 {sha256}, found {bits_sha256(packed)}; copy it again."
+        )
+    if unsealed:
+        tell(
+            "warning",
+            f"{file} is of version 1, which has no hash over shapes and recipe: nothing vouches for those. "
+            "SaliencyMask.load(FILE).save(FILE) seals what you trust.",
         )
     return packed, shapes, recipe
 

@@ -211,11 +211,19 @@ def patch_folder(
     copy_with_denoiser(source, target, write, variant=variant, link=link)
 
 
-def patch_between(base: Path, erased: Path, variant: str | None = None) -> WeightPatch:
+def patch_between(base: Path, erased: Path, variants: tuple[str | None, str | None] = (None, None)) -> WeightPatch:
     """The patch between two pipeline folders.
+
+    Args:
+        base: The base.
+        erased: What was made of it.
+        variants: Variant of the base's weight files, and of the erased one's.
 
     Raises:
         UserError: If one is no pipeline, or they are not of one kind.
     """
-    before, after = (dict(stored_weights(f / denoiser_folder(model_index(f), f), variant)) for f in (base, erased))
+    before, after = (
+        dict(stored_weights(folder / denoiser_folder(model_index(folder), folder), variant))
+        for folder, variant in zip((base, erased), variants, strict=True)
+    )
     return WeightPatch.between(before, after)

@@ -122,10 +122,18 @@ def count_moves(
     )
 
 
-def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = None) -> MaskReceipt:
+def compare(
+    base: Path, erased: Path, mask: SaliencyMask, variants: tuple[str | None, str | None] = (None, None)
+) -> MaskReceipt:
     """Compare an erased pipeline folder with its base, weight by weight and file by file.
 
     A base stored in another data type is compared after rounding to the erased one's.
+
+    Args:
+        base: The base.
+        erased: What was made of it.
+        mask: Which weights were allowed to move.
+        variants: Variant of the base's weight files, and of the erased one's.
 
     Raises:
         UserError: If a folder is no pipeline, or mask and denoiser do not belong together.
@@ -133,8 +141,7 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
     index = model_index(base)
     model_index(erased)
     denoiser = denoiser_folder(index, base)
-    before = dict(stored_weights(base / denoiser, variant))
-    after = dict(stored_weights(erased / denoiser, variant))
+    before, after = (dict(stored_weights(f / denoiser, v)) for f, v in zip((base, erased), variants, strict=True))
     for name in mask:
         for where, tensors in ((base, before), (erased, after)):
             if name not in tensors:
@@ -155,19 +162,19 @@ def compare(base: Path, erased: Path, mask: SaliencyMask, variant: str | None = 
                 f"{name} has shape {tuple(old.shape)} in {base / denoiser} and {tuple(after[name].shape)} in "
                 f"{erased / denoiser}: they are not one model."
             )
-    changed = tuple(_changed_files(base, erased, variant))
+    changed = tuple(_changed_files(base, erased, variants))
     return dataclasses.replace(count_moves(before, after, mask), changed_files=changed)
 
 
-def _changed_files(base: Path, erased: Path, variant: str | None) -> Iterator[str]:
+def _changed_files(base: Path, erased: Path, variants: tuple[str | None, str | None]) -> Iterator[str]:
     """What is not as it must be beside the denoiser's weights: changed, missing and added files, links.
 
     Named exceptions: a README beside the components may be written anew, and optional parts that could not be loaded
     without a pickle may be entered as absent in `model_index.json`.
     """
-    denoiser, absent = denoiser_folder(model_index(base), base), unreadable_parts(base, variant)
-    read = {path.name for path in weight_files(erased / denoiser, variant)}
-    if listing := parts_listing(erased / denoiser, variant):
+    denoiser, absent = denoiser_folder(model_index(base), base), unreadable_parts(base, variants[0])
+    read = {path.name for path in weight_files(erased / denoiser, variants[1])}
+    if listing := parts_listing(erased / denoiser, variants[1]):
         read.add(listing.name)
     weights = {f"{denoiser}/{name}" for name in read}
     ours = {file.name: file.path for file in kept_files(pipeline_files(base), denoiser, absent)}

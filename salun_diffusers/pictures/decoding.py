@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import threading
 import warnings
 from collections.abc import Iterator
@@ -92,6 +93,20 @@ def read_picture(file: Path) -> Image.Image:
         return upright_rgb(picture)
 
 
+def picture_of(data: bytes, name: str) -> Image.Image:
+    """Decode what stands for a file, as `read_picture` does.
+
+    Args:
+        data: The bytes of a file.
+        name: What the picture is called, for the message.
+
+    Raises:
+        UserError: As for a file.
+    """
+    with _opened(io.BytesIO(data), name, "download it again") as picture:
+        return upright_rgb(picture)
+
+
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """A picture as people see it, in 8-bit RGB.
 
@@ -131,7 +146,9 @@ def square(picture: Image.Image, side: int) -> Image.Image:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(
+    file: Path | io.BytesIO, name: str = "", advice: str = "remove it or copy it again"
+) -> Iterator[Image.Image]:
     """Open a file, and tell whatever goes wrong with it in one line."""
     try:
         with _one_line_at_most():
@@ -141,10 +158,8 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     except UserError:
         raise
     except Exception as error:  # Decoders of damaged files raise a dozen unrelated kinds.
-        raise UserError(
-            f"{file} cannot be read as a picture ({one_line(error, 200) or type(error).__name__}); remove it or copy "
-            "it again."
-        ) from error
+        why = one_line(error, 200).replace(f" {file!r}", "") or type(error).__name__
+        raise UserError(f"{name or file} cannot be read as a picture ({why}); {advice}.") from error
 
 
 @contextmanager

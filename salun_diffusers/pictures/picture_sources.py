@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.pictures.class_folders import read_class_folders, stacked
-from salun_diffusers.pictures.decoding import upright_rgb
+from salun_diffusers.pictures.decoding import picture_of, read_picture
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.pictures.stored_pictures import read_stored_pictures
 from salun_diffusers.seeds import stream_seed
@@ -96,6 +97,12 @@ def _shapes(seed: int, count: int = 2000, size: int = 32) -> LabelledPictures:
     return LabelledPictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, SHAPES)
 
 
+def _of_cell(cell: Any, name: str) -> Image.Image:
+    """The picture of a cell, which has the bytes of a file or says where it lies."""
+    data = cell["bytes"]
+    return read_picture(Path(cell["path"])) if data is None else picture_of(data, name)
+
+
 def _from_hub(name: str, image_size: int | None) -> tuple[LabelledPictures, LabelledPictures]:
     try:
         import datasets
@@ -110,13 +117,18 @@ def _from_hub(name: str, image_size: int | None) -> tuple[LabelledPictures, Labe
             rows: Any = datasets.load_dataset(hub_id, configuration, split=split)
         except Exception as error:  # Network, cache and server raise many kinds.
             raise UserError(f"The data set {name} ({hub_id}) could not be loaded: {one_line(error, 160)}") from error
-        pictures = next(key for key, feature in rows.features.items() if isinstance(feature, datasets.Image))
         try:
-            decoded = [upright_rgb(item) for item in rows[pictures]]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"A picture of {name} ({hub_id}) cannot be read: {one_line(error, 160)}") from error
-        names = tuple(map(str, rows.features[column].names))
-        parts.append(LabelledPictures(stacked(hub_id, decoded, image_size), torch.tensor(list(rows[column])), names))
+            key = next(key for key, feature in rows.features.items() if isinstance(feature, datasets.Image))
+            # As files, for our own decoder: that of the package opens any format, and shows no orientation.
+            cells = rows.cast_column(key, datasets.Image(decode=False))[key]
+            decoded = [_of_cell(cell, f"Picture {number} of {name} ({split})") for number, cell in enumerate(cells)]
+            names, labels = tuple(map(str, rows.features[column].names)), torch.tensor(list(rows[column]))
+        except UserError:
+            raise
+        except Exception as error:  # The data may be of another make by now, or its tables damaged.
+            what = one_line(error, 160) or type(error).__name__
+            raise UserError(f"The data set {name} ({hub_id}) is not as it was known, or damaged: {what}") from error
+        parts.append(LabelledPictures(stacked(hub_id, decoded, image_size), labels, names))
     if parts[0].pixels.shape[1:] != parts[1].pixels.shape[1:]:
         parts[1] = parts[1].resized(parts[0].squared().pixels.shape[-1])
     return parts[0], parts[1]

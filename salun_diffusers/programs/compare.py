@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.evaluation.comparison import compare_runs, read_runs
 from salun_diffusers.evaluation.record import writable_folder
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.programs.program import Program
 
@@ -39,12 +40,16 @@ class CompareConfig:
         "Measurement of the vertical axis; by default what is retained, else fidelity.",
     )
     num_prompts: int = setting(8, "Prompts in the grid at most.", minimum=0)
+    pictures_from: tuple[str, ...] = setting(
+        (), "Folders whose pictures may be shown, beside those below the working folder or beside a report."
+    )
     output_dir: str = setting("runs/comparison", "Where comparison.html and comparison.json go.")
 
 
 def work(config: CompareConfig, command: str) -> str:
     """Compare and write."""
-    table = compare_runs(read_runs(config.reports))
+    require_writable(config.output_dir, "--output_dir")
+    table = compare_runs(read_runs(config.reports, config.pictures_from))
     axes = (
         table.axis(("concept",), config.forget_axis),
         table.axis(_RETAINED, config.retain_axis),

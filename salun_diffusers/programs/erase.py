@@ -33,11 +33,10 @@ def work(config: EraseConfig, command: str) -> str:
 
     started = time.monotonic()
     run, report = run_erasure(request, command)
-    variant = f', variant="{config.variant}"' if config.variant else ""
     return (
         f"\n{report.verdict}: {report.verdict_reason}\n"
         f"pipeline  {run.pipeline}\nreport    {run.root / 'report.html'}\n"
-        f'load      DiffusionPipeline.from_pretrained("{run.pipeline}"{variant})\n'
+        f"load      {report.load}\n"
         f"took      {int(time.monotonic() - started)} s\n"
     )
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import ANY_SEED, setting
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.image_folder import read_image_folder, require_one_size
 from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
 from salun_diffusers.evaluation.record_page import write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
+from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.programs.program import Program
 from salun_diffusers.reports.measurement import Comparison
 
@@ -37,12 +38,14 @@ class FidConfig:
         None, "Local folder or hub id; for inception a safetensors file. By default the published ones, where any are."
     )
     exclude: tuple[str, ...] = setting((), "Classes to leave out on every side, such as the forgotten one.")
-    resize: int | None = setting(None, "Scale the shorter side to this and crop the centre, first.", minimum=8)
+    resize: int | None = setting(
+        None, "Scale the shorter side to this and crop the centre, first.", minimum=8, maximum=16384
+    )
     batch_size: int = setting(32, "Pictures at once.", minimum=1)
     bootstraps: int | None = setting(
         None, "Resamplings for the Fréchet distance's interval; by default 20 up to 512 dimensions, else 0.", minimum=0
     )
-    seed: int = setting(0, "Seed of subsets and resampling.", minimum=0)
+    seed: int = setting(0, "Seed of subsets and resampling.", minimum=0, maximum=ANY_SEED)
     cache_dir: str = setting("runs/features", "Where features are kept.")
     output_dir: str = setting("runs/evaluation", "Where fid.json and fid.html go.")
 
@@ -70,6 +73,7 @@ def check(config: FidConfig) -> dict[str, Any]:
                 evaluated.append(folder)
     sampling = folder_sampling(evaluated)
     writable_folder(config.output_dir)
+    require_writable(config.cache_dir, "--cache_dir")
     return sampling
 
 

@@ -22,6 +22,7 @@ from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.programs.program import Program
@@ -67,8 +68,10 @@ def work(config: GenerateConfig, command: str) -> str:
     file = read_prompt_file(config.prompts, limit=config.max_prompts, column=config.prompt_column)
     if config.patch and not Path(config.patch).is_file():
         raise UserError(f"--patch must be a patch file (patch.safetensors of a run), there is no file {config.patch}.")
+    require_writable(config.output_dir, "--output_dir")
     base = locate(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant,
                   cache_dir=config.cache_dir)  # fmt: skip
+    require_outside_components(config.output_dir, base, "--output_dir")
     check_complete(base, config.variant)
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         if config.patch:
@@ -113,7 +116,7 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path) -> 
         keeping = Keeping(folder, NudeNet() if explicit else None, config.save_explicit)
         made_with = {
             "model": " + ".join(filter(None, (config.pretrained_model_name_or_path, config.patch))),
-            "model_sha256": identity_of(base),
+            "model_sha256": decided_by_main(accelerator, lambda: identity_of(base)),
             "scheduler": describe_scheduler(pipe),
             **asdict(sampling),
             "dtype": str(dtype).removeprefix("torch."),

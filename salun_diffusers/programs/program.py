@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Generic, TypeVar, final
 
 from salun_diffusers.arguments import parse
-from salun_diffusers.errors import Interrupted, ReceiptError, UserError, one_line, printable, tell
+from salun_diffusers.errors import Interrupted, ReceiptError, UserError, is_out_of_memory, one_line, printable, tell
 
 T = TypeVar("T")
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # Where accelerate looks, too.
 
 
 @final
@@ -56,7 +57,8 @@ class Program(Generic[T]):
             )
             answer = self.work(settings, typed_command(self.name, words))
             text, code = answer if isinstance(answer, tuple) else (answer, 0)
-            sys.stdout.write(printable(text))
+            if _is_first():
+                sys.stdout.write(printable(text))
             return code
         except UserError as error:
             tell("error", error)
@@ -64,20 +66,36 @@ class Program(Generic[T]):
         except ReceiptError as error:
             tell("error", error)
             return 1
-        except OSError as error:  # A fault of the machine: no permission, a name too long, a folder that went away.
-            named = [str(name) for name in (error.filename, error.filename2) if name is not None]
-            tell("error", f"{', '.join(named) or 'a file'}: {error.strerror or one_line(error, 200)}.")
-            return 2
-        except RuntimeError as error:
-            if "home directory" not in str(error):  # Of `~nobody/folder`, in whatever flag.
-                raise
-            tell("error", f"A path begins with ~ and the name of a user who has no home here: {one_line(error, 200)}")
-            return 2
+        except (MemoryError, RuntimeError, OSError) as error:
+            return _told(error)
         except KeyboardInterrupt as stop:
             if sys.stderr.isatty():
                 sys.stderr.write("\n")  # The terminal shows ^C on the line.
             tell("interrupted", stop if isinstance(stop, Interrupted) else self.interrupted)
             return 130
+
+
+def _is_first() -> bool:
+    """Whether this is the only one or the first of several processes: what they came to is printed once."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+def _told(error: Exception) -> int:
+    """Tell a fault of the machine in one line: no permission, a name too long, a folder that went away, no memory.
+
+    Returns:
+        The exit code.
+    """
+    if is_out_of_memory(error):
+        tell("error", f"Memory ran out; smaller batches need less ({one_line(error, 160) or type(error).__name__}).")
+    elif isinstance(error, OSError):
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        tell("error", f"{', '.join(named) or 'a file'}: {error.strerror or one_line(error, 200)}.")
+    elif "home directory" in str(error):  # Of `~nobody/folder`, in whatever flag.
+        tell("error", f"A path begins with ~ and the name of a user who has no home here: {one_line(error, 200)}")
+    else:
+        raise error
+    return 2
 
 
 def typed_command(name: str, words: Sequence[str]) -> str:

@@ -24,8 +24,10 @@ class VerifyConfig:
     base: str = word("The base pipeline: a folder, a hub id, `demo` or `digits`.")
     erased: str = word("The erased pipeline: a folder or a hub id.")
     mask: str = setting("", "Mask file of the run.")
-    variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
-    revision: str | None = setting(None, "Revision of the base on the hub.")
+    revision: str | None = setting(None, "Revision of the erased pipeline on the hub.")
+    base_revision: str | None = setting(None, "Revision of the base on the hub.")
+    variant: str | None = setting(None, "Variant of the erased pipeline's weight files, such as fp16.")
+    base_variant: str | None = setting(None, "Variant of the base's weight files, if it is not that of --variant.")
     cache_dir: str | None = setting(None, "Where downloaded pipelines are kept.")
 
 
@@ -37,9 +39,10 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     from salun_diffusers.masks.receipt import compare
 
     mask = SaliencyMask.load(Path(config.mask).expanduser())
-    base = locate(config.base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
-    erased = locate(config.erased, variant=config.variant, cache_dir=config.cache_dir)
-    receipt = compare(base, erased, mask, config.variant)
+    variants = (config.variant if config.base_variant is None else config.base_variant, config.variant)
+    base = locate(config.base, revision=config.base_revision, variant=variants[0], cache_dir=config.cache_dir)
+    erased = locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
+    receipt = compare(base, erased, mask, variants)
     lines = [
         f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
         for block in receipt.blocks

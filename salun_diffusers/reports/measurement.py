@@ -160,7 +160,18 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:
-        """Rebuild a measurement from `to_json`."""
+        """Rebuild a measurement from `to_json`.
+
+        Raises:
+            TypeError: If a value is of another type.
+        """
+        for name in ("name", "direction", "protocol", "command", "group", "kind", "subject"):
+            if not isinstance(data.get(name, ""), str):
+                raise TypeError(f"{name!r} of a measurement must be a text, found {str(data[name])[:60]!r}")
+        for name in ("value", "n", "low", "high"):
+            value = data.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise TypeError(f"{name!r} of a measurement must be a number, found {str(value)[:60]!r}")
         return cls(**data)
 
     def text(self) -> str:

@@ -101,6 +101,7 @@ class EvaluationReport:
             Losses that are not finite become `None`.
         created: When, in ISO 8601.
         kind: What was done, above the title: ``Erasure`` or ``Unlearning``.
+        load: The Python line that loads the result; empty where none is left.
     """
 
     concept: str
@@ -119,6 +120,7 @@ class EvaluationReport:
     command: str = ""
     series: tuple[Mapping[str, float | None], ...] = ()
     kind: str = "Erasure"
+    load: str = ""
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):

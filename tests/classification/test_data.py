@@ -46,6 +46,22 @@ class TestSplits:
         assert 2 not in split.retain.labels and 2 not in split.test.labels and 2 not in split.validation.labels
         assert len(split.test) == 18
 
+    def test_too_few_pictures_a_class_to_hold_some_out(self, tmp_path):
+        """A fifth of three pictures is none: the line says that five would do, and five do."""
+        for name in ("cat", "dog"):
+            for number in range(3):
+                (tmp_path / name).mkdir(exist_ok=True)
+                Image.new("RGB", (6, 6), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+        few = load_pools(str(tmp_path))
+        words = "where it is held out of the training set, at least five pictures a class"
+        for forget in (lambda: forget_class(few, "cat"), lambda: forget_fraction(few, 0.5, 0)):
+            with pytest.raises(UserError, match=f"No test picture is left to measure on; .*{words}"):
+                forget()
+        for name in ("cat", "dog"):
+            for number in (3, 4):
+                Image.new("RGB", (6, 6), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+        assert len(forget_class(load_pools(str(tmp_path)), "cat").test) == 1
+
     @pytest.mark.parametrize(
         ("indices", "words"),
         [
@@ -71,7 +87,7 @@ class TestSplits:
 
     def test_refuses_one_class(self, pools):
         ones = pools.train[(pools.train.labels == 1).nonzero().squeeze(1)]
-        with pytest.raises(UserError, match="one class only"):
+        with pytest.raises(UserError, match=r"two classes or more, .* found 12 pictures of 1\."):
             forget_instances(Pools(ones, ones, ones), [0])
 
     @pytest.mark.parametrize("text", ["3, 1 2", "3\n1\n2\n", "[3, 1, 2]"])
@@ -209,8 +225,14 @@ class TestModels:
         assert not torch.equal(first.parameters[name], other.parameters[name])
 
     def test_unknown(self):
-        with pytest.raises(UserError, match=r"--model must be one of resnet_small, .* got 'resnet9'"):
+        with pytest.raises(UserError, match=r"--model must be one of resnet_small, .*timm/NAME; got 'resnet9'"):
             make_classifier("resnet9", class_names=("a", "b"), channels=1, image_size=8, seed=0)
+
+    def test_a_trained_classifier_is_not_trained_anew(self, tmp_path):
+        """Its folder is what the other program takes, and the line says so."""
+        told = rf"the folder {tmp_path} is not taken up\. `salun unlearn-classifier --model {tmp_path}` works on"
+        with pytest.raises(UserError, match=told):
+            make_classifier(str(tmp_path), class_names=("a", "b"), channels=1, image_size=8, seed=0)
 
     def test_folder_that_is_no_model(self, tmp_path):
         with pytest.raises(UserError, match=r"has no config\.json"):

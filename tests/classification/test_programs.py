@@ -190,7 +190,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "value"),
         [("validation_share", "x"), ("validation_share", 1), ("validation_share", -0.1), ("data_seed", 0.5),
-         ("epochs", 2**70), ("shift", -1), ("flip", "yes"), ("dataset", 3), ("learning_rate", True)],
+         ("epochs", 2**70), ("epochs", 10**9), ("shift", -1), ("flip", "yes"), ("dataset", 3), ("learning_rate", True)],
     )  # fmt: skip
     def test_a_record_of_the_training_that_is_none(self, refused, trained, tmp_path, name, value):
         folder = Path(shutil.copytree(trained, tmp_path / "copy"))
@@ -225,7 +225,12 @@ class TestRefused:
         [
             (lambda t: t.pop("train_labels"), "train_labels is missing"),
             (lambda t: t["train_labels"].fill_(-1), "labels are missing"),
-            (lambda t: t["train_labels"].fill_(2), "one class only"),
+            (lambda t: t["train_labels"].fill_(2), "must have pictures of two classes or more"),
+            # One picture is no "forget set": nobody asked to forget anything.
+            (
+                lambda t: t.update({name: t[name][:1] for name in ("train_pixels", "train_labels")}),
+                "found 1 pictures of 1.",
+            ),
             (lambda t: t["train_pixels"][3].fill_(torch.nan), "1 hold NaN or infinity, first number 3"),
         ],
     )

@@ -59,6 +59,16 @@ def test_resumed_it_ends_with_the_same_bits(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_damaged_checkpoint_is_told_and_left(tmp_path):
+    """There is one only, so nothing older to go on from; it is for the user to throw it away."""
+    fit(tmp_path, steps=4)
+    file = tmp_path / "net-checkpoint" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"net-checkpoint is damaged .* delete it to start over"):
+        fit(tmp_path, steps=4)
+    assert file.exists()
+
+
 def test_the_average_by_hand(tmp_path):
     """After the first step the decay is (1 + 0) / (10 + 0) = 0.1: the average is 0.1 old + 0.9 new."""
     torch.manual_seed(0)

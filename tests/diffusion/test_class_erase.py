@@ -23,6 +23,7 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import gradient_saliency
 from salun_diffusers.programs.erase import main
 
+TEN = {"id2label": {str(number): str(number) for number in range(10)}}
 SMALL = {
     "num_forget_images": 6, "num_retain_images": 5, "num_inference_steps": 2, "guidance_scale": 2,
     "generation_batch_size": 4, "saliency_batch_size": 4, "train_batch_size": 2, "max_train_steps": 4,
@@ -147,7 +148,7 @@ class TestParity:
 class TestConcept:
     def concept(self, folder: Path, **settings):
         settings = {"concept": "dog", "pretrained_model_name_or_path": str(folder)} | settings
-        return class_concept(EraseConfig(**settings), model_index(folder))
+        return class_concept(EraseConfig(**settings), model_index(folder), {"sample_size": 8, "in_channels": 1})
 
     def test_becomes_the_next_class_and_the_last_the_first(self, tiny_ddpm):
         concept = self.concept(tiny_ddpm)
@@ -166,14 +167,47 @@ class TestConcept:
 
     @pytest.mark.parametrize(("base", "detector", "label"), [("digits", "digits", "digit:7"), ("mine", "none", "")])
     def test_only_the_embedded_digits_have_a_judge(self, base, detector, label):
-        """Another model with ten digits has the same settings, but its pictures may be of any kind."""
-        index = {"id2label": {str(number): str(number) for number in range(10)}}
-        concept = class_concept(EraseConfig(concept="7", pretrained_model_name_or_path=base), index)
+        """Another model of grey digits has the same settings, but its pictures may be of any kind."""
+        grey = {"sample_size": 32, "in_channels": 1}
+        concept = class_concept(EraseConfig(concept="7", pretrained_model_name_or_path=base), TEN, grey)
         assert (concept.detector, concept.target_labels) == (detector, frozenset({label} - {""}))
         assert [prompt.expected for prompt in concept.retain_evaluation] == [
             f"digit:{number}" if label else "" for number in "012345689"
         ]
-        assert concept.numbers != CIFAR10
+        assert concept.numbers.num_forget_images == 96
+
+    @pytest.mark.parametrize(
+        ("network", "made_for"),
+        [
+            ({"sample_size": 32, "in_channels": 1}, "the embedded digits' (10 classes of 32 x 32 x 1)"),
+            ({"sample_size": 32, "in_channels": 3}, "CIFAR-10's of the official code (10 classes of 32 x 32 x 3)"),
+            ({"sample_size": 64, "in_channels": 3}, "code, which this model is not (10 classes of 64 x 64 x 3)"),
+            ({"sample_size": 28, "in_channels": 1}, "code, which this model is not (10 classes of 28 x 28 x 1)"),
+            ({}, "code, which this model is not (10 classes of None x None x None)"),
+        ],
+    )
+    def test_numbers_follow_classes_and_size_not_names(self, network, made_for):
+        """A CIFAR-10 model that was saved without names has those of the digits: 5,000 pictures, not 96."""
+        concept = class_concept(EraseConfig(concept="7"), TEN, network)
+        assert concept.numbers_of.endswith(made_for)
+        assert (concept.numbers == CIFAR10) is ("digits" not in made_for)
+        assert concept.numbers.num_forget_images == (96 if "digits" in made_for else 5000)
+
+    def test_the_plan_says_what_the_numbers_were_made_for(self, tmp_path, capsys):
+        """The model's own files decide: its U-Net draws 32 x 32 x 3, its ten classes are called 0 to 9."""
+        from diffusers import DDIMScheduler, UNet2DModel
+
+        unet = UNet2DModel(
+            sample_size=32, in_channels=3, out_channels=3, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4, attention_head_dim=4, num_class_embeds=11,
+        )  # fmt: skip
+        ClassConditionalDDPMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "cifar")
+        words = ["--concept", "7", "--pretrained_model_name_or_path", str(tmp_path / "cifar"), "--dry_run"]
+        assert main(words) == 0
+        plan = capsys.readouterr().out
+        assert "numbers   CIFAR-10's of the official code (10 classes of 32 x 32 x 3)" in plan
+        assert "draw      5000 + 45000 latents of 100 steps" in plan and "retain weight 3.072" in plan
 
 
 class TestRun:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salun_diffusers.diffusion import request, run, run_report
+from salun_diffusers.diffusion import request, run_report, start
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.programs.erase import main
@@ -69,7 +69,7 @@ def test_retained_pictures_pass_the_detector_too(small_run, tmp_path, monkeypatc
     )
     monkeypatch.setattr(run_report, "blurred", lambda picture: Image.new("RGB", picture.size))
     if looks:
-        monkeypatch.setattr(run, "make_detector", lambda *_: Darkness())
+        monkeypatch.setattr(start, "make_detector", lambda *_: Darkness())
     assert main(small_run(output_dir=tmp_path / "run", num_validation_images=3, **flags)) == 0
     hidden = {"forget": 0, "retain": 0}
     for path in (tmp_path / "run" / "samples").glob("*.png"):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import build_pipeline
@@ -111,6 +112,27 @@ class TestGenerate:
 
     def test_guidance_counts(self, family):
         assert not torch.equal(self.draw(family, [0], 1.0), self.draw(family, [0], 5.0))
+
+    @pytest.mark.parametrize(("side", "rows"), [(4, [9]), (32, [4, 4, 1]), (64, [1] * 9)])
+    def test_decodes_as_much_at_once_as_one_picture_of_512_pixels(self, family, monkeypatch, side, rows):
+        """The pictures are those of one call, but for rounding."""
+        decode, seen = family.pipe.vae.decode, []
+
+        def spied(latents):
+            seen.append(len(latents))
+            return decode(latents)
+
+        latents = torch.randn(9, 4, side, side, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = decode(latents / family.pipe.vae.config.scaling_factor).sample
+        monkeypatch.setattr(family.pipe.vae, "decode", spied)
+        pictures = family.decode(latents)
+        assert seen == rows
+        whole = family.pipe.image_processor.postprocess(expected, output_type="pt")
+        for picture, pixels in zip(pictures, whole, strict=True):
+            found = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+            # Convolutions round otherwise for other numbers of pictures.
+            assert int((found - pixels.mul(255).round()).abs().max()) <= 1
 
     def test_decodes_to_pictures(self, family):
         assert [picture.size for picture in family.decode(self.draw(family, [0, 1]))] == [(16, 16)] * 2

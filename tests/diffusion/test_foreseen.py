@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from salun_diffusers.arguments import parse
+from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+from salun_diffusers.diffusion.request import Request, accept
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
 
@@ -58,6 +61,76 @@ class TestTold:
         path = copied / "scheduler" / "scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": steps}))
         told("must say a number of timesteps", pretrained_model_name_or_path=copied)
+
+
+class TestDiskSpace:
+    """Of a checkpoint: three fp32 numbers for each weight that may move, beside a small header."""
+
+    def asked(self, small_run, **flags: object) -> Request:
+        words = small_run(**flags)
+        return accept(parse(EraseConfig, words))
+
+    @pytest.mark.parametrize(
+        ("flags", "weights"),
+        [
+            ({"mask_ratio": 0.25}, 16_199),
+            ({"mask": "random", "mask_scope": "per_tensor"}, None),
+            ({"mask": "full"}, 64_796),
+            ({"mask": "file"}, 6_479),
+            ({"mask": "file", "train_method": "xattn"}, None),
+        ],
+    )
+    def test_a_checkpoint_is_as_large_as_foreseen(self, small_run, tmp_path, flags, weights):
+        if flags.get("mask") == "file":
+            sizes = load_file(unet_of(small_run))
+            SaliencyMask.random(sizes, 0.1, torch.Generator().manual_seed(0)).save(tmp_path / "mask.safetensors")
+            flags = {**flags, "mask": tmp_path / "mask.safetensors"}
+        disk = self.asked(small_run, **flags, checkpointing_steps=1).disk
+        assert weights is None or disk.checkpoint == 12 * weights
+        assert main(small_run(output_dir=tmp_path / "run", **flags, checkpointing_steps=1)) == 0
+        written = [path.stat().st_size for path in (tmp_path / "run").glob("checkpoint-*/state.safetensors")]
+        assert len(written) == disk.checkpoints == 4
+        header = len(load_file(tmp_path / "run" / "checkpoint-1" / "state.safetensors")) * 200
+        assert all(disk.checkpoint <= size <= disk.checkpoint + header for size in written)
+
+    @pytest.mark.parametrize(
+        ("flags", "kept"),
+        [
+            ({"max_train_steps": 1000}, 2),
+            ({"max_train_steps": 1001}, 2),
+            ({"max_train_steps": 500}, 1),
+            ({"max_train_steps": 100}, 1),  # At its end.
+            ({"max_train_steps": 1001, "checkpointing_steps": 10}, 100),
+            ({"max_train_steps": 1001, "checkpointing_steps": 10, "checkpoints_total_limit": 2}, 3),
+            # 6 latents in steps of 2 x 2 are two a pass.
+            ({"max_train_steps": None, "num_train_epochs": 7, "gradient_accumulation_steps": 2,
+              "checkpointing_steps": 1}, 14),
+        ],
+    )  # fmt: skip
+    def test_how_many_lie_there_at_once(self, small_run, flags, kept):
+        assert self.asked(small_run, **flags).disk.checkpoints == kept
+
+    def test_the_plan_says_it(self, small_run, capsys):
+        assert main(small_run(dry_run=True, max_train_steps=1001)) == 0
+        plan = capsys.readouterr().out
+        assert "in it 2 checkpoints of 0.000389 GB" in plan  # 12 bytes of 32,398 weights
+        assert main(small_run(dry_run=True)) == 0
+        assert "in it 1 checkpoint of 0.000389 GB" in capsys.readouterr().out
+        assert main(small_run(dry_run=True, use_ema=True)) == 0
+        assert "in it 1 checkpoint of 0.000518 GB" in capsys.readouterr().out
+
+    def test_they_are_asked_for_before_anything(self, refused, small_run, monkeypatch):
+        """Enough for the pipeline, and one byte too few for its checkpoints."""
+        total = self.asked(small_run, max_train_steps=1001).disk.total
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, total - 1))
+        assert self.asked(small_run, max_train_steps=500).disk.checkpoints == 1
+        refused("work files and checkpoints needs about", "GB are free", max_train_steps=1001)
+
+
+def unet_of(small_run) -> Path:
+    """The weight file of its base."""
+    words = small_run()
+    return Path(words[words.index("--pretrained_model_name_or_path") + 1]) / "unet/diffusion_pytorch_model.safetensors"
 
 
 def test_prompts_that_nothing_is_drawn_for_are_not_encoded(small_run, tmp_path, monkeypatch):
@@ -125,7 +198,5 @@ def test_other_runs_keep_their_latents(small_run, tmp_path):
 
 
 def test_the_sizes_that_the_tests_above_name(tiny_pipeline: Path) -> None:
-    from safetensors.torch import load_file
-
     sizes = [t.numel() for t in load_file(tiny_pipeline / "unet/diffusion_pytorch_model.safetensors").values()]
     assert (sum(sizes), max(sizes)) == (64_796, 4_608)

@@ -102,6 +102,14 @@ class TestSaliency:
         assert any(not torch.equal(half[name], plain[name]) for name in plain)
         assert chosen[0].overlap(chosen[1]) > 0.9
 
+    def test_under_fp16_is_that_of_fp32_and_says_so(self, family, data, tmp_path, monkeypatch, capsys):
+        plain = saliency(family, data, tmp_path)
+        assert "note" not in capsys.readouterr().err
+        monkeypatch.setattr("accelerate.Accelerator.mixed_precision", "fp16")  # A CPU has none.
+        half = saliency(family, data, tmp_path)
+        assert all(torch.equal(half[name], plain[name]) for name in plain)
+        assert "note: the saliency is computed in fp32" in capsys.readouterr().err
+
 
 class TestFineTuning:
     @pytest.mark.parametrize("accumulation", [1, 2])

@@ -17,13 +17,17 @@ from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
 
-# Runs the program and keeps what each rank found: its saliency, its weights after fine-tuning, how much it drew.
+# Runs the program and keeps what each rank found: its saliency, its weights after fine-tuning, how much it drew, how
+# often it hashed, verified, loaded a detector and measured, and the report that it ended with; then all is there.
 SPY = """
-import os, sys
+import json, os, sys
+from collections import Counter
 from pathlib import Path
+from accelerate import Accelerator
 from safetensors.torch import save_file
-from salun_diffusers.diffusion import masks, run
+from salun_diffusers.diffusion import masks, run, run_report, saving, start
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+from salun_diffusers.files import run_folder
 from salun_diffusers.programs.erase import main
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
@@ -45,9 +49,34 @@ def spied_generate(family, prompts, seeds, **how):
         file.write("drawn\\n" * len(prompts))
     return generate(family, prompts, seeds, **how)
 
+calls = Counter()
+
+def counted(module, name):
+    real = getattr(module, name)
+    def spied(*arguments, **named):
+        calls[name] += 1
+        return real(*arguments, **named)
+    setattr(module, name, spied)
+
+for module, name in ((run_folder, "sha256_of"), (saving, "compare"), (start, "make_detector"), (run_report, "measure")):
+    counted(module, name)
+
 masks.forget_saliency, run.fine_tune = spied_saliency, spied_fine_tune
 StableDiffusion.generate = spied_generate
-sys.exit(main(sys.argv[2:]))
+write_report = run.write_report
+
+def spied_report(*arguments):
+    report = write_report(*arguments)
+    (folder / f"report-{rank}.json").write_text(json.dumps(report.to_json()))
+    return report
+
+run.write_report = spied_report
+Accelerator.end_training = lambda accelerator: None  # It would end the group of processes, which the second run needs.
+for when, words in (("calls", []), ("resumed", ["--resume_from_checkpoint", "latest"])):
+    calls.clear()
+    if code := main([*sys.argv[2:], *words]):
+        sys.exit(code)
+    (folder / f"{when}-{rank}.json").write_text(json.dumps(calls))
 """
 
 
@@ -57,7 +86,9 @@ def pair(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("pair")
     (folder / "spy.py").write_text(SPY)
     words = small_run(output_dir=folder / "run", train_batch_size=None, gradient_accumulation_steps=3)
-    run_two(folder / "spy.py", str(folder), *words)
+    printed = run_two(folder / "spy.py", str(folder), *words)
+    for rank, text in enumerate(printed):
+        (folder / f"printed-{rank}.txt").write_text(text)
     return folder
 
 
@@ -136,6 +167,22 @@ def test_all_ranks_end_with_the_weights_of_one_process(count, single, request):
         far += int(((tensor - expected[name]).abs() > 1e-4).sum())
     # Adam turns the rounding of a vanishing gradient into a step; such weights are few.
     assert far < 1e-3 * sum(tensor.numel() for tensor in saved.values())
+
+
+def test_one_rank_hashes_verifies_and_measures_for_both(pair):
+    """It holds a second U-Net and the detector; on eight ranks of one machine eight of each would not fit."""
+    for when in ("calls", "resumed"):
+        first, second = (json.loads((pair / f"{when}-{rank}.json").read_text()) for rank in (0, 1))
+        assert first.pop("sha256_of") > 10  # Each file of the base and of the erased folder, and what stages left.
+        assert first == {"compare": 1, "make_detector": 1, "measure": 1}
+        assert second == {}
+    ours, told = (json.loads((pair / f"report-{rank}.json").read_text()) for rank in (0, 1))
+    assert ours == told == json.loads((pair / "run" / "report.json").read_text())
+
+
+def test_the_verdict_is_printed_once_a_run(pair):
+    first, second = ((pair / f"printed-{rank}.txt").read_text() for rank in (0, 1))
+    assert first.count("pipeline  ") == 2 and second == ""
 
 
 def test_one_folder_one_record(pair, single):

@@ -18,6 +18,7 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import compare
 from salun_diffusers.programs.erase import main
 from salun_diffusers.reports.report import EvaluationReport
+from salun_diffusers.seeds import stream
 
 STAGES = [
     "load", "pictures before", "latent sets", "saliency and mask", "fine-tuning", "save and verify", "pictures after",
@@ -108,6 +109,11 @@ class TestOutputs:
         for name in names:
             assert ((pipeline / name).read_bytes() == (tiny_pipeline / name).read_bytes()) is (name != new)
 
+    def test_a_random_mask_can_be_drawn_again_from_its_recipe(self, finished):
+        mask = SaliencyMask.load(finished(mask="random", mask_ratio=0.25) / "mask.safetensors")
+        generator = stream(mask.recipe["run_seed"], "mask")
+        assert SaliencyMask.random(mask.shapes, mask.recipe["ratio"], generator, mask.recipe["scope"]) == mask
+
     def test_mask_receipt_holds(self, finished, tiny_pipeline):
         run = finished()
         mask = SaliencyMask.load(run / "mask.safetensors")
@@ -182,6 +188,11 @@ class TestVariants:
         run = finished(mask=kind, mask_ratio=0.25)
         mask = SaliencyMask.load(run / "mask.safetensors")
         assert mask.recipe["kind"] == kind
+        # What it is, what it is for, and of which model, by a name that says nothing of the user's folders.
+        told = {"concept": "disc", "base": tiny_pipeline.name, "train_method": "full", "ratio": density}
+        assert told.items() <= mask.recipe.items() and len(mask.recipe["base_sha256"]) == 64
+        seeds = {"seed", "run_seed"} if kind == "random" else {"seed"}
+        assert seeds <= mask.recipe.keys()
         assert mask.density == pytest.approx(density, abs=1e-4)
         flags = moved(run, tiny_pipeline)
         assert not any((flags[name] & ~mask[name]).any() for name in mask)

@@ -171,6 +171,27 @@ class TestWhatWasChangedIsNotUsed:
         assert main(small_run(output_dir=folder, resume_from_checkpoint="latest", checkpointing_steps=2)) == 0
         assert same_weights(folder, finished)
 
+    @pytest.mark.parametrize("wanted", ["latest", "checkpoint-3"])
+    def test_the_newest_of_several_checkpoints(self, small_run, tmp_path, capsys, wanted):
+        """`latest` goes on from the one before, and ends with the same bits; by its name it is refused."""
+        whole, folder = tmp_path / "whole", tmp_path / "run"
+        assert main(small_run(output_dir=whole, checkpointing_steps=1)) == 0
+        shutil.copytree(whole, folder)
+        (folder / "work" / "pipeline.json").unlink()
+        flip(folder / "checkpoint-3" / "state.safetensors")
+        capsys.readouterr()
+        code = main(small_run(output_dir=folder, resume_from_checkpoint=wanted, checkpointing_steps=1))
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("note: ", "error: "))]
+        if wanted == "latest":
+            assert code == 0 and same_weights(folder, whole)
+            assert notes == [
+                "note: checkpoint-3 is damaged; the training goes on from checkpoint-2, the newest that is whole."
+            ]
+            assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+        else:
+            assert code == 2 and len(notes) == 1
+            assert "checkpoint-3 is damaged" in notes[0] and "checkpoint-2 before it is whole" in notes[0]
+
     def test_rows_of_the_record_that_cannot_be_read_are_left_out(self, again, finished):
         def spoil(folder: Path) -> None:
             path = folder / "metrics.jsonl"

@@ -24,7 +24,7 @@ from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
 from salun_diffusers.diffusion.settings import Length
 from salun_diffusers.diffusion.trainer import error_scale, fine_tune, learning_rates, not_watched
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.run_folder import checkpoints
+from salun_diffusers.files.kept_checkpoints import checkpoints
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.seeds import stream

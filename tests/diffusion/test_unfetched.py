@@ -22,7 +22,9 @@ def fetched(monkeypatch, tmp_path_factory, tiny_pipeline) -> list[str]:
     """What was asked of a hub that has one model: its index, then its weights."""
     asked: list[str] = []
     index = tmp_path_factory.mktemp("hub")
-    (index / "model_index.json").write_text((tiny_pipeline / "model_index.json").read_text())
+    for name in ("model_index.json", "unet/config.json"):
+        (index / name).parent.mkdir(exist_ok=True)
+        (index / name).write_text((tiny_pipeline / name).read_text())
 
     def file(repository: str, name: str, **_: object) -> str:
         assert repository == HUB_ID
@@ -51,12 +53,12 @@ def refused_unfetched(refused, fetched):
 
 def test_the_hub_is_asked_for_weights_last(fetched, small_run, tmp_path):
     assert main(small_run(pretrained_model_name_or_path=HUB_ID, output_dir=tmp_path / "run")) == 0
-    assert fetched == ["model_index.json", "weights"]
+    assert fetched == ["model_index.json", "unet/config.json", "weights"]
 
 
 def test_words(refused_unfetched, fetched):
     refused_unfetched("--anchor_prompt", anchor_prompt=None)
-    assert fetched == ["model_index.json"]  # They might have named a class.
+    assert fetched == ["model_index.json", "unet/config.json"]  # They might have named a class.
 
 
 def test_a_pipeline_that_no_family_knows(refused_unfetched, monkeypatch, tmp_path):

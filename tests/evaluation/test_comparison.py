@@ -229,6 +229,11 @@ def test_erasures_drawn_differently(small_run, tmp_path: Path) -> None:
         lambda data: data["comparisons"][0]["after"].update(group={}),
         lambda data: data["comparisons"][0]["after"].update(value="much"),
         lambda data: data.update(sampling=[3]),
+        lambda data: data.update(sampling={"guidance": ["much"]}),
+        lambda data: data.update(sampling={"scheduler": "DDIM"}),
+        lambda data: data.update(command=5),
+        lambda data: data["comparisons"][0]["after"].update(name=5),
+        lambda data: data["comparisons"][0]["after"].update(n=True),
     ],
 )
 def test_records_of_wrong_types(compare: Callable[..., tuple[int, str, str]], tmp_path: Path, change) -> None:

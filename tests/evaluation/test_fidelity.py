@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoModelForImageClassification
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.feature_extractors import make_extractor
@@ -26,6 +27,7 @@ from salun_diffusers.evaluation.fidelity import (
 )
 from salun_diffusers.evaluation.inception import FidInception, resize_as_tensorflow
 from salun_diffusers.evaluation.pretrained import normalised, stack_pixels
+from salun_diffusers.files.pipeline_folder import EMBEDDED
 
 linalg = pytest.importorskip("scipy.linalg")
 pytest.importorskip("torchmetrics")
@@ -62,17 +64,20 @@ class TestPixels:
         with pytest.raises(ValueError, match="must be uint8"):
             normalised(torch.rand(1, 3, 4, 4), 4, (0.5,) * 3, (0.5,) * 3)
 
-    def test_distance_of_pictures_is_scipys_on_the_same_features(self, demo, noise_folder) -> None:
-        """From PNG through uint8 to the distance, against scipy on the classifier's features of the read pixels."""
-        first, second = noise_folder(110, size=64), noise_folder(120, size=64, seed=1, shift=40)
-        sets = [features_of(folder, demo, batch_size=50, resize=None) for folder in (first, second)]
-        wanted = []
-        for folder in (first, second):
-            arrays = [np.asarray(Image.open(file)) for file in folder.glob("*.png")]
-            scaled = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).double() / 127.5 - 1
-            wanted.append(demo.forward(((scaled + 1) * 127.5).round().byte()).double().numpy())
-        found = frechet_distance(sets[0].values, sets[1].values)
-        assert found == pytest.approx(scipy_frechet(*wanted), rel=1e-3)
+    def test_distance_of_pictures_is_that_of_what_transformers_last_layer_sees(self, demo, noise_folder) -> None:
+        """From PNG to the distance by transformers and scipy alone: pixels in [-1, 1], the input of the last layer."""
+        model = AutoModelForImageClassification.from_pretrained(EMBEDDED["demo"].parent / "detector").float().eval()
+        seen: list[np.ndarray] = []
+        *_, last = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        last.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].double().numpy()))
+        folders = noise_folder(110, size=64), noise_folder(120, size=64, seed=1, shift=40)
+        for folder in folders:
+            pixels = np.stack([np.asarray(Image.open(file)) for file in folder.glob("*.png")]).transpose(0, 3, 1, 2)
+            with torch.no_grad():
+                model(torch.from_numpy((pixels / 127.5 - 1).astype(np.float32)))
+        ours, theirs = (features_of(folder, demo, batch_size=50, resize=None).values for folder in folders)
+        found = frechet_distance(ours, theirs)
+        assert found == pytest.approx(scipy_frechet(*seen), rel=1e-3)
         assert found > 1
 
 

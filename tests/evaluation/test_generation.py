@@ -388,9 +388,19 @@ def test_two_processes_draw_the_same(
     generate: Callable[..., int], tiny_pipeline: Path, prompts: Path, tmp_path: Path
 ) -> None:
     assert generate(tmp_path / "one") == 0
-    program = Path(__file__).parents[2] / "scripts" / "generate_images.py"
+    program = tmp_path / "spy.py"  # The program, and a line in a file of its rank for each time that it hashes a model.
+    program.write_text(
+        "import os, sys\nfrom pathlib import Path\nfrom salun_diffusers.files import run_folder\n"
+        "from salun_diffusers.programs.generate import main\nreal = run_folder.identity_of\n"
+        "def identity_of(folder):\n"
+        '    with (Path(__file__).parent / f"hashed-{os.environ[\'RANK\']}").open("a") as file:\n'
+        '        file.write("once\\n")\n'
+        "    return real(folder)\n"
+        "run_folder.identity_of = identity_of\nsys.exit(main(sys.argv[1:]))\n"
+    )
     words = ["--pretrained_model_name_or_path", str(tiny_pipeline), "--prompts", str(prompts), "--num_images", "2"]
     run_two(program, *words, "--num_inference_steps", "2", "--batch_size", "2", "--output_dir", str(tmp_path / "two"))
     one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")
     assert list(one) == list(two)
     assert all(np.abs(one[name] - two[name]).max() <= 1 for name in one)
+    assert (tmp_path / "hashed-0").read_text() == "once\n" and not (tmp_path / "hashed-1").exists()

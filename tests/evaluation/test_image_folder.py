@@ -70,6 +70,19 @@ def test_rows_come_from_the_manifest(tmp_path: Path) -> None:
     assert [file.name for file in read_image_folder(tmp_path).files] == ["b.png", "a.png"]
 
 
+def test_prompts_beside_a_manifest_are_said_not_to_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Manifest((PictureRow("7.png", "a star", 0, 7.5, 7, 0, "star"),), {"model": "demo"}).save(tmp_path / "drawn")
+    save(tmp_path / "drawn" / "7.png")
+    save(tmp_path / "plain" / "7.png")
+    asked = [PromptRow("a tench", 7, 3, None, "tench")]
+    assert [row.label for row in read_image_folder(tmp_path / "plain", asked).rows] == ["tench"]
+    assert [row.label for row in read_image_folder(tmp_path / "drawn").rows] == ["star"]
+    assert capsys.readouterr().err == ""  # One source only: nothing to say.
+    assert [row.label for row in read_image_folder(tmp_path / "drawn", asked).rows] == ["star"]
+    told = f"note: the manifest of {tmp_path / 'drawn'} says what its pictures are; the prompt file is not asked.\n"
+    assert capsys.readouterr().err == told
+
+
 def test_damaged_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match="is no manifest"):

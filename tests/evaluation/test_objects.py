@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from salun_diffusers.demo.renderer import Scene, render, sample_scene
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.class_names import IMAGENETTE, find_label
+from salun_diffusers.evaluation.comparison import compare_runs, read_runs
 from salun_diffusers.evaluation.objects import (
     ClipZeroShot,
     ObjectClassifier,
@@ -21,7 +23,9 @@ from salun_diffusers.evaluation.objects import (
     turned_into,
 )
 from salun_diffusers.evaluation.pretrained import load_transformers
+from salun_diffusers.evaluation.record import EvaluationRecord
 from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.reports.measurement import Measurement
 
 DETECTOR = str(EMBEDDED["demo"].parent / "detector")
 
@@ -38,6 +42,52 @@ def test_rates_by_hand() -> None:
         "heart is right": 1.0,
     }
     assert turned_into(shown, expected, "circle") == [("square", 2), ("circle", 1)]
+
+
+class TestWhatTheOthersAre:
+    """RA without circles is no RA without stars: the record says which classes were measured, and rows part by it."""
+
+    EXPECTED = ("circle", "star", "heart")
+
+    def measured(self, forget: str, expected: Sequence[str] = EXPECTED) -> list[Measurement]:
+        return measure_objects(expected, expected, [forget], protocol="by hand")
+
+    def test_the_subject_names_what_was_forgotten_and_what_was_asked(self) -> None:
+        subjects = {item.name: item.subject for item in self.measured("circle")}
+        assert subjects == {
+            "UA: circle is not drawn": "",
+            "RA: other classes are right": "without circle: heart, star",
+            "star is right": "",
+            "heart is right": "",
+        }
+
+    def test_many_classes_are_told_apart_by_a_digest(self) -> None:
+        """Twenty names would be no row's name any more; twenty others are others."""
+        many = [f"class {number}" for number in range(20)]
+        found = []
+        for last in ("x", "y"):
+            (subject,) = {item.subject for item in self.measured("circle", ["circle", *many, last])} - {""}
+            assert subject.startswith("without circle: 21 classes ") and len(subject) < 60
+            found.append(subject)
+        assert found[0] != found[1]
+
+    def test_comparing_keeps_them_in_rows_of_their_own(self, tmp_path: Path) -> None:
+        runs = {
+            "a": self.measured("circle"),
+            "again": self.measured("circle"),
+            "other forgotten": self.measured("star"),
+            "other classes": self.measured("circle", ("circle", "star", "moon")),
+        }
+        for name, items in runs.items():
+            record = EvaluationRecord("objects", "by hand", "", measurements=tuple(items))
+            (tmp_path / f"{name}.json").write_text(json.dumps(record.to_json()))
+        table = compare_runs(read_runs([str(tmp_path / f"{name}.json") for name in runs]))
+        rows = {key[1]: [item is not None for item in table.row(key)] for key in table.keys if key[1].startswith("RA")}
+        assert rows == {
+            "RA: other classes are right (without circle: heart, star)": [True, True, False, False],
+            "RA: other classes are right (without star: circle, heart)": [False, False, True, False],
+            "RA: other classes are right (without circle: moon, star)": [False, False, False, True],
+        }
 
 
 def test_nothing_left_of_the_others() -> None:

@@ -129,6 +129,16 @@ def test_spaces_around_names_and_letters_of_any_size(tmp_path: Path) -> None:
     assert file.rows == (PromptRow("a dog, running", 0, 5, None, "dog"),)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_break_in_quotes_ends_no_row(tmp_path: Path, end: str) -> None:
+    """A prompt of two lines is one prompt, and the rows behind it keep their seeds."""
+    text = end.join(["prompt,evaluation_seed", '"a dog,', "", 'running",5', '"a ""cat"""', "a cow,7", ""])
+    rows = read_prompt_file(write(tmp_path, text)).rows
+    assert [(row.prompt, row.seed) for row in rows] == [("a dog,\n\nrunning", 5), ('a "cat"', 1), ("a cow", 7)]
+    quoted = end.join(['"prompt","note"', '"a dog","one', 'two"', ""])
+    assert [row.prompt for row in read_prompt_file(write(tmp_path, quoted)).rows] == ["a dog"]
+
+
 class TestLayouts:
     """First lines as the field's repositories have them."""
 

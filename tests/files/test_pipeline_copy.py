@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from tiny_models import in_hub_cache
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import check_complete, pipeline_files, unreadable_parts, weight_files
@@ -220,6 +221,28 @@ class TestLinks:
         with pytest.raises(UserError, match="is a link out of the pipeline"):
             copy_with_denoiser(base, tmp_path / "copy", lambda folder: None)
         assert not (tmp_path / "copy").exists()
+
+    def test_a_component_of_another_snapshot(self, sd14, tiny_pipeline, tmp_path):
+        """Linked as a whole it brings the blobs of its own repository; single files of others' blobs are refused."""
+        cache = tmp_path / "cache"
+        other = in_hub_cache(tiny_pipeline, cache, "someone/vae", commit="e" * 40)
+        third = in_hub_cache(tiny_pipeline, cache, "someone/private", commit="f" * 40)
+        base = real_copy(sd14, tmp_path / "base")
+        shutil.rmtree(base / "vae")
+        (base / "vae").symlink_to(other / "vae")
+        check_complete(base)
+        tensors = load_file(base / UNET)
+        copy_with_denoiser(base, tmp_path / "copy", lambda folder: save_file(tensors, folder / Path(UNET).name))
+        name = "vae/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / "copy" / name).read_bytes() == (tiny_pipeline / name).read_bytes()
+        assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+        (other / "vae" / "more.txt").symlink_to((third / "model_index.json").resolve())
+        with pytest.raises(UserError, match="is a link out of the pipeline"):
+            check_complete(base)
+        (other / "vae" / "more.txt").unlink()
+        (base / "tokenizer" / "more.txt").symlink_to(other / "vae" / "config.json")
+        with pytest.raises(UserError, match="is a link out of the pipeline"):
+            check_complete(base)
 
     def test_a_folder_that_is_no_component_is_not_taken_for_one(self, sd14, tmp_path):
         base = real_copy(sd14, tmp_path / "base")

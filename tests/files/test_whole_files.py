@@ -88,3 +88,42 @@ class TestWholeOrNotAtAll:
         with whole_file(tmp_path / "a", shared=True) as mine:
             assert mine != partial_of(tmp_path / "a") and str(os.getpid()) in mine.name
             mine.touch()
+
+
+class TestPowerLoss:
+    """What the disk was told to hold, in order: contents before a name promises them, then the name."""
+
+    @pytest.fixture
+    def flushed(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+        """Names behind the descriptors that were flushed, and whether the final name was there then."""
+        seen: list[tuple[str, bool]] = []
+        flush = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            place = path if path.is_dir() else path.parent
+            seen.append((path.name, any((up / "final").exists() for up in (place, *place.parents))))
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        return seen
+
+    def test_of_a_file(self, tmp_path: Path, flushed: list[tuple[str, bool]]) -> None:
+        write_text(tmp_path / "final", "x")
+        assert flushed == [(".final.partial", False), (tmp_path.name, True)]
+
+    def test_of_a_folder(self, tmp_path: Path, flushed: list[tuple[str, bool]]) -> None:
+        """Its files, the names in it and in folders of it, then its own name in the folder above."""
+        with whole_folder(tmp_path / "final") as partial:
+            (partial / "deep").mkdir()
+            (partial / "one").write_text("x")
+            (partial / "deep" / "two").write_text("x")
+        *before, last = flushed
+        assert sorted(before) == sorted((name, False) for name in ("one", "two", "deep", ".final.partial"))
+        assert last == (tmp_path.name, True)
+
+    def test_of_a_folder_that_replaces_another(self, tmp_path: Path, flushed: list[tuple[str, bool]]) -> None:
+        (tmp_path / "final").mkdir()
+        with whole_folder(tmp_path / "final") as partial:
+            (partial / "one").write_text("x")
+        assert flushed[-1] == (tmp_path.name, True) and ("one", True) in flushed

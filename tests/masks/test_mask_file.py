@@ -102,16 +102,16 @@ BAD_FILES = {
     ),
     "no seal": (lambda path: _rewrite(path, seal=""), ALTERED),
     "a shape of millions": (
-        lambda path: _rewrite(path, version="1", shapes='{"conv": [99999999999999999]}'),
+        lambda path: _rewrite(path, version="1", seal="", shapes='{"conv": [99999999999999999]}'),
         "is damaged",
     ),
-    "a deep recipe": (lambda path: _rewrite(path, version="1", recipe="[" * 50_000), "is damaged"),
+    "a deep recipe": (lambda path: _rewrite(path, version="1", seal="", recipe="[" * 50_000), "is damaged"),
     "no shapes": (
-        lambda path: _rewrite(path, version="1", shapes=""),
+        lambda path: _rewrite(path, version="1", seal="", shapes=""),
         DAMAGED,
     ),
     "shapes no dict": (
-        lambda path: _rewrite(path, version="1", shapes="[1]"),
+        lambda path: _rewrite(path, version="1", seal="", shapes="[1]"),
         DAMAGED,
     ),
     "altered bits": (
@@ -153,10 +153,24 @@ class TestBadFiles:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_file_of_version_1_is_read_as_it_is(self, tmp_path):
-        random_mask(0).save(tmp_path / "mask.safetensors")
-        _rewrite(tmp_path / "mask.safetensors", version="1", seal="")
-        assert SaliencyMask.load(tmp_path / "mask.safetensors") == random_mask(0)
+    def test_a_file_of_version_1_is_read_with_a_warning_until_it_is_sealed(self, tmp_path, capsys):
+        path = tmp_path / "mask.safetensors"
+        random_mask(0).save(path)
+        assert SaliencyMask.load(path) == random_mask(0) and capsys.readouterr().err == ""
+        _rewrite(path, version="1", seal="")
+        assert SaliencyMask.load(path) == random_mask(0)
+        err = capsys.readouterr().err
+        assert err.startswith(f"warning: {path} is of version 1") and "nothing vouches" in err and err.count("\n") == 1
+        SaliencyMask.load(path).save(path)  # As the warning says.
+        capsys.readouterr()
+        assert SaliencyMask.load(path) == random_mask(0) and capsys.readouterr().err == ""
+
+    def test_a_seal_is_not_shed_by_naming_another_version(self, tmp_path):
+        path = tmp_path / "mask.safetensors"
+        random_mask(0).save(path)
+        _rewrite(path, version="1", recipe='{"concept": "dog"}')
+        with pytest.raises(UserError, match=ALTERED):
+            SaliencyMask.load(path)
 
     def test_the_hash_covers_names_and_bytes_in_sorted_order(self):
         packed = {"b": torch.tensor([1, 2], dtype=torch.uint8), "a": torch.tensor([3], dtype=torch.uint8)}

@@ -10,6 +10,7 @@ import torch
 
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.component_files import weight_files
+from salun_diffusers.files.component_weights import stored_shapes
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
     class_name,
@@ -17,11 +18,8 @@ from salun_diffusers.files.pipeline_folder import (
     model_index,
     refuse_own_code,
 )
-from salun_diffusers.files.whole_files import check_whole
 
 _ADAPTER_WORDS = ("lora_", ".base_layer.", "hada_", "lokr_", ".processor.")
-# Attention layers of old checkpoints, which diffusers reads by their new names.
-_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def check_tensors(folder: Path, variant: str | None) -> None:
@@ -49,11 +47,7 @@ def check_tensors(folder: Path, variant: str | None) -> None:
     except Exception as error:  # A configuration can be wrong in any way.
         raise UserError(f"{folder / name / 'config.json'} describes no network: {one_line(error, 160)}.") from error
     wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    found = {}
-    for file in weight_files(folder / name, variant):
-        for key, entry in check_whole(file).items():
-            if key != "__metadata__":
-                found[_present_name(key, wanted)] = tuple(entry["shape"])
+    found = stored_shapes(weight_files(folder / name, variant), wanted)
     adapters = [key for key in found if any(word in key for word in _ADAPTER_WORDS)]
     if adapters:
         raise UserError(
@@ -68,12 +62,3 @@ def check_tensors(folder: Path, variant: str | None) -> None:
             raise UserError(
                 f"{folder / name} does not hold the weights of its network: {key} must be {parts[0]}, found {parts[1]}."
             )
-
-
-def _present_name(key: str, wanted: dict[str, tuple[int, ...]]) -> str:
-    if key in wanted:
-        return key
-    for old, new in _OLD_NAMES.items():
-        if old in key and key.replace(old, new) in wanted:
-            return key.replace(old, new)
-    return key

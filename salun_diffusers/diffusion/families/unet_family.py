@@ -13,6 +13,7 @@ from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
 from salun_diffusers.diffusion.families.tensor_names import check_tensors
 from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.component_weights import check_components
 from salun_diffusers.progress import loading_quietly
 
 
@@ -46,6 +47,7 @@ class UNetFamily:
             UserError: If the folder does not hold a complete pipeline, or weights of another network.
         """
         check_tensors(folder, variant)
+        check_components(folder, variant)
         try:
             with loading_quietly():
                 self.pipe = load()

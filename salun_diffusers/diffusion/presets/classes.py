@@ -68,12 +68,13 @@ _DIGITS: dict[Recipe, Numbers] = {
 }
 
 
-def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
+def class_concept(config: EraseConfig, index: Mapping[str, Any], network: Mapping[str, Any]) -> Concept:
     """Forget one class: by default it becomes the next one, c′ = (c + 1) mod K, as in the official code.
 
     Args:
         config: Its `concept`, and `anchor_prompt` if given, are names or ids of classes.
         index: The pipeline's model_index.json.
+        network: The denoiser's config.json.
 
     Raises:
         UserError: If a class is unknown, is its own anchor, or there is no other class.
@@ -95,7 +96,7 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
     if config.anchor_prompt:
         anchor = _class_of(config.anchor_prompt[0], names, "--anchor_prompt")
     others = tuple(name for number, name in sorted(names.items()) if number != forget)
-    digits = set(names.values()) == set("0123456789")
+    numbers, made_for = _numbers_for(names, network, config.recipe)
     judged = config.pretrained_model_name_or_path == DIGITS  # Its detector knows these pictures and no others.
     expected = {name: f"digit:{name}" if judged else "" for name in names.values()}
     return Concept(
@@ -107,8 +108,23 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any]) -> Concept:
         retain_evaluation=tuple(EvaluationPrompt(name, expected[name]) for name in others),
         target_labels=frozenset({expected[names[forget]]} - {""}),
         detector=DIGITS if judged else "none",
-        numbers=_DIGITS[config.recipe] if digits else CIFAR10,
+        numbers=numbers,
+        numbers_of=made_for,
     )
+
+
+def _numbers_for(names: Mapping[int, str], network: Mapping[str, Any], recipe: Recipe) -> tuple[Numbers, str]:
+    """Settings for a model by its classes and the size of its pictures, and what they were made for, in words.
+
+    Names alone say nothing: a model that was saved without any gets those of the digits.
+    """
+    size, channels = network.get("sample_size"), network.get("in_channels")
+    told = f"{len(names)} classes of {size} x {size} x {channels}"
+    if (size, channels) == (32, 1) and set(names.values()) == set("0123456789"):
+        return _DIGITS[recipe], f"the embedded digits' ({told})"
+    if (len(names), size, channels) == (10, 32, 3):
+        return CIFAR10, f"CIFAR-10's of the official code ({told})"
+    return CIFAR10, f"CIFAR-10's of the official code, which this model is not ({told})"
 
 
 def _class_of(text: str, names: Mapping[int, str], flag: str) -> int:
