@@ -87,7 +87,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("ObjectiveLoss(forget + self.retain_weight * retain,", "ObjectiveLoss(forget + retain,"),
             ("(1 + guidance) * conditional - guidance", "(1 + guidance) * conditional + guidance"),
             ("(1 + guidance) * conditional", "guidance * conditional"),
-            ("torch.cat([forget, batch.noise[half:]])", "torch.cat([forget, batch.noise[:half]])"),
+            ("torch.cat([forget, batch.truth[half:]])", "torch.cat([forget, batch.truth[:half]])"),
             ("batch.timesteps, batch.anchor_conditions)", "batch.timesteps, batch.conditions)"),
             ("{name: tensor[:half] for", "{name: tensor[half:] for"),
         ]
@@ -104,13 +104,31 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "diffusion/batches.py": {
         _TRAINER: [
             ("divmod(position + len(picked), count)", "divmod(position, count)"),
-            ("tensor[blank.to(tensor.device)]", "tensor[~blank.to(tensor.device)]"),
+            ("[blank.to(tensor.device)]", "[~blank.to(tensor.device)]"),
+        ]
+    },
+    "diffusion/families/noise_schedule.py": {
+        "diffusion/test_families.py": [
+            (".pow(-power)", ".pow(power)"),
+            ("else ratio + 1)", "else ratio)"),
+            (
+                "alpha.sqrt() * noise - (1 - alpha).sqrt() * latents",
+                "alpha.sqrt() * noise + (1 - alpha).sqrt() * latents",
+            ),
+            ("alpha.sqrt() * latents + (1 - alpha).sqrt() * noise", "alpha * latents + (1 - alpha) * noise"),
+        ]
+    },
+    "diffusion/families/stable_diffusion_xl.py": {
+        "diffusion/test_stable_diffusion_xl.py -k 'Conditions or fp32'": [
+            ("one.hidden_states[-2]", "one.hidden_states[-1]"),
+            ("kept * found[1].text_embeds", "found[1].text_embeds"),
+            ("[[side, side, 0, 0, side, side]]", "[[0, 0, side, side, side, side]]"),
+            ("pipe.vae.to(torch.float32)", "pipe.vae.to(torch.float16)"),
         ]
     },
     "diffusion/trainer.py": {
         _TRAINER: [
             ("target * scale)", "target)"),
-            (".pow(-power).clamp(max=10)", ".pow(power).clamp(max=10)"),
             ("detach() / accumulation", "detach()"),
         ]
     },

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import CAPTIONS, build_ddpm, build_pipeline, build_sd14
+from tiny_models import CAPTIONS, build_ddpm, build_pipeline, build_sd14, build_sdxl_snapshot
 
 from salun_diffusers.programs.erase import main
 
@@ -39,6 +39,12 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sd14(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot in the layout of Stable Diffusion 1.4, as the hub's cache holds it."""
     return build_sd14(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot in the layout of Stable Diffusion XL's base model, as the hub's cache holds it."""
+    return build_sdxl_snapshot(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

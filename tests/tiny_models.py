@@ -103,6 +103,63 @@ def build_sd14(cache: Path) -> Path:
     return in_hub_cache(plain, cache, "CompVis/stable-diffusion-v1-4", commit="a" * 40)
 
 
+def build_sdxl(folder: Path, *, prediction_type: str = "epsilon", refiner: bool = False) -> Path:
+    """A Stable Diffusion XL folder with random weights: two tokenizers and text encoders, 16 x 16 pixels."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from salun_diffusers.demo.architecture import tokenizer
+
+    torch.manual_seed(0)
+    tokens, tokens_2 = tokenizer(CAPTIONS), tokenizer(CAPTIONS)
+    tokens_2.pad_token = "!</w>"  # The second encoder's padding is a word of its own.
+    ids = {"bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id}
+    common = {"vocab_size": len(tokens), "num_attention_heads": 2, "max_position_embeddings": 16, **ids}
+    first = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, **common)
+    second = CLIPTextConfig(
+        hidden_size=24, intermediate_size=16, num_hidden_layers=3, projection_dim=12, hidden_act="gelu", **common
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=40, attention_head_dim=(2, 4), norm_num_groups=4, use_linear_projection=True,
+        transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=2, sample_size=16,
+        scaling_factor=0.13025, force_upcast=True,
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1,
+        prediction_type=prediction_type,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae=vae.eval(), text_encoder=None if refiner else CLIPTextModel(first).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(second).eval(), tokenizer=None if refiner else tokens,
+        tokenizer_2=tokens_2, unet=unet.eval(), scheduler=scheduler, force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def build_sdxl_snapshot(cache: Path) -> Path:
+    """A snapshot in the layout of Stable Diffusion XL's base model as the hub's cache holds it: plain and fp16 weights,
+    whole checkpoints at the root, other formats beside the weights; every file is a link to a blob of the cache."""
+    from diffusers import StableDiffusionXLPipeline
+
+    plain = build_sdxl(cache.parent / f"{cache.name}-plain")
+    pipe = StableDiffusionXLPipeline.from_pretrained(plain, local_files_only=True)
+    pipe.to(torch.float16).save_pretrained(plain, variant="fp16")
+    (plain / "sd_xl_base_1.0.safetensors").write_bytes(b"the whole base once more")
+    (plain / "README.md").write_text("A card.\n")
+    for component in ("unet", "text_encoder", "text_encoder_2", "vae_decoder"):
+        (plain / component).mkdir(exist_ok=True)
+        (plain / component / "model.onnx").write_bytes(b"another format")
+    return in_hub_cache(plain, cache, "stabilityai/stable-diffusion-xl-base-1.0", commit="a" * 40)
+
+
 def in_hub_cache(folder: Path, cache: Path, name: str, *, commit: str, revision: str = "main") -> Path:
     """A snapshot of a folder as the hub's cache holds it: every file a link to a blob, and a revision that names it."""
     import hashlib

@@ -43,8 +43,8 @@ class GradientAscent(Objective):
         return ("forget", "retain") if self.retain_weight else ("forget",)
 
     def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
-        """The drawn noise."""
-        return batch.noise
+        """The drawn noise, as the network would tell it."""
+        return batch.truth
 
     def __call__(self, prediction: Tensor, target: Tensor) -> ObjectiveLoss:
         """The loss of one forward pass."""
@@ -70,8 +70,8 @@ class FineTune(Objective):
     halves: tuple[Half, ...] = ("retain",)
 
     def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
-        """The drawn noise."""
-        return batch.noise
+        """The drawn noise, as the network would tell it."""
+        return batch.truth
 
     def __call__(self, prediction: Tensor, target: Tensor) -> ObjectiveLoss:
         """The loss of one forward pass."""

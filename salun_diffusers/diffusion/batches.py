@@ -93,13 +93,14 @@ class Draws:
         retain = shuffled(len(data.retain), size, share.step * size, seed=settings.seed, name="retain")[mine]
         generator = stream(settings.seed, "draw", share.step)
         latents = torch.cat([self._known.latents[forget], data.retain.latents[retain]])
-        timesteps = torch.randint(family.num_train_timesteps, (2 * size,), generator=generator)
+        timesteps = family.schedule.sample(2 * size, generator)
         noise = torch.randn((2 * size, *latents.shape[1:]), generator=generator)
         blank = (torch.rand(size, generator=generator) < settings.empty_prompt_share)[mine]
-        timesteps, noise = (_both_halves(drawn, mine).to(family.device) for drawn in (timesteps, noise))
+        timesteps, noise = (_both_halves(drawn, mine) for drawn in (timesteps, noise))
+        timesteps, noise, latents = (one.to(family.device) for one in (timesteps, noise, latents))
         retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
-        for name, tensor in retained.items():
-            tensor[blank.to(tensor.device)] = data.empty[name][0]
+        for name, tensor in data.empty.items():
+            retained[name][blank.to(tensor.device)] = tensor[0]
         prompts, half = self._known.prompt_index[forget], len(share.rows)
         used = slice(0 if "forget" in halves else half, None if "retain" in halves else half)
         both = (
@@ -109,9 +110,9 @@ class Draws:
         )
         conditions, anchors, empty = ({name: tensor[used] for name, tensor in one.items()} for one in both)
         return EraseBatch(
-            noised=family.noised(latents.to(family.device), noise, timesteps)[used],
+            noised=family.schedule.noised(latents, noise, timesteps)[used],
             timesteps=timesteps[used],
-            noise=noise[used],
+            truth=family.schedule.target(latents, noise, timesteps)[used],
             conditions=conditions,
             anchor_conditions=anchors,
             empty_conditions=empty,

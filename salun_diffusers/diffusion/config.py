@@ -8,6 +8,7 @@ from typing import Literal
 from salun_diffusers.arguments import setting
 
 Recipe = Literal["frozen_teacher", "paper"]
+PredictionType = Literal["scheduler", "epsilon", "v_prediction"]
 ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
 # diffusers' own names (diffusers.optimization.SchedulerType).
 LearningRateCourse = Literal[
@@ -36,11 +37,22 @@ class EraseConfig:
     )
 
     pretrained_model_name_or_path: str = setting(
-        "CompVis/stable-diffusion-v1-4", "Hub id, local pipeline folder, `demo` or `digits`.", group=_MODEL
+        "CompVis/stable-diffusion-v1-4",
+        "Hub id, local pipeline folder, single .safetensors file, `demo` or `digits`.",
+        group=_MODEL,
     )
     revision: str | None = setting(None, "Revision of the model on the hub.", group=_MODEL)
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.", group=_MODEL)
     cache_dir: str | None = setting(None, "Where downloaded models are kept.", group=_MODEL)
+    single_file_config: str | None = setting(
+        None,
+        "For a single file: pipeline folder or hub id with its configurations and tokenizers; by default the hub's "
+        "model that diffusers takes it for.",
+        group=_MODEL,
+    )
+    prediction_type: PredictionType = setting(
+        "scheduler", "What the denoiser predicts, where its scheduler's configuration is wrong about it.", group=_MODEL
+    )
 
     num_forget_images: int | None = setting(
         None, "Latents generated for the forget set.", group=_DATA, minimum=1, maximum=10**7

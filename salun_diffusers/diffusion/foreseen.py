@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from salun_diffusers.diffusion.families.attention import ATTENTION
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
@@ -83,7 +84,8 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
         for name, entry in check_whole(file).items()
         if name != "__metadata__"
     }
-    names = trained_names(shapes, settings.train_method)
+    kind = read_object(denoiser / "config.json", constants=float).get("_class_name")
+    names = trained_names(shapes, settings.train_method, ATTENTION.get(str(kind), {}))
     sizes = [shapes[name] for name in names]
     if settings.mask not in MADE_MASKS:
         selected = _selected_in_file(settings.mask, names, denoiser)
@@ -135,29 +137,20 @@ def _selected_in_file(mask: str, names: Iterable[str], denoiser: Path) -> int:
     return selected
 
 
-def trained_names(names: Iterable[str], method: str) -> list[str]:
+def trained_names(names: Iterable[str], method: str, attention: Mapping[str, str]) -> list[str]:
     """The tensors that a train method lets into the mask.
-
-        xattn      cross-attention: names with attn2
-        selfattn   self-attention: names with attn1, or any attention of a network that has no text to attend to
-        noxattn    all but cross-attention, the time embedding and the last convolution
-                   (rohitgandikota/erasing, train-esd.py, arXiv 2303.07345)
 
     Args:
         names: Of all tensors of the denoiser.
-        method: ``full``, one of the words above, or a regular expression that is searched in the names.
+        method: ``full``, a word that the denoiser knows (`Denoiser.attention`), or a regular expression that is
+            searched in the names.
+        attention: Those words, with their expressions.
 
     Raises:
         UserError: If no tensor is left, or the expression is none.
     """
     known = list(names)
-    unconditional = not any("attn2" in name for name in known)
-    patterns: Mapping[str, str] = {
-        "full": "",
-        "xattn": r"attn2",
-        "selfattn": r"attentions?\." if unconditional else r"attn1",
-        "noxattn": r"^(?!.*(attn2|time_embed|conv_out))",
-    }
+    patterns: Mapping[str, str] = {"full": "", **attention}
     try:
         pattern = re.compile(patterns.get(method, method))
     except re.error as error:

@@ -80,7 +80,7 @@ class EraseData:
         forget_conditions: c, one row per forget prompt.
         anchor_conditions: c′, one row per forget prompt.
         retain_conditions: c_r, one row per retain prompt.
-        empty: ∅, one row.
+        empty: ∅, one row; nothing where the family has no such branch.
     """
 
     forget: LatentSet
@@ -124,7 +124,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
         forget_conditions=family.encode(concept.forget_prompts[:pairs]),
         anchor_conditions=family.encode(concept.anchor_prompts[:pairs]),
         retain_conditions=family.encode(concept.retain_prompts[:kept]),
-        empty=family.encode([""]),
+        empty=family.encode([""]) if family.has_empty_prompt else {},
     )
 
 
@@ -179,6 +179,6 @@ def real_sets(family: Family, concept: Concept, settings: Settings, source: str 
         of_prompt = row[images.labels]
         found = (of_prompt >= 0).nonzero().squeeze(1)
         chosen = found[torch.randperm(len(found), generator=stream(settings.seed, "real", name))][:count]
-        pixels = images.pixels[chosen].float() / 127.5 - 1
-        sets[name] = LatentSet(pixels, of_prompt[chosen], prompts)
+        latents, _ = family.encode_images(images.pixels[chosen].float() / 127.5 - 1)
+        sets[name] = LatentSet(latents, of_prompt[chosen], prompts)
     return sets

@@ -36,7 +36,7 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     settings, parameters = request.settings, dict(family.denoiser.named_parameters())
     if run.is_done("mask", run.marks.mask):
         return SaliencyMask.load(run.folder.mask).matched_to(parameters)
-    trained = trained_parameters(parameters, settings.train_method)
+    trained = trained_parameters(parameters, settings.train_method, family.attention)
     recipe: dict[str, JSON] = {
         "concept": request.config.concept,
         "base": _public_name(request.config.pretrained_model_name_or_path),
@@ -78,9 +78,11 @@ def _public_name(model: str) -> str:
     return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
 
 
-def trained_parameters(parameters: Mapping[str, nn.Parameter], method: str) -> dict[str, nn.Parameter]:
+def trained_parameters(
+    parameters: Mapping[str, nn.Parameter], method: str, attention: Mapping[str, str]
+) -> dict[str, nn.Parameter]:
     """The parameters that a train method lets into the mask; see `trained_names`."""
-    return {name: parameters[name] for name in trained_names(parameters, method)}
+    return {name: parameters[name] for name in trained_names(parameters, method, attention)}
 
 
 def forget_saliency(
@@ -110,7 +112,7 @@ def forget_saliency(
         start, weight = batch
         index = torch.arange(start, min(start + size, len(data.forget)))
         generator = stream(settings.seed, "saliency", start)
-        timesteps = torch.randint(family.num_train_timesteps, (len(index),), generator=generator)
+        timesteps = family.schedule.sample(len(index), generator)
         noise = torch.randn(data.forget.latents[index].shape, generator=generator)
         value = 0.0
         for rows_of in torch.arange(len(index)).split(int(min(len(index), settings.saliency_micro_batch_size))):
@@ -143,11 +145,12 @@ def forget_saliency(
 
 def _batch(family: Family, data: EraseData, index: Tensor, timesteps: Tensor, noise: Tensor) -> EraseBatch:
     """What the saliency loss sees of some forget latents."""
+    latents = data.forget.latents[index].to(family.device)
     timesteps, noise = timesteps.to(family.device), noise.to(family.device)
     return EraseBatch(
-        noised=family.noised(data.forget.latents[index].to(family.device), noise, timesteps),
+        noised=family.schedule.noised(latents, noise, timesteps),
         timesteps=timesteps,
-        noise=noise,
+        truth=family.schedule.target(latents, noise, timesteps),
         conditions=rows(data.forget_conditions, data.forget.prompt_index[index]),
         empty_conditions={name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()},
     )

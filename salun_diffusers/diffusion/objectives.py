@@ -26,16 +26,16 @@ class EraseBatch(NamedTuple):
     Attributes:
         noised: x_t of the forget latents, then of the retain latents, `(2b, channels, height, width)`.
         timesteps: `(2b,)`.
-        noise: The ε that was added, like `noised`.
+        truth: What a network that knew the drawn noise would answer, like `noised`: ε, v or x₀, as it speaks.
         conditions: c of the forget half, then c_r of the retain half.
         anchor_conditions: c′ of the forget half, then c_r again.
-        empty_conditions: ∅, as many rows.
+        empty_conditions: ∅, as many rows; none of a family that has no unconditional branch.
         weight: Its loss counts so much beside those of the other processes and micro-batches of a step.
     """
 
     noised: Tensor
     timesteps: Tensor
-    noise: Tensor
+    truth: Tensor
     conditions: Conditions
     anchor_conditions: Conditions = {}  # noqa: RUF012  # never written to
     empty_conditions: Conditions = {}  # noqa: RUF012
@@ -55,7 +55,7 @@ class Objective(ABC):
 
     Attributes:
         teacher: Whose predictions make the targets: the base's (computed before fine-tuning), those of the present
-            network, or nobody's (the target is the drawn noise).
+            network, or nobody's (the target tells the drawn noise).
         halves: The halves of a batch that it uses.
     """
 
@@ -92,11 +92,13 @@ class PromptSwap(Objective):
 
         ℓ = ‖ε_θ(x_t, c) - ε_T(x_t, c′)‖² + α ‖ε_θ(x_r, c_r) - y_r‖²
 
-    with mean squared errors over all elements. Student and teacher see the same x_t.
+    with mean squared errors over all elements. Student and teacher see the same x_t. As everywhere here, ε_θ is the
+    network's own answer: v or x₀ where it predicts those.
 
     With ``teacher="current"``, ε_T is the present network without gradient, and with ``retain_target="noise"``, y_r is
-    the drawn noise: SalUn as published. With ``teacher="base"`` and ``retain_target="base"``, both are predictions
-    of the base model: retained pictures then keep their composition at equal seed.
+    the drawn noise, in the form that the network predicts: SalUn as published. With ``teacher="base"`` and
+    ``retain_target="base"``, both are predictions of the base model: retained pictures then keep their composition at
+    equal seed.
 
     Differs from the official code (OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/nsfw_removal.py): there the
     teacher's input is a second sample of the VAE posterior; latents generated here have no posterior to sample.
@@ -132,7 +134,7 @@ class PromptSwap(Objective):
         half = len(batch.noised) // 2
         anchors = {name: tensor[:half] for name, tensor in batch.anchor_conditions.items()}
         forget = family.predict(denoiser, batch.noised[:half], batch.timesteps[:half], anchors)
-        return torch.cat([forget, batch.noise[half:]])
+        return torch.cat([forget, batch.truth[half:]])
 
     def __call__(self, prediction: Tensor, target: Tensor) -> ObjectiveLoss:
         """The loss of one forward pass over both halves."""
@@ -149,17 +151,20 @@ def guided_noise_loss(family: Family, denoiser: nn.Module, batch: EraseBatch, gu
         ε̂ = (1 + w) ε_θ(x_t, c) - w ε_θ(x_t, ∅),   ℓ = mean (ε - ε̂)²
 
     w = 7.5 here is 8.5 in diffusers' convention. Both branches carry gradient. The official code uses -ℓ; saliency is
-    an absolute value, so the sign has no effect.
+    an absolute value, so the sign has no effect. Of a network that predicts v or x₀ these are compared, guided alike.
 
     Args:
         family: How the denoiser is called.
         denoiser: The base model.
-        batch: x_t, its timesteps and noise, c and ∅ of the forget set.
-        guidance: w, at least 0.
+        batch: x_t, its timesteps and what is true of it, c and ∅ of the forget set.
+        guidance: w, at least 0; 0 without ∅.
 
     Source: OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py.
     """
+    if not batch.empty_conditions:
+        alone = family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)
+        return F.mse_loss(alone, batch.truth)
     both = {name: torch.cat([batch.conditions[name], batch.empty_conditions[name]]) for name in batch.conditions}
     noised, timesteps = torch.cat([batch.noised] * 2), torch.cat([batch.timesteps] * 2)
     conditional, unconditional = family.predict(denoiser, noised, timesteps, both).chunk(2)
-    return F.mse_loss((1 + guidance) * conditional - guidance * unconditional, batch.noise)
+    return F.mse_loss((1 + guidance) * conditional - guidance * unconditional, batch.truth)

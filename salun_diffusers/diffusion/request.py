@@ -12,6 +12,7 @@ from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
+from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.classes import class_concept
@@ -29,10 +30,10 @@ from salun_diffusers.files.pipeline_folder import (
     class_name,
     denoiser_folder,
     is_local,
-    locate,
     model_index,
 )
 from salun_diffusers.files.run_folder import check_output
+from salun_diffusers.files.single_file import SINGLE_FILES, find_model, is_single_file
 from salun_diffusers.files.whole_files import require_space
 
 
@@ -73,6 +74,8 @@ def accept(config: EraseConfig) -> Request:
     check(config)
     check_detector(config)
     name = config.pretrained_model_name_or_path
+    if config.single_file_config and not is_single_file(name):
+        raise UserError(f"--single_file_config goes with a single file, {name} is none; leave the flag out.")
     if config.mask not in MADE_MASKS and not Path(config.mask).is_file():
         raise UserError(
             f"--mask must be one of {', '.join(MADE_MASKS)}, or a mask file; there is no file {config.mask}."
@@ -90,16 +93,21 @@ def accept(config: EraseConfig) -> Request:
     if config.generated_data_dir:
         require_writable(config.generated_data_dir, "--generated_data_dir")
     check_output(config.output_dir, config.resume_from_checkpoint)
-    if not is_local(name):
+    if is_single_file(name):
+        with_detector(find_concept(config), config)
+    elif not is_local(name):
         check_unfetched(config)
-    base = locate(
+    base = find_model(
         name,
         revision=config.revision,
         variant=config.variant,
         cache_dir=config.cache_dir,
         download=not config.dry_run,
+        single_file_config=config.single_file_config,
+        check=require_erasable,
     )
     index = model_index(base)
+    require_erasable(base, index)
     denoiser_folder(index, base)
     for flag, place in (("output_dir", config.output_dir or "runs"), ("generated_data_dir", config.generated_data_dir)):
         if place:
@@ -141,12 +149,16 @@ def prompts(concept: Concept) -> dict[str, list[str]]:
 
 def plan(request: Request) -> str:
     """What a run would do, for `--dry_run`: every setting, and the steps that would follow."""
-    settings, concept = request.settings, request.concept
+    settings, concept, name = request.settings, request.concept, request.config.pretrained_model_name_or_path
+    # What `accept` found for a file that no run has written out yet is the folder of its configuration.
+    new = is_single_file(name) and request.base.parent.name != SINGLE_FILES
+    base = f"{name}, to be written out as a folder, configured as {request.base}" if new else request.base
     sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": concept.retain_prompts}
     lines = [
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
-        f"base      {request.base}",
+        f"base      {base}",
         *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
+        f"predicts  {predicted(request.base, settings.prediction_type)}",
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
         f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
         f"{settings.num_inference_steps} steps",
@@ -157,4 +169,6 @@ def plan(request: Request) -> str:
         f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
     ]
+    if few := few_steps(request.base):
+        lines.append(f"note      {few}")
     return "\n".join(lines) + "\n"

@@ -52,7 +52,13 @@ class Sampler:
         precision = str(sampling_dtype(self.run.accelerator))
         with Progress(title, len(prompts), self.run.main) as bar:
             latents = draw_all(
-                kept_in(self.kept, self.family.generate, pipeline=self.pipeline, precision=precision),
+                kept_in(
+                    self.kept,
+                    self.family.generate,
+                    pipeline=self.pipeline,
+                    precision=precision,
+                    prediction_type=self.settings.prediction_type,
+                ),
                 prompts,
                 seeds,
                 how={

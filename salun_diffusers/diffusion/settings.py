@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, Recipe
+from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, PredictionType, Recipe
 from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
@@ -70,6 +70,7 @@ class Numbers:
 class Settings(Numbers):
     """Every setting that decides what a run computes."""
 
+    prediction_type: PredictionType
     mask: str
     mask_ratio: float
     mask_scope: Literal["global", "per_tensor"]

@@ -79,6 +79,7 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
             steps=settings.num_inference_steps,
             guidance=settings.guidance_scale,
             pictures=sources.pictures.get(name),
+            prediction_type=settings.prediction_type,
         )
         for name, texts, count in concept.sets(settings)
     }

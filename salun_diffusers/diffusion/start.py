@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
+from salun_diffusers.diffusion.families.erasable import few_steps, predicted
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.request import Request, prompts
-from salun_diffusers.diffusion.settings import recorded
+from salun_diffusers.diffusion.settings import Settings, recorded
 from salun_diffusers.diffusion.sharding import refuse_unshardable
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
@@ -31,7 +32,11 @@ from salun_diffusers.progress import Clock
 def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Family:
     """Load a pipeline folder of the request's kind for a run's device and precision."""
     return family_of(request.class_name)(
-        folder, device=accelerator.device, variant=request.config.variant, dtype=sampling_dtype(accelerator)
+        folder,
+        device=accelerator.device,
+        variant=request.config.variant,
+        dtype=sampling_dtype(accelerator),
+        prediction_type=request.settings.prediction_type,
     )
 
 
@@ -53,7 +58,6 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         UserError: If the request cannot be carried out.
     """
     config, settings, concept = request.config, request.settings, request.concept
-    family_of(request.class_name)
     given = given_masks(settings)
     clock = Clock({})
     with engine(
@@ -75,9 +79,11 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             family = load_family(accelerator, request, request.base)
             for mask in given:
                 _require_fit(mask, settings.mask, family)
+            require_empty_prompt(family, settings)
             real = real_sets(family, concept, settings, config.train_data)
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
+                _note_kind(request)
         sources = decided_by_main(
             accelerator,
             lambda: Sources(
@@ -120,6 +126,32 @@ def _require_fit(mask: SaliencyMask, file: str, family: Family) -> None:
         mask.matched_to(dict(family.denoiser.named_parameters()))
     except UserError as error:
         raise UserError(f"--mask {file}: {error}") from error
+
+
+def require_empty_prompt(family: Family, settings: Settings) -> None:
+    """Refuse settings that ask the unconditional branch of a family that has none.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    if family.has_empty_prompt:
+        return
+    if settings.objective == "esd":
+        raise UserError(f"--objective esd needs the prediction without a prompt, which {family.folder} does not have.")
+    for name in ("saliency_guidance", "empty_prompt_share"):
+        if getattr(settings, name):
+            raise UserError(
+                f"{family.folder} has no prediction without a prompt (its guidance is distilled): --{name} 0 is "
+                f"required, got {getattr(settings, name):g}."
+            )
+
+
+def _note_kind(request: Request) -> None:
+    """Say what is unusual about the model."""
+    if few := few_steps(request.base):
+        tell("note", few)
+    if request.settings.prediction_type != "scheduler":
+        tell("note", f"the network predicts {predicted(request.base, request.settings.prediction_type)}.")
 
 
 def _warn_of_cut_words(family: Family, request: Request) -> None:

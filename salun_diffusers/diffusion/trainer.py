@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from salun_diffusers.diffusion.averages import averages_of
 from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.batches import Draws
-from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.families.family import Family, spread
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
@@ -37,20 +37,21 @@ from salun_diffusers.progress import Progress
 
 
 def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
-    """Factor of prediction and target that weighs their squared error with w_t = min(SNR_t^-p, 10).
+    """Factor of prediction and target that weighs their squared error with w_t, min(SNR_t^-p, 10) where they are ε.
 
     ε is easy to predict from noise, so that plain errors hardly see the states in which layout and colours are decided;
-    p = 1 would weigh them as errors of the clean latents. p = 0 is the loss as published.
+    p = 1 would weigh them as errors of the clean latents, whatever the network predicts. p = 0 is the loss as
+    published, in the network's own space.
 
     Args:
-        family: Knows the SNR.
+        family: Knows the weight.
         timesteps: `(b,)`.
         power: p.
 
     Returns:
-        √w_t, `(b, 1, 1, 1)`.
+        √w_t, `(b,)`.
     """
-    return family.signal_to_noise(timesteps).pow(-power).clamp(max=10).sqrt().view(-1, 1, 1, 1)
+    return family.schedule.error_weight(timesteps, power).sqrt()
 
 
 class Watch(Protocol):
@@ -192,7 +193,7 @@ def _step(
     for micro in range(accumulation):
         with accelerator.accumulate(network), accelerator.autocast():
             batch, target = draws.next(network)
-            scale = error_scale(family, batch.timesteps, settings.snr_power)
+            scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)
             prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
             loss = objective(prediction * scale, target * scale)
             weight = batch.weight

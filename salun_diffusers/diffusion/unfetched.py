@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import chosen_detector, with_detector
+from salun_diffusers.diffusion.families.erasable import require_erasable
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.errors import UserError
@@ -35,20 +36,18 @@ def check_unfetched(config: EraseConfig) -> None:
     classes = class_name(index) == CLASS_CONDITIONAL
     if words and not classes:
         raise words
+    require_erasable(base, index)
     file = base / denoiser_folder(index, base) / "config.json"
     network = read_object(file) if file.is_file() else {}
     concept = with_detector(class_concept(config, index, network) if classes else find_concept(config), config)
 
     # Heavy imports wait until the words are known to be good.
-    from salun_diffusers.accelerator import engine
-    from salun_diffusers.diffusion.families.known import family_of
+    from salun_diffusers.accelerator import decided_by_main, engine
     from salun_diffusers.evaluation.detectors import make_detector
 
-    family_of(class_name(index))
     with engine(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         report_to=config.report_to,
-    ):
-        pass
-    make_detector(chosen_detector(concept, config))
+    ) as accelerator:
+        decided_by_main(accelerator, lambda: bool(make_detector(chosen_detector(concept, config))))

@@ -49,6 +49,8 @@ def load_pipeline(
     keywords: dict[str, Any] = dict.fromkeys(unreadable_parts(folder, variant))
     if "safety_checker" in index:
         keywords |= {"safety_checker": None, "requires_safety_checker": False}
+    if str(index.get("_class_name")).startswith("StableDiffusionXL"):
+        keywords["add_watermarker"] = False  # It would be part of what is measured.
     pipe: Any
     try:  # Weights that are missing are seen as late as where the pipeline is moved.
         with loading_quietly():

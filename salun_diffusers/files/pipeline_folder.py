@@ -54,8 +54,8 @@ def locate(
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"--pretrained_model_name_or_path must be a local pipeline folder, a hub id, `demo` or `digits`; "
-            f"there is no folder {name}."
+            "--pretrained_model_name_or_path must be a local pipeline folder, a single .safetensors file, a hub id, "
+            f"`demo` or `digits`; there is no folder {name}, nor a file of that name."
         )
     try:
         if not download:

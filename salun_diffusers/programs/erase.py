@@ -21,10 +21,8 @@ def work(config: EraseConfig, command: str) -> str:
     """Erase, or with `--dry_run` say what would be done."""
     request = accept(config)
     if config.dry_run:
-        from salun_diffusers.diffusion.families.known import family_of
         from salun_diffusers.evaluation.detectors import make_detector
 
-        family_of(request.class_name)
         make_detector(request.detector)
         return plan(request)
 

@@ -23,7 +23,7 @@ from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manif
 from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.output_places import require_outside_components, require_writable
-from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.single_file import find_model
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.programs.program import Program
 
@@ -43,6 +43,7 @@ class GenerateConfig:
     revision: str | None = setting(None, "Revision of the model on the hub.")
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
     cache_dir: str | None = setting(None, "Where downloaded models are kept.")
+    single_file_config: str | None = setting(None, "For a single file: folder or hub id with its configurations.")
     num_images: int = setting(1, "Pictures per prompt.", minimum=1)
     max_prompts: int | None = setting(None, "Only the first prompts of the file.", minimum=1)
     guidance_scale: float | None = setting(
@@ -69,8 +70,13 @@ def work(config: GenerateConfig, command: str) -> str:
     if config.patch and not Path(config.patch).is_file():
         raise UserError(f"--patch must be a patch file (patch.safetensors of a run), there is no file {config.patch}.")
     require_writable(config.output_dir, "--output_dir")
-    base = locate(config.pretrained_model_name_or_path, revision=config.revision, variant=config.variant,
-                  cache_dir=config.cache_dir)  # fmt: skip
+    base = find_model(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+        single_file_config=config.single_file_config,
+    )
     require_outside_components(config.output_dir, base, "--output_dir")
     check_complete(base, config.variant)
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:

@@ -18,6 +18,7 @@ from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.single_file import find_model
 from salun_diffusers.programs.program import Program
 
 
@@ -34,6 +35,7 @@ class PatchConfig:
     variant: str | None = setting(None, "Variant of the weight files, such as fp16.")
     base_variant: str | None = setting(None, "make: variant of the base's weight files, if it is another one.")
     cache_dir: str | None = setting(None, "Where downloaded pipelines are kept.")
+    single_file_config: str | None = setting(None, "For a single file: folder or hub id with its configurations.")
 
 
 def work(config: PatchConfig, command: str) -> str:
@@ -46,7 +48,7 @@ def work(config: PatchConfig, command: str) -> str:
         if output.exists():
             raise UserError(f"{output} exists already: nothing is overwritten.")
         variants = (config.variant if config.base_variant is None else config.base_variant, config.variant)
-        base = locate(config.pipeline, revision=config.base_revision, variant=variants[0], cache_dir=config.cache_dir)
+        base = _found(config, config.base_revision, variants[0])
         erased = locate(config.other, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
         for folder in (base, erased):
             require_outside_components(output, folder, "OUTPUT")
@@ -58,9 +60,19 @@ def work(config: PatchConfig, command: str) -> str:
     change, revision = patch.apply, config.base_revision
     if config.action == "revert":
         change, revision = patch.revert, config.revision
-    source = locate(config.pipeline, revision=revision, variant=config.variant, cache_dir=config.cache_dir)
-    patch_folder(source, output, change, variant=config.variant)
+    patch_folder(_found(config, revision, config.variant), output, change, variant=config.variant)
     return f"{patch.number_moved:,} weights changed: {output}\n"
+
+
+def _found(config: PatchConfig, revision: str | None, variant: str | None) -> Path:
+    """The folder of PIPELINE."""
+    return find_model(
+        config.pipeline,
+        revision=revision,
+        variant=variant,
+        cache_dir=config.cache_dir,
+        single_file_config=config.single_file_config,
+    )
 
 
 def _refuse_the_other_side(config: PatchConfig) -> None:

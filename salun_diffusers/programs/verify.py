@@ -14,6 +14,7 @@ from pathlib import Path
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.single_file import find_model
 from salun_diffusers.programs.program import Program
 
 
@@ -21,7 +22,7 @@ from salun_diffusers.programs.program import Program
 class VerifyConfig:
     """What is compared with what."""
 
-    base: str = word("The base pipeline: a folder, a hub id, `demo` or `digits`.")
+    base: str = word("The base pipeline: a folder, a single file, a hub id, `demo` or `digits`.")
     erased: str = word("The erased pipeline: a folder or a hub id.")
     mask: str = setting("", "Mask file of the run.")
     revision: str | None = setting(None, "Revision of the erased pipeline on the hub.")
@@ -29,6 +30,7 @@ class VerifyConfig:
     variant: str | None = setting(None, "Variant of the erased pipeline's weight files, such as fp16.")
     base_variant: str | None = setting(None, "Variant of the base's weight files, if it is not that of --variant.")
     cache_dir: str | None = setting(None, "Where downloaded pipelines are kept.")
+    single_file_config: str | None = setting(None, "For a single file: folder or hub id with its configurations.")
 
 
 def work(config: VerifyConfig, command: str) -> tuple[str, int]:
@@ -40,7 +42,13 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
 
     mask = SaliencyMask.load(Path(config.mask).expanduser())
     variants = (config.variant if config.base_variant is None else config.base_variant, config.variant)
-    base = locate(config.base, revision=config.base_revision, variant=variants[0], cache_dir=config.cache_dir)
+    base = find_model(
+        config.base,
+        revision=config.base_revision,
+        variant=variants[0],
+        cache_dir=config.cache_dir,
+        single_file_config=config.single_file_config,
+    )
     erased = locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
     receipt = compare(base, erased, mask, variants)
     lines = [

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_runs import tiny_settings
 
 from salun_diffusers.diffusion.baselines import FineTune, GradientAscent, NegativeGuidance, make_objective
+from salun_diffusers.diffusion.families.attention import ATTENTION
 from salun_diffusers.diffusion.masks import trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
 from salun_diffusers.errors import UserError
@@ -39,7 +40,7 @@ class TestByHand:
 
     def test_ascent_climbs_the_noise_loss(self):
         one = batch(1.0, None, 0.0)
-        assert torch.equal(GradientAscent().target(ECHO, None, one), one.noise)
+        assert torch.equal(GradientAscent().target(ECHO, None, one), one.truth)
 
     def test_fine_tune(self):
         losses = FineTune()(PREDICTION[1:], TARGET[1:])
@@ -92,17 +93,21 @@ class TestTrainMethod:
     )
     def test_names(self, method, kept):
         parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in self.NAMES}
-        assert list(trained_parameters(parameters, method)) == [self.NAMES[i] for i in kept]
+        assert list(trained_parameters(parameters, method, ATTENTION["UNet2DConditionModel"])) == [
+            self.NAMES[i] for i in kept
+        ]
 
     def test_attention_of_a_network_without_text(self):
         parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("mid_block.attentions.0.to_q.weight", "a")}
-        assert list(trained_parameters(parameters, "selfattn")) == ["mid_block.attentions.0.to_q.weight"]
+        assert list(trained_parameters(parameters, "selfattn", ATTENTION["UNet2DModel"])) == [
+            "mid_block.attentions.0.to_q.weight"
+        ]
         with pytest.raises(UserError, match="leaves no tensor to train"):
-            trained_parameters(parameters, "xattn")
+            trained_parameters(parameters, "xattn", ATTENTION["UNet2DModel"])
 
     def test_a_broken_expression(self):
         with pytest.raises(UserError, match="or a regular expression"):
-            trained_parameters({}, "(")
+            trained_parameters({}, "(", {})
 
 
 @pytest.mark.parametrize("objective", ["ascent", "finetune", "l1_sparse", "esd"])

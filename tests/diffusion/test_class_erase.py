@@ -51,16 +51,26 @@ class TestFamily:
     def test_classes_are_conditions_and_the_empty_prompt_is_the_null_class(self, family):
         assert family.encode(["cat", "7", "", "dog"])["class_labels"].tolist() == [0, 2, 3, 1]
 
-    def test_epsilon_and_v_agree(self, family, tmp_path):
-        """With ᾱ the schedule's, v = (ε - √(1-ᾱ) x_t) / √ᾱ must come back as ε."""
+    def test_a_loss_is_taken_in_what_the_network_predicts(self, family, tmp_path):
+        """The network's answer is not touched, and the drawn noise is told as v."""
         folder = build_ddpm(tmp_path / "v", prediction_type="v_prediction")
         other = ClassConditionalDDPM(folder, device=torch.device("cpu"))
-        noised, wanted = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        timesteps = torch.tensor([10, 700])
+        clean, noise = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        timesteps, classes = torch.tensor([10, 700]), other.encode(["cat", "dog"])
+        noised = other.schedule.noised(clean, noise, timesteps)
+        with torch.no_grad():
+            answer = other.denoiser(noised, timesteps, **classes).sample
+            assert torch.equal(other.predict(other.denoiser, noised, timesteps, classes), answer)
         alpha = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[timesteps].view(-1, 1, 1, 1)
-        velocity = (wanted - (1 - alpha).sqrt() * noised) / alpha.sqrt()
-        found = other.noise_schedule.epsilon(velocity.float(), noised, timesteps)
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        velocity = (noise - (1 - alpha).sqrt() * noised) / alpha.sqrt()
+        torch.testing.assert_close(
+            other.schedule.target(clean, noise, timesteps), velocity.float(), atol=1e-4, rtol=1e-4
+        )
+
+    def test_pictures_are_their_own_latents(self, family):
+        pixels = torch.rand(2, 1, 8, 8)
+        mean, deviation = family.encode_images(pixels)
+        assert torch.equal(mean, pixels) and not deviation.any()
 
     def test_draws_do_not_depend_on_the_batch(self, family):
         together = family.generate(["cat", "dog"], [1, 2], num_inference_steps=3, guidance_scale=2.0)
@@ -76,7 +86,7 @@ class TestParity:
         generator = torch.Generator().manual_seed(5)
         clean, noise = torch.randn(2, 6, 1, 8, 8, generator=generator)
         timesteps = torch.randint(1000, (6,), generator=generator)
-        return family.noised(clean, noise, timesteps), timesteps, noise, clean
+        return family.schedule.noised(clean, noise, timesteps), timesteps, noise, clean
 
     def test_the_mask(self, family):
         """Per batch: sum of squares over pixels, mean over the batch, of (1+w) cond - w null with w = 2; the gradient
@@ -328,7 +338,7 @@ class TestBadInput:
         index = json.loads((tiny_ddpm / "model_index.json").read_text())
         (tmp_path / "other" / "unet").mkdir(parents=True)
         (tmp_path / "other" / "model_index.json").write_text(json.dumps(index | {"_class_name": "DiTPipeline"}))
-        refused("Unknown concept 'dog'", pretrained_model_name_or_path=tmp_path / "other")
+        refused("is a DiTPipeline", pretrained_model_name_or_path=tmp_path / "other")
 
     def test_pictures_missing(self, refused, tmp_path):
         (tmp_path / "data" / "dog").mkdir(parents=True)

@@ -38,7 +38,7 @@ def batch_of(family: StableDiffusion, forget: str, anchor: str, retain: str = "a
     def pick(first: int) -> dict[str, Tensor]:
         return rows(states, torch.tensor([first, first, 2, 2]))
 
-    return EraseBatch(family.noised(latents, noise, timesteps), timesteps, noise, pick(0), pick(1))
+    return EraseBatch(family.schedule.noised(latents, noise, timesteps), timesteps, noise, pick(0), pick(1))
 
 
 class TestPromptSwap:
@@ -81,7 +81,7 @@ class TestPromptSwap:
 
     def test_retain_target_is_the_noise_or_the_base(self, family):
         batch = batch_of(family, "a photo of a circle", "a photo of a square")
-        assert torch.equal(PAPER.target(family, family.denoiser, batch)[2:], batch.noise[2:])
+        assert torch.equal(PAPER.target(family, family.denoiser, batch)[2:], batch.truth[2:])
         with torch.no_grad():
             prediction = family.predict(family.denoiser, batch.noised, batch.timesteps, batch.conditions)
         torch.testing.assert_close(BASE.target(family, family.denoiser, batch)[2:], prediction[2:])
@@ -120,7 +120,7 @@ class TestGuidedNoiseLoss:
         cond = network(batch.noised, batch.timesteps, encoder_hidden_states=condition).sample
         uncond = network(batch.noised, batch.timesteps, encoder_hidden_states=empty).sample
         guided = (1 + 7.5) * cond - 7.5 * uncond if form.startswith("(1+w)") else uncond + 8.5 * (cond - uncond)
-        official = -F.mse_loss(batch.noise, guided)
+        official = -F.mse_loss(batch.truth, guided)
         expected = torch.autograd.grad(official, parameters)
         of_forget = batch._replace(
             conditions={"encoder_hidden_states": condition}, empty_conditions={"encoder_hidden_states": empty}

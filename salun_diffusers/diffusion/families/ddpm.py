@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from salun_diffusers.diffusion.families.attention import ATTENTION
 from salun_diffusers.diffusion.families.family import Conditions
 from salun_diffusers.diffusion.families.unet_family import UNetFamily
 from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
@@ -17,27 +19,13 @@ from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDP
 class ClassConditionalDDPM(UNetFamily):
     """A class-conditional DDPM, seen by the erasing code. The empty prompt is the null class."""
 
-    def __init__(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype = torch.float32, variant: str | None = None
-    ) -> None:
-        """Load a pipeline folder.
+    kind = "class-conditional DDPM"
+    attention = ATTENTION["UNet2DModel"]
 
-        Args:
-            folder: A local folder of `ClassConditionalDDPMPipeline`.
-            device: Where everything goes.
-            dtype: Precision of sampling; the weights are always loaded in fp32.
-            variant: Variant of the weight files.
-
-        Raises:
-            UserError: If the folder does not hold a complete pipeline.
-        """
-
-        def load() -> object:
-            return ClassConditionalDDPMPipeline.from_pretrained(
-                folder, dtype=torch.float32, variant=variant, use_safetensors=True
-            )
-
-        super().__init__(load, "class-conditional DDPM", folder, variant=variant, device=device, dtype=dtype)
+    def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+        return ClassConditionalDDPMPipeline.from_pretrained(
+            folder, dtype=torch.float32, variant=variant, use_safetensors=True
+        )
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """Class ids, `(n,)`; an empty prompt is the null class."""
@@ -68,6 +56,10 @@ class ClassConditionalDDPM(UNetFamily):
         images = (latents.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         pictures: list[Image.Image] = self.pipe.numpy_to_pil(images)
         return pictures
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels themselves: nothing encodes them."""
+        return pixels, torch.zeros_like(pixels)
 
     def release_encoders(self) -> None:
         """Nothing to free: pixels need no encoder."""

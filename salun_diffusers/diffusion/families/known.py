@@ -1,17 +1,16 @@
-"""Which family handles a pipeline; a new one is entered here."""
+"""From a pipeline's class to its family; both are named in `erasable.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
+from salun_diffusers.diffusion.families.erasable import FAMILIES
 from salun_diffusers.diffusion.families.family import Family
-from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
-from salun_diffusers.errors import UserError
 from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL, class_name, model_index
 from salun_diffusers.pipelines.class_conditional_ddpm import ClassConditionalDDPMPipeline
@@ -25,18 +24,7 @@ def load_pipeline(folder: Path, variant: str | None = None) -> Any:
 
 
 def family_of(pipeline_class: str) -> Callable[..., Family]:
-    """The family that handles a pipeline class.
-
-    Raises:
-        UserError: If no family does; the message lists those that are known.
-    """
-    known: dict[str, Callable[..., Family]] = {
-        "StableDiffusionPipeline": StableDiffusion,
-        CLASS_CONDITIONAL: ClassConditionalDDPM,
-    }
-    if pipeline_class not in known:
-        raise UserError(
-            f"A pipeline of class {', '.join(known)} is required, "
-            f"the model is a {pipeline_class or 'folder without a class'}."
-        )
-    return known[pipeline_class]
+    """The family that handles a pipeline class that `require_erasable` lets through."""
+    module, name = FAMILIES[pipeline_class].split(".")
+    family: Callable[..., Family] = getattr(import_module(f"salun_diffusers.diffusion.families.{module}"), name)
+    return family

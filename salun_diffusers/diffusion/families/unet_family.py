@@ -1,15 +1,17 @@
-"""What all families of U-Net pipelines share: loading, and the noise loss's view of network and schedule."""
+"""What all families of U-Net pipelines share: loading, and how the network is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from salun_diffusers.diffusion.families.family import Conditions
+from salun_diffusers.diffusion.families.attention import ATTENTION
+from salun_diffusers.diffusion.families.family import Conditions, Schedule
 from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
 from salun_diffusers.diffusion.families.tensor_names import check_tensors
 from salun_diffusers.errors import UserError, one_line
@@ -17,31 +19,33 @@ from salun_diffusers.files.component_weights import check_components
 from salun_diffusers.progress import loading_quietly
 
 
-class UNetFamily:
-    """A diffusers pipeline around a U-Net, which predicts ε or v under a variance-preserving schedule."""
+class UNetFamily(ABC):
+    """A diffusers pipeline around a U-Net under a variance-preserving schedule."""
 
+    kind: ClassVar[str]
+    """What the folder must be, in an error."""
     denoiser_folder = "unet"
+    attention: Mapping[str, str] = ATTENTION["UNet2DConditionModel"]
+    has_empty_prompt = True
     pipe: Any  # mypy does not see through diffusers' lazy imports.
 
     def __init__(
         self,
-        load: Callable[[], Any],
-        kind: str,
         folder: Path,
         *,
-        variant: str | None,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        prediction_type: str = "scheduler",
     ) -> None:
         """Load a pipeline folder.
 
         Args:
-            load: Loads it, with the denoiser in fp32.
-            kind: What it must be, in the error.
-            folder: Where it lies.
-            variant: Variant of the weight files.
+            folder: A local diffusers folder.
             device: Where everything goes.
-            dtype: Precision of sampling.
+            dtype: Of all parts but the denoiser, and of sampling; the denoiser is always loaded in fp32.
+            variant: Variant of the weight files.
+            prediction_type: What the network predicts, where the scheduler's file is wrong about that.
 
         Raises:
             UserError: If the folder does not hold a complete pipeline, or weights of another network.
@@ -50,28 +54,25 @@ class UNetFamily:
         check_components(folder, variant)
         try:
             with loading_quietly():
-                self.pipe = load()
+                self.pipe = self._load(folder, dtype, variant)
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} cannot be loaded as a {kind}: {one_line(error, 300)}") from error
+            raise UserError(f"{folder} cannot be loaded as a {self.kind}: {one_line(error, 300)}") from error
+        if prediction_type != "scheduler":
+            self.pipe.scheduler.register_to_config(prediction_type=prediction_type)
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.to(device)
         self.denoiser: nn.Module = self.pipe.unet
         self.folder, self.device, self._dtype = folder, device, dtype
-        self.noise_schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
-        self.num_train_timesteps = self.noise_schedule.num_train_timesteps
+        self.schedule: Schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
 
-    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t of clean latents."""
-        return self.noise_schedule.noised(latents, noise, timesteps)
-
-    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """SNR of the schedule."""
-        return self.noise_schedule.signal_to_noise(timesteps)
+    @abstractmethod
+    def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+        """The pipeline, with the denoiser in fp32 and all else in `dtype`."""
 
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """ε_θ(x_t, c)."""
-        prediction: Tensor = denoiser(noised, timesteps, **conditions).sample.float()
-        return self.noise_schedule.epsilon(prediction, noised, timesteps)
+        """ε, v or x₀, as the network answers."""
+        prediction: Tensor = denoiser(noised, timesteps, **conditions).sample
+        return prediction.float()
 
     def _autocast(self) -> torch.autocast:
         """The precision of sampling."""

@@ -1,0 +1,112 @@
+"""What the families of Stable Diffusion share: a U-Net on VAE latents, and prompts that CLIP reads."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from salun_diffusers.diffusion.families.family import Conditions, rows
+from salun_diffusers.diffusion.families.unet_family import UNetFamily
+from salun_diffusers.files.component_files import unreadable_parts
+from salun_diffusers.files.loading import load_folder
+
+
+class LatentUNetFamily(UNetFamily):
+    """A U-Net on VAE latents with CLIP text encoders, seen by the erasing code; a subclass says how prompts enter."""
+
+    pipeline: ClassVar[Any]
+    """The class of diffusers that loads it and draws."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of its `from_pretrained`: without what would change or hide pictures."""
+    arguments: ClassVar[Mapping[str, str]] = {"encoder_hidden_states": "prompt_embeds"}
+    """What the pipeline calls those conditions that it takes; with ``negative_`` before it where they are ∅."""
+
+    def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+        return load_folder(
+            self.pipeline, folder, dtype={"unet": torch.float32, "default": dtype}, variant=variant,
+            use_safetensors=True, **{**self.options, **dict.fromkeys(unreadable_parts(folder, variant))},
+        )  # fmt: skip
+
+    @abstractmethod
+    def _encode_one(self, prompt: str) -> Conditions:
+        """The conditions of one prompt, a row."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """Text states, `(n, tokens, width)`, and what goes with them; each prompt is encoded alone."""
+        found = [self._encode_one(prompt) for prompt in prompts]
+        return {name: torch.cat([one[name] for one in found]).float() for name in found[0]}
+
+    def cut_words(self, prompt: str) -> str:
+        """The words beyond the tokenizer's limit."""
+        tokenizer, limit = self.pipe.tokenizer, self._limit()
+        ids = tokenizer(self._converted(prompt, tokenizer), truncation=False, verbose=False).input_ids
+        return "" if len(ids) <= limit else str(tokenizer.decode(ids[limit - 1 : -1])).strip()
+
+    def _tokens(self, prompt: str, suffix: str = "") -> Any:
+        """What a text encoder reads of a prompt; `suffix` is ``_2`` for the second encoder."""
+        tokenizer = getattr(self.pipe, f"tokenizer{suffix}")
+        return tokenizer(
+            self._converted(prompt, tokenizer), padding="max_length", max_length=self._limit(suffix), truncation=True,
+            return_tensors="pt",
+        ).to(self.device)  # fmt: skip
+
+    def _converted(self, prompt: str, tokenizer: Any) -> str:
+        """The prompt as the pipeline itself gives it to the tokenizer: tokens of several vectors are written out."""
+        return str(self.pipe.maybe_convert_prompt(prompt, tokenizer))
+
+    def _limit(self, suffix: str = "") -> int:
+        """The longest sequence that an encoder takes; not every tokenizer says one."""
+        encoder = int(getattr(self.pipe, f"text_encoder{suffix}").config.max_position_embeddings)
+        return min(int(getattr(self.pipe, f"tokenizer{suffix}").model_max_length), encoder)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """Sample latents with the pipeline's own scheduler; each item has its own generator on the CPU."""
+        distinct = list(dict.fromkeys(prompts))
+        wanted = rows(self.encode(distinct), torch.tensor([distinct.index(prompt) for prompt in prompts]))
+        empty = rows(self.encode([""]), torch.zeros(len(prompts), dtype=torch.int64))
+        states = {word: wanted[name] for name, word in self.arguments.items()}
+        states |= {f"negative_{word}": empty[name] for name, word in self.arguments.items()}
+        with self._autocast():
+            latents = self.pipe(
+                **states,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                output_type="latent",
+            ).images
+        return torch.as_tensor(latents).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents; large ones one at a time, as eight of 512 pixels at once take 6.4 GB."""
+        vae, at_once = self.pipe.vae, max(1, 64 * 64 // latents[0, 0].numel())
+        scaled = latents.to(device=self.device, dtype=vae.dtype) / vae.config.scaling_factor
+        images = torch.cat([vae.decode(one).sample.float() for one in scaled.split(at_once)])
+        pictures: list[Image.Image] = self.pipe.image_processor.postprocess(images, output_type="pil")
+        return pictures
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's posterior, scaled as the denoiser sees latents."""
+        vae = self.pipe.vae
+        posterior = vae.encode(pixels.to(device=self.device, dtype=vae.dtype)).latent_dist
+        scale = vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def release_encoders(self) -> None:
+        """Free the VAE and the text encoders."""
+        for name in ("vae", "text_encoder", "text_encoder_2"):
+            if hasattr(self.pipe, name):
+                setattr(self.pipe, name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
