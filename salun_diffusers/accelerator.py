@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,16 @@ from accelerate.utils import (
     AutocastKwargs,
     DistributedType,
     DynamoBackend,
+    FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
 
-from salun_diffusers.errors import UserError
+from salun_diffusers.errors import UserError, tell
 
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(days=1)  # NCCL gives up after ten minutes; the main process may look at pictures longer.
-_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
 @contextmanager
@@ -49,6 +51,9 @@ def engine(
         UserError: If accelerate refuses the settings, or is configured for what the mask cannot work with or for what
             computes wrong gradients.
     """
+    _refuse_configured(mixed_precision, trains)
+    if "ACCELERATE_USE_FSDP" in os.environ:  # transformers would leave weights of all but the first process empty.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     shared = AcceleratorState._shared_state
     earlier = dict(shared)
     shared.clear()
@@ -64,14 +69,13 @@ def engine(
                     mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps,
                     log_with=report_to, project_dir="runs", kwargs_handlers=handlers,
                 )  # fmt: skip
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise UserError(f"accelerate refuses these settings: {error}") from error
-        if report_to and not accelerator.log_with:
-            raise UserError(f"--report_to {report_to} needs a package that is not installed; pip install {report_to}.")
+        _require_tracker(report_to, accelerator)
         if accelerator.distributed_type not in _SUPPORTED:
             raise UserError(
-                f"accelerate is configured for {accelerator.distributed_type.value}; one process or DDP is required, "
-                "since the mask needs whole parameters. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
+                f"accelerate is configured for {accelerator.distributed_type.value}; one process, DDP or FSDP2 is "
+                "required. Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
             )
         if trains:
             _refuse_wrong_gradients(accelerator)
@@ -84,6 +88,73 @@ def engine(
     finally:
         shared.clear()
         shared.update(earlier)
+
+
+def _refuse_configured(mixed_precision: str | None, trains: bool) -> None:
+    """Refuse what `accelerate config` or `accelerate launch` asked for and the mask cannot work with.
+
+    Known by the environment, before accelerate asks for the packages that such a configuration needs.
+
+    Raises:
+        UserError: For DeepSpeed, FSDP and fp8.
+    """
+
+    def wanted(name: str) -> bool:
+        return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+
+    advice = "Run `accelerate launch --multi_gpu …` or `--num_processes 1`."
+    if wanted("DEEPSPEED"):
+        raise UserError(
+            "accelerate is configured for DeepSpeed; one process or DDP is required, since DeepSpeed keeps weights and "
+            f"gradients in buffers of its own, which no mask fits. {advice}"
+        )
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted("FSDP") and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError(
+                "accelerate is configured for FSDP1; FSDP2, DDP or one process is required, since FSDP1 has flat "
+                "buffers instead of the tensors that a mask names. Run `accelerate launch --use_fsdp --fsdp_version 2 "
+                "…`, or `--multi_gpu`."
+            )
+        if not trains:
+            raise UserError(f"accelerate is configured for FSDP, and this program only draws. {advice}")
+        if precision.lower() == "fp16" or os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+            raise UserError(
+                "FSDP2 is for bf16 or fp32, with weights on the device: fp16's loss scale and offloaded weights are "
+                f"not shared out. Take --mixed_precision bf16, without offloading. {advice}"
+            )
+    if precision.lower() == "fp8":
+        raise UserError(
+            "accelerate is configured for fp8, which replaces layers and with them the weights that the mask names; "
+            "--mixed_precision bf16, fp16 or no is required."
+        )
+
+
+def sharding_plugin(accelerator: Accelerator) -> Any:
+    """How FSDP2 shall share out a network, or None where it shall not.
+
+    accelerate leaves its own plugin aside on CPUs; here it holds there, too.
+    """
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not wanted or accelerator.num_processes == 1:
+        return None
+    configured = getattr(accelerator.state, "fsdp_plugin", None)
+    return configured if configured is not None else FullyShardedDataParallelPlugin()
+
+
+def _require_tracker(report_to: str | None, accelerator: Accelerator) -> None:
+    """Refuse a tracker that is not installed; `all` means those that are.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not report_to or accelerator.log_with:
+        return
+    if report_to != "all":
+        package = {"comet_ml": "comet-ml"}.get(report_to, report_to)
+        raise UserError(f"--report_to {report_to} needs a package that is not installed; pip install {package}.")
+    if accelerator.is_main_process:
+        tell("note", "--report_to all: no tracker that accelerate knows is installed, so nothing is logged.")
 
 
 def _refuse_wrong_gradients(accelerator: Accelerator) -> None:
@@ -130,10 +201,22 @@ def _threads_were_asked_for() -> bool:
         return False
 
 
-def start_tracker(accelerator: Accelerator, folder: Path) -> None:
-    """Let the tracker that the engine was made with write below `folder`; without one, nothing happens."""
-    accelerator.project_configuration.set_directories(str(folder))
-    accelerator.init_trackers("salun_diffusers")
+def start_trackers(accelerator: Accelerator, folder: Path, project: str, settings: Mapping[str, object]) -> None:
+    """Let the trackers that the engine was made with write below `folder`; without one, nothing happens.
+
+    Args:
+        accelerator: The engine.
+        folder: Where those go that write files.
+        project: What runs are filed under.
+        settings: What a tracker records of the run; texts and numbers are all that every tracker takes.
+    """
+    # `set_directories` would leave the folder of logs where it was when the engine was made: runs/ of wherever one is.
+    accelerator.project_configuration.project_dir = accelerator.project_configuration.logging_dir = str(folder)
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+        for name, value in settings.items()
+    }
+    accelerator.init_trackers(project, config=plain)
 
 
 def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Conditions, Family, rows
+from salun_diffusers.diffusion.global_batch import Share
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, Objective
 from salun_diffusers.diffusion.settings import Settings
@@ -37,12 +38,12 @@ def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> 
 class Draws:
     """What each micro-batch of a run sees, in order, and what its prediction is compared with.
 
-    A batch is a function of its position (its number over all processes) and the seed alone; an objective that uses one
-    half of a batch is given the same draws of it as one that uses both.
+    A step is a function of its number, its global batch and the seed alone; processes and micro-batches take their
+    rows of it. An objective that uses one half of a batch is given the same draws of it as one that uses both.
     """
 
     def __init__(
-        self, family: Family, data: EraseData, objective: Objective, settings: Settings, positions: Sequence[int]
+        self, family: Family, data: EraseData, objective: Objective, settings: Settings, shares: Sequence[Share]
     ) -> None:
         """Plan the draws.
 
@@ -50,60 +51,62 @@ class Draws:
             family: Makes x_t of latents.
             data: Latents and conditions.
             objective: Says which halves are used, and who the teacher is.
-            settings: Batch size, seed and share of empty prompts.
-            positions: Of the micro-batches to come, in this process.
+            settings: Seed and share of empty prompts.
+            shares: Of the micro-batches to come, in this process.
         """
         self.objective = objective
         self.family, self._data, self._settings = family, data, settings
         self._known = data.forget + data.anchor
-        self._positions = deque(positions)
-        self._targets: Targets  # Of the base, once they are computed.
+        self._shares = deque(shares)
+        self._targets: Targets  # Of the base, once they are computed: by the number of their share.
+        self._taken = 0
 
     def compute_targets(self, run: Run) -> None:
         """Let the base model answer for all draws to come, kept off the GPU, so that the loop holds one network."""
         accelerator = run.accelerator
         folder = run.folder.work / f"targets-{accelerator.process_index}"
         self._targets = Targets(folder, _PRECISION.get(accelerator.mixed_precision, torch.float32))
-        with Progress("targets", len(self._positions), run.main) as bar, torch.no_grad():
+        with Progress("targets", len(self._shares), run.main) as bar, torch.no_grad():
 
-            def answer(position: int) -> Tensor:
+            def answer(number: int) -> Tensor:
                 with accelerator.autocast():
-                    target = self.objective.target(self.family, self.family.denoiser, self.batch(position))
+                    target = self.objective.target(self.family, self.family.denoiser, self.batch(self._shares[number]))
                 bar.advance()
                 return target
 
-            self._targets.fill(self._positions, answer)
+            self._targets.fill(range(len(self._shares)), answer)
 
     def next(self, network: nn.Module) -> tuple[EraseBatch, Tensor]:
         """The next batch and its target: the base's, computed before, or what `network` makes of it now."""
-        position = self._positions.popleft()
-        batch = self.batch(position)
+        share = self._shares.popleft()
+        batch = self.batch(share)
         if self.objective.teacher == "base":
-            return batch, self._targets.pop(position).to(self.family.device).float()
+            self._taken += 1
+            return batch, self._targets.pop(self._taken - 1).to(self.family.device).float()
         return batch, self.objective.target(self.family, network, batch)
 
-    def batch(self, position: int) -> EraseBatch:
-        """The draws of one micro-batch."""
+    def batch(self, share: Share) -> EraseBatch:
+        """The draws of one micro-batch: its rows of the whole step's."""
         family, data, settings, halves = self.family, self._data, self._settings, self.objective.halves
-        size = settings.train_batch_size
-        known = self._known
-        forget = shuffled(len(known), size, position * size, seed=settings.seed, name="forget")
-        retain = shuffled(len(data.retain), size, position * size, seed=settings.seed, name="retain")
-        generator = stream(settings.seed, "draw", position)
-        latents = torch.cat([known.latents[forget], data.retain.latents[retain]])
+        size, mine = share.size, slice(share.rows.start, share.rows.stop)
+        forget = shuffled(len(self._known), size, share.step * size, seed=settings.seed, name="forget")[mine]
+        retain = shuffled(len(data.retain), size, share.step * size, seed=settings.seed, name="retain")[mine]
+        generator = stream(settings.seed, "draw", share.step)
+        latents = torch.cat([self._known.latents[forget], data.retain.latents[retain]])
         timesteps = family.schedule.sample(2 * size, generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        blank = torch.rand(size, generator=generator) < settings.empty_prompt_share
+        noise = torch.randn((2 * size, *latents.shape[1:]), generator=generator)
+        blank = (torch.rand(size, generator=generator) < settings.empty_prompt_share)[mine]
+        timesteps, noise = (_both_halves(drawn, mine) for drawn in (timesteps, noise))
+        timesteps, noise, latents = (one.to(family.device) for one in (timesteps, noise, latents))
         retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
         for name, tensor in data.empty.items():
             retained[name][blank.to(tensor.device)] = tensor[0]
-        prompts = known.prompt_index[forget]
-        timesteps, noise, latents = (one.to(family.device) for one in (timesteps, noise, latents))
-        used = slice(0 if "forget" in halves else size, None if "retain" in halves else size)
+        prompts, half = self._known.prompt_index[forget], len(share.rows)
+        used = slice(0 if "forget" in halves else half, None if "retain" in halves else half)
         both = (
             _join(rows(data.forget_conditions, prompts), retained),
             _join(rows(data.anchor_conditions, prompts), retained),
-            {name: tensor.expand(2 * size, *tensor.shape[1:]) for name, tensor in data.empty.items()},
+            {name: tensor.expand(2 * half, *tensor.shape[1:]) for name, tensor in data.empty.items()},
         )
         conditions, anchors, empty = ({name: tensor[used] for name, tensor in one.items()} for one in both)
         return EraseBatch(
@@ -113,7 +116,13 @@ class Draws:
             conditions=conditions,
             anchor_conditions=anchors,
             empty_conditions=empty,
+            weight=share.weight,
         )
+
+
+def _both_halves(drawn: Tensor, mine: slice) -> Tensor:
+    """Some rows of the forget half, then the same of the retain half."""
+    return torch.cat([half[mine] for half in drawn.chunk(2)])
 
 
 def _join(first: Conditions, second: Conditions) -> Conditions:

@@ -130,13 +130,21 @@ class EraseConfig:
     l1_weight: float = setting(1e-5, "Weight of l1_sparse's penalty, decaying to 0.", group=_TRAIN, minimum=0)
     negative_guidance: float = setting(1.0, "η of esd.", group=_TRAIN, minimum=0)
     train_batch_size: int | None = setting(
-        None, "Forget latents a step and process; as many retain latents go with them.", group=_TRAIN, minimum=1
+        None,
+        "Forget latents per process and micro-batch, as in diffusers' scripts; as many retain latents go with them. By "
+        "default a preset's global batch, which processes and --gradient_accumulation_steps divide.",
+        group=_TRAIN,
+        minimum=1,
     )
     num_train_epochs: int | None = setting(None, "Passes over the forget set.", group=_TRAIN, minimum=1)
     max_train_steps: int | None = setting(
         None, "Optimizer steps; overrides --num_train_epochs.", group=_TRAIN, minimum=1
     )
     learning_rate: float | None = setting(None, "Learning rate of Adam.", group=_TRAIN, above=0)
+    scale_lr: bool = setting(False, "Multiply --learning_rate by processes × accumulation × batch.", group=_TRAIN)
+    use_ema: bool = setting(
+        False, "Save the exponential moving average of the selected weights (diffusers' EMAModel).", group=_TRAIN
+    )
     lr_scheduler: LearningRateCourse | None = setting(None, "Course of the learning rate.", group=_TRAIN)
     lr_warmup_steps: int = setting(
         0, "Steps of linear warm-up; not for constant and piecewise_constant.", group=_TRAIN, minimum=0
@@ -159,7 +167,9 @@ class EraseConfig:
     empty_prompt_share: float | None = setting(
         None, "Share of retain latents that keep the empty prompt's prediction.", group=_TRAIN, minimum=0, maximum=1
     )
-    gradient_accumulation_steps: int = setting(1, "Batches per optimizer step.", group=_TRAIN, minimum=1)
+    gradient_accumulation_steps: int = setting(
+        1, "Micro-batches per optimizer step and process.", group=_TRAIN, minimum=1
+    )
     gradient_checkpointing: bool = setting(False, "Trade time for memory in the denoiser.", group=_TRAIN)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "Autocast over fp32 weights; by default what accelerate was told.", group=_TRAIN
@@ -215,6 +225,21 @@ class EraseConfig:
         "Also write patch.safetensors: base + patch = erased, erased - patch = base.",
         group=_RUN,
     )
-    report_to: str | None = setting(None, "accelerate tracker for the losses, such as tensorboard.", group=_RUN)
+    report_to: str | None = setting(
+        None,
+        "accelerate tracker for losses, settings and validation pictures, such as tensorboard; `all`: every installed.",
+        group=_RUN,
+    )
+    logging_dir: str = setting("logs", "Folder of the tracker's files, in --output_dir if not absolute.", group=_RUN)
+    tracker_project_name: str = setting("salun_diffusers", "Project that the tracker files runs under.", group=_RUN)
+    validation_prompts: tuple[str, ...] = setting(
+        (), "Prompts whose same-seed pictures, the base's and the present ones, go to --report_to.", group=_RUN
+    )
+    validation_steps: int = setting(
+        100, "Steps between pictures of --validation_prompts; the last step has them too.", group=_RUN, minimum=1
+    )
+    enable_xformers_memory_efficient_attention: bool = setting(
+        False, "Accepted and without effect: torch's own attention (SDPA) has the same kernels.", group=_RUN
+    )
     allow_tf32: bool = setting(False, "Allow TF32 matrix products on NVIDIA GPUs.", group=_RUN)
     dry_run: bool = setting(False, "Print the resolved configuration and the plan, then stop.", group=_RUN)

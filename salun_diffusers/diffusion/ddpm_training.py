@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from salun_diffusers.accelerator import engine, start_tracker
+from salun_diffusers.accelerator import engine, start_trackers
 from salun_diffusers.demo.training import Fit, tensors_sha256
 from salun_diffusers.diffusion.ddpm_config import TrainDDPMConfig
 from salun_diffusers.errors import UserError
@@ -121,7 +121,7 @@ def train(config: TrainDDPMConfig) -> Path:
     ) as accelerator:
         torch.manual_seed(config.seed)
         output.mkdir(parents=True, exist_ok=True)
-        start_tracker(accelerator, output)
+        start_trackers(accelerator, output, "salun_diffusers", asdict(config))
         unet = network(config, len(images.class_names))
         fit = Fit(
             name="ddpm",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.diffusion.families.attention import ATTENTION
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import weight_files
@@ -17,6 +19,7 @@ from salun_diffusers.files.whole_files import check_whole
 
 MADE_MASKS = ("saliency", "random", "full", "magnitude")
 _BYTES_OF_A_WEIGHT = 12  # of a checkpoint: itself and Adam's two moments, in fp32
+_BYTES_OF_AN_AVERAGE = 4
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,23 @@ class DiskSpace:
 
     def __str__(self) -> str:
         kept = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'} of {self.checkpoint / 1e9:.3g} GB"
-        return f"about {self.total / 1e9:.3g} GB, in it {kept if self.checkpoints else 'no checkpoint'}"
+        return f"about {self.total / 1e9:.3g} GB, in it {kept}"
 
 
 def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
-    """What a run needs; on several processes epochs have fewer steps, and less of it.
+    """What a run needs.
 
     Args:
         copy: Bytes of the erased pipeline.
         selected: Weights that may move.
         settings: Of the run.
     """
-    steps = settings.length.steps(
-        settings.num_forget_images, settings.train_batch_size * settings.gradient_accumulation_steps
-    )
-    written = (steps - 1) // settings.checkpointing_steps  # The last step writes the pipeline instead.
+    batch = GlobalBatch.of(settings, int(os.environ.get("WORLD_SIZE", "1")))
+    steps = settings.length.steps(settings.num_forget_images + settings.num_anchor_images, batch.size)
+    written = max(1, steps // settings.checkpointing_steps)  # A short run writes one at its end.
+    checkpoint = selected * (_BYTES_OF_A_WEIGHT + (_BYTES_OF_AN_AVERAGE if settings.use_ema else 0))
     # An old one goes when the new one is safe.
-    return DiskSpace(2 * copy, _BYTES_OF_A_WEIGHT * selected, int(min(written, settings.checkpoints_total_limit + 1)))
+    return DiskSpace(2 * copy, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
 
 
 def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None) -> int:

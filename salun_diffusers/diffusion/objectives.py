@@ -30,6 +30,7 @@ class EraseBatch(NamedTuple):
         conditions: c of the forget half, then c_r of the retain half.
         anchor_conditions: c′ of the forget half, then c_r again.
         empty_conditions: ∅, as many rows; none of a family that has no unconditional branch.
+        weight: Its loss counts so much beside those of the other processes and micro-batches of a step.
     """
 
     noised: Tensor
@@ -38,6 +39,7 @@ class EraseBatch(NamedTuple):
     conditions: Conditions
     anchor_conditions: Conditions = {}  # noqa: RUF012  # never written to
     empty_conditions: Conditions = {}  # noqa: RUF012
+    weight: float = 1.0
 
 
 class ObjectiveLoss(NamedTuple):

@@ -47,8 +47,10 @@ def saving_flags(config: EraseConfig) -> list[str]:
         "--gradient_checkpointing": not config.gradient_checkpointing,
         "--mixed_precision bf16": config.mixed_precision in (None, "no"),
         "--saliency_micro_batch_size 1": config.saliency_micro_batch_size != 1 and config.mask == "saliency",
-        "--train_batch_size 1 with --gradient_accumulation_steps (fine-tuning then begins anew)": (
-            config.train_batch_size != 1
+        # The global batch stays, and with it the training: the same folder goes on.
+        "--gradient_accumulation_steps 8": config.train_batch_size is None and config.gradient_accumulation_steps < 8,
+        f"--train_batch_size 1 with {config.train_batch_size} times the --gradient_accumulation_steps": (
+            config.train_batch_size not in (None, 1)
         ),
         "--use_8bit_adam": not config.use_8bit_adam,
         "--offload_saliency": not config.offload_saliency and config.mask == "saliency",

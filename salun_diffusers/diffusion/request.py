@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +14,11 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.settings import Settings, recorded, resolve
+from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
 from salun_diffusers.files.component_files import check_complete
@@ -27,7 +30,6 @@ from salun_diffusers.files.pipeline_folder import (
     class_name,
     denoiser_folder,
     is_local,
-    locate,
     model_index,
 )
 from salun_diffusers.files.run_folder import check_output
@@ -72,12 +74,6 @@ def accept(config: EraseConfig) -> Request:
     check(config)
     check_detector(config)
     name = config.pretrained_model_name_or_path
-    if not is_local(name):  # A mistake in the words is told before anything large is fetched.
-        try:
-            with_detector(find_concept(config), config)
-        except UserError:  # They may still name a class of the model.
-            if not _is_class_conditional_on_hub(config):
-                raise
     if config.single_file_config and not is_single_file(name):
         raise UserError(f"--single_file_config goes with a single file, {name} is none; leave the flag out.")
     if config.mask not in MADE_MASKS and not Path(config.mask).is_file():
@@ -88,11 +84,19 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
         )
+    if config.validation_prompts and not config.report_to:
+        raise UserError(
+            "--validation_prompts are drawn for a tracker: --report_to tensorboard, wandb or comet_ml is required."
+        )
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
     if config.generated_data_dir:
         require_writable(config.generated_data_dir, "--generated_data_dir")
     check_output(config.output_dir, config.resume_from_checkpoint)
+    if is_single_file(name):
+        with_detector(find_concept(config), config)
+    elif not is_local(name):
+        check_unfetched(config)
     base = find_model(
         name,
         revision=config.revision,
@@ -134,16 +138,6 @@ def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
     return read_object(file) if file.is_file() else {}
 
 
-def _is_class_conditional_on_hub(config: EraseConfig) -> bool:
-    try:
-        base = locate(
-            config.pretrained_model_name_or_path, revision=config.revision, cache_dir=config.cache_dir, download=False
-        )
-        return class_name(model_index(base)) == CLASS_CONDITIONAL
-    except UserError:
-        return False
-
-
 def prompts(concept: Concept) -> dict[str, list[str]]:
     """The prompts that decide the result, for the record and the fingerprint."""
     return {
@@ -169,7 +163,7 @@ def plan(request: Request) -> str:
         f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
         f"{settings.num_inference_steps} steps",
         f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",
-        f"fine-tune {settings.length}, batch {settings.train_batch_size} + {settings.train_batch_size}, "
+        f"fine-tune {settings.length}, {GlobalBatch.of(settings, int(os.environ.get('WORLD_SIZE', '1')))}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
         f"disk      {request.disk or 'known when the weights are there'}",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.latent_sets import LatentSet, latent_sets
 from salun_diffusers.diffusion.masks import make_mask
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
 from salun_diffusers.diffusion.sampler import Sampler, sampler_of_base, sampler_of_erased
 from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_erased, write_erased
-from salun_diffusers.diffusion.start import checkpoint_to_resume, load_family, started
+from salun_diffusers.diffusion.sharding import share_out
+from salun_diffusers.diffusion.start import load_family, started
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.diffusion.trainer import fine_tune, read_metrics
+from salun_diffusers.diffusion.trainer import fine_tune, read_metrics, training_steps
+from salun_diffusers.diffusion.training_checkpoints import checkpoint_to_resume
 from salun_diffusers.diffusion.validation import draw_pictures
+from salun_diffusers.diffusion.validation_pictures import watcher
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -61,16 +63,18 @@ def _erase(run: Run, request: Request, sampler: Sampler, real: Mapping[str, Late
     family, settings = sampler.family, request.settings
     with run.stage("latent sets"):
         data = latent_sets(sampler, request.concept, real)
+        watch = watcher(sampler, request)
     family.release_encoders()
 
     # Find the weights that carry the concept.
     with run.stage("saliency and mask"):
         mask = make_mask(run, request, family, data)
+        share_out(run.accelerator, family.denoiser)
         selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
 
     # Let only those move.
-    objective, checkpoint = make_objective(settings), checkpoint_to_resume(run, request)
+    checkpoint = checkpoint_to_resume(run, request, training_steps(settings, data, run.processes.count))
     with run.stage("fine-tuning"):
-        fine_tune(run, family, selected, data, objective, settings, checkpoint)
+        fine_tune(run, family, selected, data, settings, checkpoint, watch)
     with run.stage("save and verify"):
         write_erased(run, request, family)

@@ -77,6 +77,9 @@ class Settings(Numbers):
     saliency_micro_batch_size: float
     offload_saliency: bool
     train_method: str
+    batch_of: Literal["step", "process"]  # What train_batch_size counts: a preset's is global, the flag's is not.
+    scale_lr: bool
+    use_ema: bool
     recipe: Recipe
     objective: ObjectiveName
     l1_weight: float
@@ -118,8 +121,14 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
+    chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
     _check_course(settings)
+    if config.scale_lr and config.learning_rate is None:
+        raise UserError(
+            "--scale_lr multiplies --learning_rate by the global batch, and needs it: the preset's rate "
+            f"{numbers.learning_rate:g} is that of its whole batch already."
+        )
     return settings
 
 

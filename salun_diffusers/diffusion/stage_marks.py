@@ -12,15 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.files.run_folder import fingerprint
 
 _MASK = ("mask_scope", "train_method", "seed")
 _SALIENCY = ("saliency_guidance", "saliency_batch_size", "saliency_max_grad_norm")
 _TRAINING = (
-    "recipe", "objective", "l1_weight", "negative_guidance", "retain_weight", "train_batch_size", "length",
-    "learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules", "snr_power",
-    "empty_prompt_share", "gradient_accumulation_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
+    "recipe", "objective", "l1_weight", "negative_guidance", "retain_weight", "learning_rate",
+    "scale_lr", "use_ema", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules", "snr_power",
+    "empty_prompt_share", "adam_beta1", "adam_beta2", "adam_weight_decay",
     "adam_epsilon", "max_grad_norm", "seed",
 )  # fmt: skip
 
@@ -33,7 +34,7 @@ class StageMarks:
         run: Of what a run is about: base model, prompts, seed. A folder belongs to one.
         sets: Of each latent set, by name.
         mask: Of the mask.
-        training: Of the fine-tuned weights.
+        training: Of the fine-tuned weights after any number of steps.
         pipeline: Of the written pipeline.
     """
 
@@ -53,7 +54,7 @@ class Sources:
         variant: Variant of its weight files.
         given_masks: SHA-256 of the mask of the user's file, if there is one.
         pictures: SHA-256 of each set of the user's own pictures, by name; empty where the base draws.
-        processes: How many share the work: each step takes a batch of each.
+        processes: How many share the work; what a step takes of all of them decides, not how it is shared.
     """
 
     base: str
@@ -92,8 +93,12 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
         # Only a saliency mask looks at pictures.
         **({"set": sets["forget"], **chosen(_SALIENCY)} if settings.mask == "saliency" else {}),
     )
-    training = fingerprint(mask=mask, sets=sets, processes=sources.processes, **chosen(_TRAINING))
-    pipeline = fingerprint(training=training, variant=sources.variant, save_dtype=settings.save_dtype)
+    batch = GlobalBatch.of(settings, sources.processes).size
+    # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.
+    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING))
+    pipeline = fingerprint(
+        training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
+    )
     return StageMarks(run_mark(sources.base, concept, settings), sets, mask, training, pipeline)
 
 

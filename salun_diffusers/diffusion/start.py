@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_tracker
+from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
@@ -21,17 +19,11 @@ from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.request import Request, prompts
 from salun_diffusers.diffusion.settings import Settings, recorded
+from salun_diffusers.diffusion.sharding import refuse_unshardable
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import Detector, make_detector
-from salun_diffusers.files.kept_checkpoints import (
-    checkpoints,
-    latest_checkpoint,
-    named_checkpoint,
-    read_state,
-    whole_checkpoint,
-)
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
@@ -73,8 +65,11 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         report_to=config.report_to,
     ) as accelerator:
+        if config.enable_xformers_memory_efficient_attention and accelerator.is_main_process:
+            tell("note", "--enable_xformers_memory_efficient_attention changes nothing: attention is torch's (SDPA).")
         if config.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
+        refuse_unshardable(accelerator, settings)
         detector = made_by_main(accelerator, lambda: make_detector(request.detector))
         base = decided_by_main(accelerator, lambda: identity_of(request.base))
         about = run_mark(base, concept, settings)
@@ -103,53 +98,12 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given)))))
         with under_way(folder), out_of_memory_is_told(config, folder.root), ExitStack() as held:
             decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
-            start_tracker(accelerator, folder.root)
+            logs = folder.root / config.logging_dir
+            start_trackers(accelerator, logs, config.tracker_project_name, recorded(config, settings))
             run, handed_over = Run(accelerator, folder, clock, base, marks, command), [family]
             del family  # Whoever takes it decides when it is freed.
             yield run, handed_over.pop(), real, detector
             accelerator.end_training()
-
-
-def checkpoint_to_resume(run: Run, request: Request) -> Path | None:
-    """The checkpoint that fine-tuning goes on from, if the user asked for that and there is one.
-
-    Of `latest` a damaged one is passed over for the newest that is whole. Checkpoints of other settings of the training
-    are no part of this one: they go, and it begins anew.
-
-    Raises:
-        UserError: If the one that the user named is of other settings, or none is whole.
-    """
-    wanted = request.config.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted != "latest":
-        named = named_checkpoint(run.folder.root, wanted)
-        if not _is_of(read_state(named), run, request):
-            raise UserError(f"--resume_from_checkpoint: {named} is of a training with other settings; take `latest`.")
-        return named
-    return decided_by_main(run.accelerator, lambda: _newest_of_these_settings(run, request))
-
-
-def _newest_of_these_settings(run: Run, request: Request) -> Path | None:
-    newest = latest_checkpoint(run.folder.root)
-    if newest is None:
-        return None
-    # Where none is whole, the newest says what is wrong with it.
-    found, state = whole_checkpoint(run.folder.root) or (newest, read_state(newest))
-    if _is_of(state, run, request):
-        if found != newest:
-            tell("note", f"{newest.name} is damaged; the training goes on from {found.name}, the newest that is whole.")
-        return found
-    tell("note", "the settings of the training have changed since its last checkpoint: it begins anew.")
-    for old in checkpoints(run.folder.root):
-        shutil.rmtree(old)
-    return None
-
-
-def _is_of(state: Mapping[str, Any], run: Run, request: Request) -> bool:
-    """Whether a checkpoint is of this training; moments of 8 bits do not go on as others, nor the other way round."""
-    same_adam = state.get("use_8bit_adam", False) == request.settings.use_8bit_adam
-    return same_adam and state.get("fingerprint") == run.marks.training
 
 
 def _open(request: Request, mark: str, given: bool) -> str:

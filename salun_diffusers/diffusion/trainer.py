@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from salun_diffusers.diffusion.averages import averages_of
+from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.batches import Draws
 from salun_diffusers.diffusion.families.family import Family, spread
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.latent_sets import EraseData
-from salun_diffusers.diffusion.objectives import Objective
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
 from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare, refresh, whole
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.errors import UserError
-from salun_diffusers.files.checkpoint import load_optimizer_state, load_state, optimizer_state, save_state
+from salun_diffusers.diffusion.training_checkpoints import Trained, is_due, tell_if_another_course
+from salun_diffusers.errors import UserError, tell
+from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.files.json_files import parse_json, read_bytes
-from salun_diffusers.files.kept_checkpoints import checkpoints, latest_checkpoint
-from salun_diffusers.files.whole_files import full_disk_is_told, write_text
+from salun_diffusers.files.kept_checkpoints import latest_checkpoint
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.progress import Progress
 
@@ -48,16 +54,45 @@ def error_scale(family: Family, timesteps: Tensor, power: float) -> Tensor:
     return family.schedule.error_weight(timesteps, power).sqrt()
 
 
+class Watch(Protocol):
+    """Somebody who looks at a training under way, and changes nothing."""
+
+    def __call__(self, step: int, steps: int, as_saved: Callable[[], AbstractContextManager[None]]) -> None:
+        """Look, or not.
+
+        Args:
+            step: Steps done.
+            steps: Steps in all.
+            as_saved: In its context the denoiser has the weights that would be saved now.
+        """
+        ...
+
+
+def not_watched(step: int, steps: int, as_saved: Callable[[], AbstractContextManager[None]]) -> None:
+    """Nobody looks."""
+
+
+def training_steps(settings: Settings, data: EraseData, processes: int) -> int:
+    """Optimizer steps of a fine-tuning.
+
+    Args:
+        settings: How long it takes, and its batches.
+        data: An epoch goes once through what the forget half is drawn from.
+        processes: How many share a batch.
+    """
+    return settings.length.steps(len(data.forget) + len(data.anchor), GlobalBatch.of(settings, processes).size)
+
+
 def fine_tune(
     run: Run,
     family: Family,
     selected: SelectedWeights,
     data: EraseData,
-    objective: Objective,
     settings: Settings,
     resume_from: Path | None,
+    watch: Watch = not_watched,
 ) -> list[dict[str, Any]]:
-    """Move the selected weights along the objective.
+    """Move the selected weights along the objective of the settings.
 
     All randomness of a step comes from its number, so a run resumed from a checkpoint repeats the draws of an
     uninterrupted one; on a CPU the weights end bit-identical.
@@ -67,9 +102,9 @@ def fine_tune(
         family: The base model; its denoiser is changed in place.
         selected: The weights that may move.
         data: Latents and conditions.
-        objective: The loss.
-        settings: How long, how fast, how large.
+        settings: The loss; how long, how fast, how large.
         resume_from: A checkpoint folder to go on from.
+        watch: Called after every step.
 
     Returns:
         One row per optimizer step: step, loss, forget_loss, retain_loss, learning_rate.
@@ -77,25 +112,32 @@ def fine_tune(
     Raises:
         UserError: If the loss stops being finite; the last checkpoint is kept and named.
     """
-    accelerator, folder = run.accelerator, run.folder.root
-    accumulation, world, rank = (
-        settings.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
-    )  # fmt: skip
-    steps = settings.length.steps(len(data.forget) + len(data.anchor), settings.train_batch_size * world * accumulation)
-    stepper, rates = make_optimizer(selected, settings), learning_rates(settings, steps)
+    accelerator, folder, objective = run.accelerator, run.folder.root, make_objective(settings)
+    batch = GlobalBatch.of(settings, accelerator.num_processes)
+    steps = training_steps(settings, data, accelerator.num_processes)
     tensors, state = load_state(resume_from) if resume_from else ({}, {"step": 0})
     first = int(state["step"])
-    positions = [
-        (step * accumulation + micro) * world + rank for step in range(first, steps) for micro in range(accumulation)
-    ]
+
+    scaled = settings.learning_rate * (batch.size if settings.scale_lr else 1)
+    rates_of = partial(learning_rates, dataclasses.replace(settings, learning_rate=scaled))
+    rates = rates_of(steps)
+    if run.main:
+        about = f"learning rate {scaled:g}, {settings.lr_scheduler}"
+        tell("note", f"fine-tuning takes {steps} steps; {batch}; {about}.")
+        if batch.warning:
+            tell("warning", batch.warning)
+        tell_if_another_course(state, steps, settings, rates_of)
     family.denoiser.eval()
     # The base answers before a checkpoint's weights are put into it.
-    draws = Draws(family, data, objective, settings, positions)
+    draws = Draws(family, data, objective, settings, batch.shares(range(first, steps), accelerator.process_index))
     if objective.teacher == "base":
         draws.compute_targets(run)
+    refresh(accelerator, family.denoiser)
+    averages = averages_of(selected, settings.use_ema)
+    leaves = Leaves(accelerator, selected.weights)
+    trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler, leaves)
     if resume_from:
-        selected.load(_named("weight.", tensors))
-        load_optimizer_state(stepper, _named("optimizer.", tensors), state["optimizer"])
+        trained.load(tensors, state)
         tensors.clear()  # As large as all that is trained.
     if settings.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -103,9 +145,7 @@ def fine_tune(
     alone = accelerator.distributed_type == DistributedType.NO
     training = selected.in_training(gather_as_they_come=alone)
     with training, Progress("fine-tuning", steps, run.main, done=first) as bar:
-        network, stepper = accelerator.prepare(family.denoiser, stepper)
-        if accelerator.scaler and state.get("scaler"):
-            accelerator.scaler.load_state_dict(state["scaler"])
+        network, stepper = prepare(accelerator, family.denoiser, trained.stepper)
         history = read_metrics(folder / "metrics.jsonl", first) if resume_from else []
         metrics = folder / "metrics.jsonl"
         if run.main:
@@ -115,6 +155,7 @@ def fine_tune(
             for group in stepper.param_groups:
                 group["lr"] = rate
             losses = _step(accelerator, network, selected, stepper, draws, settings, progress=step / steps)
+            averages.update()
             row = {"step": step + 1, **losses, "learning_rate": rate}
             if not math.isfinite(row["loss"]):
                 raise _diverged(f"The loss became {row['loss']}", step + 1, folder)
@@ -125,12 +166,15 @@ def fine_tune(
             accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step + 1)
             bar.advance(loss=row["loss"], lr=rate)
             # A finite loss says nothing of the update that followed it.
-            saving = (step + 1) % settings.checkpointing_steps == 0 or step + 1 == steps
-            if saving and not all(bool(leaf.isfinite().all()) for leaf in selected.weights):
+            saving = is_due(step + 1, steps, settings.checkpointing_steps)
+            if (saving or step + 1 == steps) and not all_finite(accelerator, selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
-            if saving and step + 1 < steps and run.main:
-                _save_checkpoint(run, step + 1, selected, stepper, settings)
-    family.denoiser = accelerator.unwrap_model(network)
+            if saving:
+                trained.save(run, step + 1, steps, settings)
+            watch(step + 1, steps, averages.in_place)
+            refresh(accelerator, network)
+    averages.settle()
+    family.denoiser = whole(accelerator, network)
     return history
 
 
@@ -154,7 +198,7 @@ def _step(
             # Update weights.
             selected.gather_gradients()
             if math.isfinite(settings.max_grad_norm):
-                accelerator.clip_grad_norm_(selected.weights, settings.max_grad_norm)
+                clip(accelerator, selected.weights, settings.max_grad_norm)
             stepper.step()
             stepper.zero_grad()
             selected.scatter()
@@ -173,33 +217,10 @@ def _backward(
     batch, target = draws.next(network)
     scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)
     prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
-    loss = objective(prediction * scale, target * scale)
-    total = loss.total + objective.penalty(family.denoiser.parameters(), progress)
+    loss, weight = objective(prediction * scale, target * scale), batch.weight
+    total = weight * loss.total + objective.penalty(family.denoiser.parameters(), progress)
     accelerator.backward(total)
-    return torch.stack([total, loss.forget, loss.retain]).detach()
-
-
-def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin with a word, without it."""
-    return {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
-
-
-def _save_checkpoint(
-    run: Run, step: int, selected: SelectedWeights, stepper: torch.optim.Optimizer, settings: Settings
-) -> None:
-    limit = settings.checkpoints_total_limit
-    folder, scaler = run.folder.root, run.accelerator.scaler
-    moments, state = optimizer_state(getattr(stepper, "optimizer", stepper))
-    tensors = {f"weight.{name}": tensor for name, tensor in selected.state().items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
-    with full_disk_is_told(f"checkpoint-{step}"):
-        loss_scale = scaler.state_dict() if scaler else None  # fp16 only
-        values = {"step": step, "optimizer": state, "scaler": loss_scale, "fingerprint": run.marks.training}
-        values["use_8bit_adam"] = settings.use_8bit_adam
-        save_state(folder / f"checkpoint-{step}", tensors, values)
-    # Old ones go when the new one is safe: a run killed in between still has a whole one to go on from.
-    for old in checkpoints(folder)[: -int(limit)] if math.isfinite(limit) else ():
-        shutil.rmtree(old)
+    return torch.stack([total, weight * loss.forget, weight * loss.retain]).detach()
 
 
 def _diverged(what: str, step: int, folder: Path) -> UserError:

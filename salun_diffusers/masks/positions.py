@@ -9,6 +9,7 @@ from torch import Tensor
 
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.packed_bits import count_ones
+from salun_diffusers.masks.shards import held_range
 
 Keep = Literal["bits", "indices"]
 
@@ -77,8 +78,8 @@ class Bits:
         flat.index_copy_(0, self._indices(len(flat)), values)
 
 
-def positions_of(mask: SaliencyMask, name: str, device: torch.device, keep: Keep | None = None) -> Positions:
-    """The selected positions of one tensor, on the device of its weights.
+def positions_of(mask: SaliencyMask, name: str, parameter: Tensor, keep: Keep | None = None) -> Positions:
+    """The selected positions of one tensor, or of what this process holds of it, on the device of its weights.
 
     Bits on a GPU, where memory is dear: 0.11 GB for SD 1.x, and 1.72 GB less than int32 at ratio 0.5. Indices on a CPU,
     where finding positions anew is slow: measured on one core with 20 million weights, half of them selected, taking
@@ -87,12 +88,16 @@ def positions_of(mask: SaliencyMask, name: str, device: torch.device, keep: Keep
     Args:
         mask: The mask.
         name: The tensor.
-        device: Where its weights are.
+        parameter: Its weights.
         keep: What is kept; by default what suits the device.
     """
     size, selected = mask.shapes[name].numel(), count_ones(mask.packed[name])
     if selected == size:
         return Everywhere()
+    device, mine = parameter.device, held_range(name, parameter)
+    if len(mine) < size:
+        indices = mask.indices(name)
+        return Indices((indices[(indices >= mine.start) & (indices < mine.stop)] - mine.start).to(device))
     if (keep or ("indices" if device.type == "cpu" else "bits")) == "bits":
         return Bits(mask.packed[name].to(device), selected)
     return Indices(mask.indices(name).to(device))

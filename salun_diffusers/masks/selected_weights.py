@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.positions import Keep, Positions, positions_of
+from salun_diffusers.masks.shards import held
 from salun_diffusers.masks.trained_tensors import only_trained
 
 
@@ -35,6 +36,8 @@ class SelectedWeights:
     (SD/train-scripts/random_label.py); its classification code also writes the frozen weights back after each step.
 
     Leaves are float32 also where the parameter has another precision: they are the master weights; `scatter` rounds.
+    Of a tensor that FSDP2 has shared out among processes (a DTensor) each has the leaf of what it holds, in order.
+
     A float32 tensor that is selected whole is not copied: its leaf is a view of the parameter. Do not move the model to
     another device or dtype after construction.
 
@@ -76,9 +79,9 @@ class SelectedWeights:
                 continue
             parameter = parameters[name]
             _check_parameter(name, parameter)
-            positions = positions_of(mask, name, parameter.device, keep)
+            positions = positions_of(mask, name, parameter, keep)
             self.names.append(name)
-            self.weights.append(nn.Parameter(positions.take(parameter.detach().view(-1)).to(torch.float32)))
+            self.weights.append(nn.Parameter(positions.take(held(parameter)).to(torch.float32)))
             self._positions.append(positions)
         if not self.weights:
             raise UserError("The mask selects no weight at all, so nothing could be trained; use a larger ratio.")
@@ -113,7 +116,7 @@ class SelectedWeights:
         if dense is None:
             return
         leaf = self.weights[place]
-        gradient = self._positions[place].take(dense.reshape(-1)).to(torch.float32)
+        gradient = self._positions[place].take(held(dense)).to(torch.float32)
         leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
 
     def gather_gradients(self) -> None:
@@ -132,7 +135,7 @@ class SelectedWeights:
     def scatter(self) -> None:
         """Write the leaves back to the selected positions of the parameters; no other position is written."""
         for name, leaf, positions in zip(self.names, self.weights, self._positions, strict=True):
-            flat = self._parameters[name].detach().view(-1)
+            flat = held(self._parameters[name])
             positions.put(flat, leaf.detach().to(flat.dtype))
 
     def state(self) -> dict[str, Tensor]:

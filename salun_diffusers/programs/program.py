@@ -128,8 +128,12 @@ def typed_command(name: str, words: Sequence[str]) -> str:
 
 
 def quieten_libraries() -> None:
-    """Leave the terminal to the program's own bars; warnings and errors of the libraries still show."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    """Leave the terminal to the program's own bars; warnings and errors of the libraries still show.
+
+    So do the hub's bars of what it fetches, of one process: gigabytes may come.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

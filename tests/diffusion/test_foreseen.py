@@ -89,21 +89,22 @@ class TestDiskSpace:
         assert weights is None or disk.checkpoint == 12 * weights
         assert main(small_run(output_dir=tmp_path / "run", **flags, checkpointing_steps=1)) == 0
         written = [path.stat().st_size for path in (tmp_path / "run").glob("checkpoint-*/state.safetensors")]
-        assert len(written) == disk.checkpoints == 3
+        assert len(written) == disk.checkpoints == 4
         header = len(load_file(tmp_path / "run" / "checkpoint-1" / "state.safetensors")) * 200
         assert all(disk.checkpoint <= size <= disk.checkpoint + header for size in written)
 
     @pytest.mark.parametrize(
         ("flags", "kept"),
         [
-            ({"max_train_steps": 1000}, 1),  # At 500; step 1000 writes the pipeline.
+            ({"max_train_steps": 1000}, 2),
             ({"max_train_steps": 1001}, 2),
-            ({"max_train_steps": 500}, 0),
+            ({"max_train_steps": 500}, 1),
+            ({"max_train_steps": 100}, 1),  # At its end.
             ({"max_train_steps": 1001, "checkpointing_steps": 10}, 100),
             ({"max_train_steps": 1001, "checkpointing_steps": 10, "checkpoints_total_limit": 2}, 3),
-            # 6 latents in steps of 2 x 2 are two a pass, of 14 steps 13 are followed by another.
+            # 6 latents in steps of 2 x 2 are two a pass.
             ({"max_train_steps": None, "num_train_epochs": 7, "gradient_accumulation_steps": 2,
-              "checkpointing_steps": 1}, 13),
+              "checkpointing_steps": 1}, 14),
         ],
     )  # fmt: skip
     def test_how_many_lie_there_at_once(self, small_run, flags, kept):
@@ -114,13 +115,15 @@ class TestDiskSpace:
         plan = capsys.readouterr().out
         assert "in it 2 checkpoints of 0.000389 GB" in plan  # 12 bytes of 32,398 weights
         assert main(small_run(dry_run=True)) == 0
-        assert "in it no checkpoint" in capsys.readouterr().out
+        assert "in it 1 checkpoint of 0.000389 GB" in capsys.readouterr().out
+        assert main(small_run(dry_run=True, use_ema=True)) == 0
+        assert "in it 1 checkpoint of 0.000518 GB" in capsys.readouterr().out
 
     def test_they_are_asked_for_before_anything(self, refused, small_run, monkeypatch):
         """Enough for the pipeline, and one byte too few for its checkpoints."""
         total = self.asked(small_run, max_train_steps=1001).disk.total
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, total - 1))
-        assert self.asked(small_run, max_train_steps=500).disk.checkpoints == 0
+        assert self.asked(small_run, max_train_steps=500).disk.checkpoints == 1
         refused("work files and checkpoints needs about", "GB are free", max_train_steps=1001)
 
 

@@ -13,7 +13,6 @@ from tiny_runs import run_in, tiny_settings
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import masks, trainer
-from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
@@ -173,9 +172,7 @@ class TestFineTuning:
         monkeypatch.setattr(trainer, "_step", spied)
         settings = tiny_settings(gradient_accumulation_steps=accumulation, learning_rate=1e-4)
         with engine(mixed_precision="no", gradient_accumulation_steps=accumulation, report_to=None) as accelerator:
-            trainer.fine_tune(
-                run_in(tmp_path, accelerator), family, selected, data, make_objective(settings), settings, None
-            )
+            trainer.fine_tune(run_in(tmp_path, accelerator), family, selected, data, settings, None)
         assert got == {(name, True) for name in trained}
         assert all(parameter.requires_grad for parameter in parameters.values())
 
@@ -187,5 +184,5 @@ class TestFineTuning:
         with engine(mixed_precision="no", gradient_accumulation_steps=2, report_to=None) as accelerator:
             run = run_in(tmp_path, accelerator)
             alive = activations(family, monkeypatch)
-            trainer.fine_tune(run, family, selected, data, make_objective(settings), settings, None)
+            trainer.fine_tune(run, family, selected, data, settings, None)
         assert alive == [0] * (2 * 8)

@@ -146,10 +146,17 @@ class TestFlags:
             )
         )  # fmt: skip
         assert [flag.split()[0] for flag in everything] == [
-            "--gradient_checkpointing", "--mixed_precision", "--saliency_micro_batch_size", "--train_batch_size",
-            "--use_8bit_adam", "--offload_saliency", "--generation_batch_size", "--mask_ratio",
+            "--gradient_checkpointing", "--mixed_precision", "--saliency_micro_batch_size",
+            "--gradient_accumulation_steps", "--use_8bit_adam", "--offload_saliency", "--generation_batch_size",
+            "--mask_ratio",
         ]  # fmt: skip
         assert [flag.split()[0] for flag in fewer] == ["--mask_ratio"]
+
+    def test_a_batch_of_the_users_is_cut_as_one_of_a_preset_is(self):
+        """Twice the micro-batches of half the size are the same training; those of one latent cannot be cut."""
+        own, one = (saving_flags(EraseConfig(concept="nudity", train_batch_size=size)) for size in (4, 1))
+        assert "--train_batch_size 1 with 4 times the --gradient_accumulation_steps" in own
+        assert not [flag for flag in one if "batch_size 1 with" in flag or "accumulation" in flag]
 
     def test_of_the_saliency_are_named_where_there_is_one(self):
         assert not [flag for flag in saving_flags(EraseConfig(concept="nudity", mask="random")) if "saliency" in flag]

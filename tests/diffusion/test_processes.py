@@ -1,4 +1,4 @@
-"""Two processes under accelerate: one saliency, one set of weights, one folder."""
+"""Several processes under accelerate: one saliency, one set of weights, one folder, whatever their number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import run_in, tiny_settings
-from two_processes import run_two
+from two_processes import run_many, run_two
 
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
@@ -82,23 +82,33 @@ for when, words in (("calls", []), ("resumed", ["--resume_from_checkpoint", "lat
 
 @pytest.fixture(scope="module")
 def pair(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes leave; as many batches per step as one process with two accumulated."""
+    """What two processes leave that accumulate three micro-batches each: six unequal parts of the preset's batch."""
     folder = tmp_path_factory.mktemp("pair")
     (folder / "spy.py").write_text(SPY)
-    printed = run_two(folder / "spy.py", str(folder), *small_run(output_dir=folder / "run"))
+    words = small_run(output_dir=folder / "run", train_batch_size=None, gradient_accumulation_steps=3)
+    printed = run_two(folder / "spy.py", str(folder), *words)
     for rank, text in enumerate(printed):
         (folder / f"printed-{rank}.txt").write_text(text)
     return folder
 
 
 @pytest.fixture(scope="module")
+def four(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four processes leave: each is given two of the eight."""
+    folder = tmp_path_factory.mktemp("four")
+    (folder / "spy.py").write_text(SPY)
+    run_many(4, folder / "spy.py", str(folder), *small_run(output_dir=folder / "run", train_batch_size=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def single(small_run: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of one process that accumulates two batches a step, on as many threads as each of the two has."""
+    """What one process leaves that takes the preset's eight at once, on as many threads as each of the others has."""
     folder = tmp_path_factory.mktemp("single") / "run"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert main(small_run(output_dir=folder, gradient_accumulation_steps=2)) == 0
+        assert main(small_run(output_dir=folder, train_batch_size=None)) == 0
     finally:
         torch.set_num_threads(threads)
     return folder
@@ -144,18 +154,19 @@ def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
         return dict(forget_saliency(run_in(run, accelerator), family, parameters, data, settings))
 
 
-def test_both_ranks_end_with_the_weights_of_one_process(pair, single):
-    """Rank r's batch of step s is number 2 s + r, as is micro-batch r of one process that accumulates two."""
-    first, second = (load_file(pair / f"weights-{rank}.safetensors") for rank in (0, 1))
-    saved = load_file(pair / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+@pytest.mark.parametrize("count", [2, 4])
+def test_all_ranks_end_with_the_weights_of_one_process(count, single, request):
+    several = request.getfixturevalue({2: "pair", 4: "four"}[count])
+    ranks = [load_file(several / f"weights-{rank}.safetensors") for rank in range(count)]
+    saved = load_file(several / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     expected = load_file(single / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert SaliencyMask.load(several / "run" / "mask.safetensors") == SaliencyMask.load(single / "mask.safetensors")
     far = 0
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name])
-        assert torch.equal(tensor, saved[name])
+    for name, tensor in saved.items():
+        assert all(torch.equal(rank[name], tensor) for rank in ranks)
         far += int(((tensor - expected[name]).abs() > 1e-4).sum())
     # Adam turns the rounding of a vanishing gradient into a step; such weights are few.
-    assert far < 1e-3 * sum(tensor.numel() for tensor in first.values())
+    assert far < 1e-3 * sum(tensor.numel() for tensor in saved.values())
 
 
 def test_one_rank_hashes_verifies_and_measures_for_both(pair):

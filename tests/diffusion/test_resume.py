@@ -26,7 +26,7 @@ KILL_POINTS = {
     "fine-tuning before a checkpoint": [("diffusion.trainer:_step", 2)],
     "while saving the first checkpoint": [("files.stored_weights:save_file/checkpoint-2", 1)],
     "while saving the second checkpoint": [("files.stored_weights:save_file/checkpoint-4", 1)],
-    "while removing the old checkpoint": [("diffusion.trainer:shutil.rmtree//checkpoint-2", 1)],
+    "while removing the old checkpoint": [("diffusion.training_checkpoints:shutil.rmtree//checkpoint-2", 1)],
     "fine-tuning after a checkpoint, twice": [
         ("diffusion.trainer:_step", 4),
         ("diffusion.trainer:_step", 2),

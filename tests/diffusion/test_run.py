@@ -63,8 +63,8 @@ class TestOutputs:
     def test_every_file_is_there(self, finished):
         run = finished()
         assert sorted(path.name for path in run.iterdir()) == [
-            "config.json", "mask.safetensors", "metrics.jsonl", "pipeline", "report.html", "report.json", "run.json",
-            "samples", "work",
+            "checkpoint-4", "config.json", "mask.safetensors", "metrics.jsonl", "pipeline", "report.html",
+            "report.json", "run.json", "samples", "work",
         ]  # fmt: skip
         # One forget and two retain prompts, two pictures each, before and after.
         pictures = sorted((run / "samples").iterdir())

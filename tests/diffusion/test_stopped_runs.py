@@ -34,7 +34,7 @@ class TestFullDisk:
         monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", half)
         stopped("The disk is full", "the erased pipeline", output_dir=tmp_path / "run")
         left = {path.name for path in (tmp_path / "run").iterdir()}
-        assert left == {"config.json", "run.json", "metrics.jsonl", "mask.safetensors", "work"}
+        assert left == {"config.json", "run.json", "metrics.jsonl", "mask.safetensors", "work", "checkpoint-4"}
 
     def test_while_saving_a_checkpoint(self, stopped, monkeypatch, tmp_path):
         def half(tensors, path, **_):

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import trainer
-from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.batches import Draws, shuffled
 from salun_diffusers.diffusion.config import LearningRateCourse
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
 from salun_diffusers.diffusion.settings import Length
-from salun_diffusers.diffusion.trainer import error_scale, fine_tune, learning_rates
+from salun_diffusers.diffusion.trainer import error_scale, fine_tune, learning_rates, not_watched
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.kept_checkpoints import checkpoints
 from salun_diffusers.masks.mask import SaliencyMask
@@ -62,7 +62,9 @@ def half(family: StableDiffusion) -> SaliencyMask:
     return SaliencyMask.random(parameters_of(family), 0.5, torch.Generator().manual_seed(1))
 
 
-def train(family, data, folder, mask=None, recipe="paper", resume_from=None, scaler=None, **changes) -> list[dict]:
+def train(
+    family, data, folder, mask=None, recipe="paper", resume_from=None, scaler=None, watch=not_watched, **changes
+) -> list[dict]:
     settings = tiny_settings(**{"learning_rate": 1e-5, **changes, "recipe": recipe})
     selected = SelectedWeights(parameters_of(family), mask or half(family))
     with engine(
@@ -70,13 +72,14 @@ def train(family, data, folder, mask=None, recipe="paper", resume_from=None, sca
     ) as accelerator:
         accelerator.scaler = scaler  # accelerate makes one for fp16, which needs a GPU
         run = run_in(folder, accelerator)
-        return fine_tune(run, family, selected, data, make_objective(settings), settings, resume_from)
+        return fine_tune(run, family, selected, data, settings, resume_from, watch)
 
 
-def drawn(family, data, position: int, **changes: object) -> EraseBatch:
+def drawn(family, data, step: int, part: int = 0, **changes: object) -> EraseBatch:
     """The draws of one micro-batch."""
-    objective = PromptSwap(0.5, teacher="current", retain_target="noise")
-    return Draws(family, data, objective, tiny_settings(**changes), ()).batch(position)
+    objective, settings = PromptSwap(0.5, teacher="current", retain_target="noise"), tiny_settings(**changes)
+    share = GlobalBatch.of(settings, 1).shares([step], 0)[part]
+    return Draws(family, data, objective, settings, ()).batch(share)
 
 
 class TestDraws:
@@ -143,7 +146,7 @@ def official_training(family, data, mask, *, accumulation=1) -> list[float]:
         adam.zero_grad()
         losses.append(0.0)
         for micro in range(accumulation):
-            batch = drawn(family, data, step * accumulation + micro)
+            batch = drawn(family, data, step, micro, gradient_accumulation_steps=accumulation, batch_of="process")
             (z_f, z_r), (t_f, t_r) = batch.noised.chunk(2), batch.timesteps.chunk(2)
             c, c_r = batch.conditions["encoder_hidden_states"].chunk(2)
             c_anchor, _ = batch.anchor_conditions["encoder_hidden_states"].chunk(2)
@@ -165,7 +168,7 @@ class TestParity:
         """Weights to 1e-6 after four Adam steps of 1e-5, frozen ones to the bit."""
         ours, plain = (StableDiffusion(tiny_pipeline, device=torch.device("cpu")) for _ in range(2))
         before, mask = values_of(ours), half(ours)
-        history = train(ours, data, tmp_path, mask, gradient_accumulation_steps=accumulation)
+        history = train(ours, data, tmp_path, mask, gradient_accumulation_steps=accumulation, batch_of="process")
         losses = official_training(plain, data, mask, accumulation=accumulation)
         assert [row["loss"] for row in history] == pytest.approx(losses, rel=1e-5)
         moved = 0
@@ -249,7 +252,7 @@ class TestFineTune:
 class TestCheckpoints:
     def test_limit_keeps_the_newest(self, family, data, tmp_path):
         train(family, data, tmp_path, max_train_steps=6, checkpointing_steps=1, checkpoints_total_limit=2)
-        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-5"]
+        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
 
     def test_are_read_in_order_of_steps(self, tmp_path):
         for name in ("checkpoint-10", "checkpoint-9", "checkpoint-best", ".checkpoint-11.partial"):
