@@ -117,7 +117,7 @@ class TestFineTuning:
     def test_of_cross_attention_has_no_other_gradients(self, family, data, tmp_path, monkeypatch, accumulation):
         """Neither while backward runs nor after it; and gradients of the weights themselves are gone as they come."""
         parameters = dict(family.denoiser.named_parameters())
-        trained = trained_parameters(parameters, "xattn")
+        trained = trained_parameters(parameters, "xattn", family.attention)
         selected = SelectedWeights(parameters, SaliencyMask.full(trained).extended_to(parameters))
         step, got = trainer._step, set()
 
