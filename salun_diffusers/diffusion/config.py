@@ -159,7 +159,8 @@ class EraseConfig:
     )
     snr_power: float | None = setting(
         None,
-        "p of the weight min(SNR^-p, 10) of squared errors: more for noisy states, where the layout is decided.",
+        "p of the weight min(SNR^-p, 10) of squared errors of noise, (SNR + 1)^-p of v: more for noisy states, where "
+        "the layout is decided.",
         group=_TRAIN,
         minimum=0,
         maximum=1,

@@ -74,8 +74,8 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
 
 
 def _public_name(model: str) -> str:
-    """A model's name for a file that may be passed on: of a folder of the user's its own name, not where it lies."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+    """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 
 
 def trained_parameters(
