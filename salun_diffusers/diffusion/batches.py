@@ -39,6 +39,11 @@ class Draws:
 
     A batch is a function of its position (its number over all processes) and the seed alone; an objective that uses one
     half of a batch is given the same draws of it as one that uses both.
+
+    Differs from the official code: every timestep is drawn by itself. That of the DDPM pairs t with T - 1 - t.
+
+    Differs from the official code: both sets are shuffled. There the pictures to forget come in the order of their
+    folder, and for nudity those to retain as well.
     """
 
     def __init__(
