@@ -33,7 +33,9 @@ class EraseConfig:
         alias="anchor",
     )
     retain_prompts: str | None = setting(
-        None, "Text file, one prompt a line, of what must stay as it is.", group=_CONCEPT
+        None,
+        "Text file, one prompt a line, of what must stay as it is; everyday captions join them unless --recipe paper.",
+        group=_CONCEPT,
     )
 
     pretrained_model_name_or_path: str = setting(
@@ -72,12 +74,18 @@ class EraseConfig:
         "class, or a `datasets` name.",
         group=_DATA,
     )
+    scheduler: str | None = setting(
+        None,
+        "diffusers scheduler class that draws all latents and pictures, such as DPMSolverMultistepScheduler, or `own`: "
+        "the model's. The noise of training stays the model's.",
+        group=_DATA,
+    )
     num_inference_steps: int | None = setting(None, "Sampling steps for every picture.", group=_DATA, minimum=1)
     guidance_scale: float | None = setting(
         None, "Classifier-free guidance of the pictures, in diffusers' convention.", group=_DATA, minimum=0
     )
     generation_batch_size: int | None = setting(
-        None, "Pictures drawn at once; what is drawn does not depend on it.", group=_DATA, minimum=1
+        None, "Pictures drawn at once; by default 8 of 512 pixels, fewer of larger ones.", group=_DATA, minimum=1
     )
 
     generated_data_dir: str | None = setting(

@@ -93,6 +93,8 @@ def forget_saliency(
     Each process takes every n-th batch; signed gradients are summed over processes before the absolute value. As in
     the official code a smaller last batch counts with its own mean. Of a batch with loss ℓ_b only as many latents are
     in memory at once as a micro-batch M holds, ∇ℓ_b = Σ_M |M|/|b| ∇ℓ_M; its draws are those of the whole batch.
+
+    Differs from the official code: that of the DDPM shuffles the pictures and pairs timesteps t with T - 1 - t.
     """
     accelerator, size = run.accelerator, settings.saliency_batch_size
     starts = range(0, len(data.forget), size)

@@ -97,6 +97,13 @@ def fine_tune(
     All randomness of a step comes from its number, so a run resumed from a checkpoint repeats the draws of an
     uninterrupted one; on a CPU the weights end bit-identical.
 
+    Differs from the official code: the network is in evaluation mode. That of the DDPM trains it
+    (DDPM/runners/diffusion.py), so that student and target each have a dropout of 0.1 and lose a tenth of their
+    conditions, at random.
+
+    Differs from the official code: `max_grad_norm` clips the gradient of the selected weights. That of the DDPM clips
+    the gradient of all, before the mask.
+
     Args:
         run: Processes, precision, accumulation, and the folder of `checkpoint-<step>` and `metrics.jsonl`.
         family: The base model; its denoiser is changed in place.
