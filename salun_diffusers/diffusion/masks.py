@@ -128,7 +128,7 @@ def forget_saliency(
             share = len(rows_of) / len(index)
             value += share * float(loss.detach())
             part = weight * share * loss
-            del loss  # With `part`, the last hold on the activations that checkpointing keeps.
+            del loss  # No graph waits for the next one.
             yield part
             del part
         bar.advance(loss=value)

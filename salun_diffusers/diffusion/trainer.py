@@ -216,10 +216,7 @@ def _step(
 def _backward(
     accelerator: Accelerator, network: nn.Module, draws: Draws, settings: Settings, progress: float
 ) -> Tensor:
-    """The gradients of one micro-batch; returns its loss and the two terms, `(3,)`.
-
-    Where it ends the graph is gone: with checkpointing that holds the activations that were kept, also after backward.
-    """
+    """The gradients of one micro-batch; returns its loss and the two terms, `(3,)`."""
     family, objective = draws.family, draws.objective
     batch, target = draws.next(network)
     scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)

@@ -145,7 +145,7 @@ def gradient_saliency(
             at_once = not clipped and (losses is not parts or accumulate == "signed")
             for part in parts:
                 part.backward()  # type: ignore[no-untyped-call]
-                del part  # Under checkpointing a graph holds activations until nobody holds its loss.
+                del part  # No graph waits for the next one.
             del losses, parts
             if clipped:
                 nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
