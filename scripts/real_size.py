@@ -117,7 +117,7 @@ def build(kind: str, folder: Path) -> dict[str, int]:
 
 
 def alone(words: Sequence[str]) -> dict[str, float]:
-    """Run a Python command as a process of its own; returns its seconds and its peak of resident memory.
+    """Run a Python command as a process of its own; returns its seconds, by the clock and of all cores, and its peak of memory.
 
     Raises:
         UserError: If it fails; with the end of what it said.
@@ -132,7 +132,11 @@ def alone(words: Sequence[str]) -> dict[str, float]:
             said.seek(0)
             raise UserError(f"{shlex.join(words)[:200]} ended with {child.returncode}: {said.read()[-2000:]}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": round(time.perf_counter() - started, 1), "peak_gigabytes": round(peak / 1e9, 2)}
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_gigabytes": round(peak / 1e9, 2),
+    }
 
 
 def measure(kind: str, folder: Path) -> dict[str, Any]:

@@ -87,8 +87,14 @@ class TestFewSteps:
 
     def test_is_noted_with_the_flags_that_fit(self, copied, small_run, capsys, tmp_path):
         folder = self.turbo(copied)
-        assert "--saliency_guidance 0" in few_steps(folder)
-        fitting = {"num_inference_steps": 2, "guidance_scale": 0, "saliency_guidance": 0, "empty_prompt_share": 0}
+        assert all(flag in few_steps(folder) for flag in ("--scheduler own", "--saliency_guidance 0"))
+        fitting = {
+            "scheduler": "own",
+            "num_inference_steps": 2,
+            "guidance_scale": 0,
+            "saliency_guidance": 0,
+            "empty_prompt_share": 0,
+        }
         words = small_run(pretrained_model_name_or_path=folder, output_dir=tmp_path / "run", **fitting)
         assert main([*words, "--dry_run"]) == 0
         assert "distilled to a few steps" in capsys.readouterr().out

@@ -101,7 +101,7 @@ def few_steps(folder: Path) -> str:
         return ""
     return (
         f"{folder} looks like a model distilled to a few steps without guidance (turbo, lightning); draw with it as it "
-        "is meant: --num_inference_steps 1 to 4 or 8, --guidance_scale 0, --saliency_guidance 0, "
+        "is meant: --scheduler own, --num_inference_steps 1 to 4 or 8, --guidance_scale 0, --saliency_guidance 0, "
         "--empty_prompt_share 0."
     )
 
