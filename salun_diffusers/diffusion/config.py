@@ -72,6 +72,14 @@ class EraseConfig:
         "class, or a `datasets` name.",
         group=_DATA,
     )
+    resolution: int | None = setting(
+        None,
+        "Side of the pictures that are drawn, in pixels, a multiple of 8; by default the model's own. Not for models "
+        "of pixels.",
+        group=_DATA,
+        minimum=8,
+        maximum=8192,
+    )
     num_inference_steps: int | None = setting(None, "Sampling steps for every picture.", group=_DATA, minimum=1)
     guidance_scale: float | None = setting(
         None, "Classifier-free guidance of the pictures, in diffusers' convention.", group=_DATA, minimum=0

@@ -58,6 +58,7 @@ class Sampler:
                     pipeline=self.pipeline,
                     precision=precision,
                     prediction_type=self.settings.prediction_type,
+                    **self.settings.drawn_size,
                 ),
                 prompts,
                 seeds,

@@ -78,6 +78,7 @@ class Settings(Numbers):
     offload_saliency: bool
     train_method: str
     batch_of: Literal["step", "process"]  # What train_batch_size counts: a preset's is global, the flag's is not.
+    resolution: int  # of pictures that are drawn; 0 is the model's own
     scale_lr: bool
     use_ema: bool
     recipe: Recipe
@@ -101,6 +102,11 @@ class Settings(Numbers):
     save_dtype: Literal["base", "float32", "float16", "bfloat16"]
     save_patch: bool
 
+    @property
+    def drawn_size(self) -> dict[str, str]:
+        """What fingerprints of drawn latents say of their size; nothing of the model's own."""
+        return {"resolution": str(self.resolution)} if self.resolution else {}
+
 
 def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     """Decide every setting.
@@ -119,7 +125,7 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     elif config.num_train_epochs is not None:
         numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
-    limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED}
+    limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})

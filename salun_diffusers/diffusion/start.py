@@ -37,6 +37,7 @@ def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Fam
         variant=request.config.variant,
         dtype=sampling_dtype(accelerator),
         prediction_type=request.settings.prediction_type,
+        resolution=request.settings.resolution,
     )
 
 
