@@ -160,6 +160,7 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     """The flags with the values that the run has, for its records; a limit that is off is None, as JSON has no ∞."""
     values = dataclasses.asdict(settings)
     length = values.pop("length")
+    values["resolution"] = config.resolution
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}
