@@ -129,7 +129,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "diffusion/trainer.py": {
         _TRAINER: [
             ("target * scale)", "target)"),
-            ("detach() / accumulation", "detach()"),
+            ("settings, progress) / accumulation", "settings, progress)"),
         ]
     },
     "diffusion/ddpm_training.py": {

@@ -63,6 +63,7 @@ def small_run(tiny_pipeline: Path, retain_file: Path) -> Callable[..., list[str]
         values: dict[str, object] = {
             "concept": "disc", "forget_prompt": "a photo of a circle", "anchor_prompt": "a photo of a heart",
             "retain_prompts": retain_file, "pretrained_model_name_or_path": tiny_pipeline, "num_forget_images": 6,
+            "num_anchor_images": 0, "scheduler": "own",
             "num_retain_images": 5, "num_inference_steps": 2, "guidance_scale": 2, "generation_batch_size": 4,
             "saliency_batch_size": 4, "train_batch_size": 2, "max_train_steps": 4, "learning_rate": 1e-3,
             "num_validation_images": 2, "retain_weight": 1,

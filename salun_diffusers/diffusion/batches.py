@@ -40,6 +40,11 @@ class Draws:
 
     A step is a function of its number, its global batch and the seed alone; processes and micro-batches take their
     rows of it. An objective that uses one half of a batch is given the same draws of it as one that uses both.
+
+    Differs from the official code: every timestep is drawn by itself. That of the DDPM pairs t with T - 1 - t.
+
+    Differs from the official code: both sets are shuffled. There the pictures to forget come in the order of their
+    folder, and for nudity those to retain as well.
     """
 
     def __init__(

@@ -33,7 +33,9 @@ class EraseConfig:
         alias="anchor",
     )
     retain_prompts: str | None = setting(
-        None, "Text file, one prompt a line, of what must stay as it is.", group=_CONCEPT
+        None,
+        "Text file, one prompt a line, of what must stay as it is; everyday captions join them unless --recipe paper.",
+        group=_CONCEPT,
     )
 
     pretrained_model_name_or_path: str = setting(
@@ -80,12 +82,18 @@ class EraseConfig:
         minimum=8,
         maximum=8192,
     )
+    scheduler: str | None = setting(
+        None,
+        "diffusers scheduler class that draws all latents and pictures, such as DPMSolverMultistepScheduler, or `own`: "
+        "the model's. The noise of training stays the model's.",
+        group=_DATA,
+    )
     num_inference_steps: int | None = setting(None, "Sampling steps for every picture.", group=_DATA, minimum=1)
     guidance_scale: float | None = setting(
         None, "Classifier-free guidance of the pictures, in diffusers' convention.", group=_DATA, minimum=0
     )
     generation_batch_size: int | None = setting(
-        None, "Pictures drawn at once; what is drawn does not depend on it.", group=_DATA, minimum=1
+        None, "Pictures drawn at once; by default 8 of 512 pixels, fewer of larger ones.", group=_DATA, minimum=1
     )
 
     generated_data_dir: str | None = setting(
@@ -167,7 +175,8 @@ class EraseConfig:
     )
     snr_power: float | None = setting(
         None,
-        "p of the weight min(SNR^-p, 10) of squared errors: more for noisy states, where the layout is decided.",
+        "p of the weight min(SNR^-p, 10) of squared errors of noise, (SNR + 1)^-p of v: more for noisy states, where "
+        "the layout is decided.",
         group=_TRAIN,
         minimum=0,
         maximum=1,

@@ -50,6 +50,12 @@ class LatentSet:
         """No latents of some prompts."""
         return cls(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(prompts))
 
+    def distinct(self) -> LatentSet:
+        """The same latents with every prompt once, however often the list that was gone round has it."""
+        place = {prompt: row for row, prompt in enumerate(dict.fromkeys(self.prompts))}
+        rows = torch.tensor([place[prompt] for prompt in self.prompts])
+        return LatentSet(self.latents, rows[self.prompt_index], tuple(place))
+
     def __add__(self, other: LatentSet) -> LatentSet:
         """Both sets, this one first; row i of both prompt lists stands for the same pair of prompts."""
         latents = torch.cat([self.latents, other.latents]) if len(other) else self.latents
@@ -115,6 +121,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
                 sets[name].save(path)
                 run.folder.mark_done(name, mark, path)
     # Rows beyond those that something was drawn for are never asked for.
+    sets["retain"] = sets["retain"].distinct()
     pairs = 1 + int(torch.cat([sets["forget"].prompt_index, sets["anchor"].prompt_index]).max())
     kept = 1 + int(sets["retain"].prompt_index.max())
     return EraseData(
@@ -123,7 +130,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
         anchor=sets["anchor"],
         forget_conditions=family.encode(concept.forget_prompts[:pairs]),
         anchor_conditions=family.encode(concept.anchor_prompts[:pairs]),
-        retain_conditions=family.encode(concept.retain_prompts[:kept]),
+        retain_conditions=family.encode(sets["retain"].prompts[:kept]),
         empty=family.encode([""]) if family.has_empty_prompt else {},
     )
 

@@ -74,8 +74,8 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
 
 
 def _public_name(model: str) -> str:
-    """A model's name for a file that may be passed on: of a folder of the user's its own name, not where it lies."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+    """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 
 
 def trained_parameters(
@@ -93,6 +93,8 @@ def forget_saliency(
     Each process takes every n-th batch; signed gradients are summed over processes before the absolute value. As in
     the official code a smaller last batch counts with its own mean. Of a batch with loss ℓ_b only as many latents are
     in memory at once as a micro-batch M holds, ∇ℓ_b = Σ_M |M|/|b| ∇ℓ_M; its draws are those of the whole batch.
+
+    Differs from the official code: that of the DDPM shuffles the pictures and pairs timesteps t with T - 1 - t.
     """
     accelerator, size = run.accelerator, settings.saliency_batch_size
     starts = range(0, len(data.forget), size)
@@ -123,9 +125,12 @@ def forget_saliency(
                     _batch(family, data, index[rows_of], timesteps[rows_of], noise[rows_of]),
                     settings.saliency_guidance,
                 )
-            part = loss if len(rows_of) == len(index) else loss * (len(rows_of) / len(index))
-            value += float(part.detach())
-            yield weight * part
+            share = len(rows_of) / len(index)
+            value += share * float(loss.detach())
+            part = weight * share * loss
+            del loss  # No graph waits for the next one.
+            yield part
+            del part
         bar.advance(loss=value)
 
     if settings.gradient_checkpointing:

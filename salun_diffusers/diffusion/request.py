@@ -17,7 +17,9 @@ from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_fore
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
-from salun_diffusers.diffusion.settings import Settings, recorded, resolve
+from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
+from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
+from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
@@ -96,6 +98,10 @@ def accept(config: EraseConfig) -> Request:
         raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
     if config.generated_data_dir:
         require_writable(config.generated_data_dir, "--generated_data_dir")
+    if config.scheduler not in (None, OWN_SCHEDULER):
+        from salun_diffusers.evaluation.drawing_pipeline import scheduler_class  # imports torch
+
+        scheduler_class(str(config.scheduler))
     check_output(config.output_dir, config.resume_from_checkpoint)
     if is_single_file(name):
         with_detector(find_concept(config), config)
@@ -117,7 +123,8 @@ def accept(config: EraseConfig) -> Request:
         if place:
             require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
-    concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config)
+    kind = kind_of(base, class_name(index), config.prediction_type)
+    concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config, kind)
     concept = with_detector(concept, config)
     if config.train_data and not classes:
         raise UserError(
@@ -156,27 +163,39 @@ def prompts(concept: Concept) -> dict[str, list[str]]:
     }
 
 
+def _own_scheduler(base: Path) -> str:
+    """Class of a model's scheduler, as far as its index says it."""
+    told = model_index(base).get("scheduler")
+    return str(told[1]) if isinstance(told, list) else "its own scheduler"
+
+
 def plan(request: Request) -> str:
     """What a run would do, for `--dry_run`: every setting, and the steps that would follow."""
     settings, concept, name = request.settings, request.concept, request.config.pretrained_model_name_or_path
     # What `accept` found for a file that no run has written out yet is the folder of its configuration.
     new = is_single_file(name) and request.base.parent.name != SINGLE_FILES
     base = f"{name}, to be written out as a folder, configured as {request.base}" if new else request.base
-    sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": concept.retain_prompts}
+    scheduler = settings.scheduler if settings.scheduler != OWN_SCHEDULER else _own_scheduler(request.base)
+    processes, real = int(os.environ.get("WORLD_SIZE", "1")), bool(request.config.train_data)
+    stages = row_forwards(concept, settings, scheduler, processes, real_pictures=real)
+    retained = tuple(dict.fromkeys(concept.retain_prompts))
+    sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": retained}
     lines = [
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
         f"base      {base}",
         *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
         f"predicts  {predicted(request.base, settings.prediction_type)}",
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
-        f"draw      {settings.num_forget_images} + {settings.num_retain_images} latents of "
-        f"{settings.num_inference_steps} steps",
+        f"draw      {settings.num_forget_images} + {settings.num_anchor_images} + {settings.num_retain_images} latents "
+        f"(forget, anchor, retain) of {settings.num_inference_steps} steps by {scheduler}, "
+        f"{settings.generation_batch_size} at once",
         f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",
-        f"fine-tune {settings.length}, {GlobalBatch.of(settings, int(os.environ.get('WORLD_SIZE', '1')))}, "
+        f"fine-tune {settings.length}, {GlobalBatch.of(settings, processes)}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
         f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
+        f"work      {in_words(stages)}",
     ]
     if few := few_steps(request.base):
         lines.append(f"note      {few}")

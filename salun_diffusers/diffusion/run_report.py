@@ -101,7 +101,8 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),
         timings=dict(run.clock.seconds),
-        config=recorded(config, settings),
+        # The same scheduler draws both sides; `own` alone does not say which.
+        config={**recorded(config, settings), "drawn_by": before.drawn_by},
         environment={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         command=run.command,
         series=tuple(outcome.history),

@@ -22,11 +22,11 @@ from salun_diffusers.progress import Progress
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws with one model. What it draws depends on prompt, seed, steps and guidance only, and is drawn once.
+    """Draws with one model. What it draws depends on prompt, seed and settings of sampling only, and is drawn once.
 
     Args:
         family: The model.
-        settings: Steps, guidance, batch size and seed.
+        settings: Scheduler, steps, guidance, batch size and seed.
         run: Whose processes share the work.
         kept: Folder where latents are kept; several runs may share it.
         pipeline: SHA-256 of the model's folder.
@@ -49,17 +49,16 @@ class Sampler:
         Raises:
             UserError: If a latent is not finite.
         """
-        precision = str(sampling_dtype(self.run.accelerator))
+        decides = {
+            "pipeline": self.pipeline,
+            "prediction_type": self.settings.prediction_type,
+            "scheduler": self.settings.scheduler,
+            "precision": str(sampling_dtype(self.run.accelerator)),
+            **self.settings.drawn_size,
+        }
         with Progress(title, len(prompts), self.run.main) as bar:
             latents = draw_all(
-                kept_in(
-                    self.kept,
-                    self.family.generate,
-                    pipeline=self.pipeline,
-                    precision=precision,
-                    prediction_type=self.settings.prediction_type,
-                    **self.settings.drawn_size,
-                ),
+                kept_in(self.kept, self.family.generate, **decides),
                 prompts,
                 seeds,
                 how={

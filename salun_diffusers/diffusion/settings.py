@@ -12,6 +12,7 @@ from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, Ob
 from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
+OWN_SCHEDULER = "own"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Numbers:
     num_forget_images: int
     num_anchor_images: int
     num_retain_images: int
+    scheduler: str = OWN_SCHEDULER
     num_inference_steps: int
     guidance_scale: float
     generation_batch_size: int

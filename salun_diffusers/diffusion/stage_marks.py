@@ -76,6 +76,7 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
             prompts=texts,
             count=count,
             seed=settings.seed,
+            scheduler=settings.scheduler,
             steps=settings.num_inference_steps,
             guidance=settings.guidance_scale,
             pictures=sources.pictures.get(name),

@@ -17,21 +17,23 @@ from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
+from salun_diffusers.diffusion.presets.everyday import captions
 from salun_diffusers.diffusion.request import Request, prompts
-from salun_diffusers.diffusion.settings import Settings, recorded
+from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded
 from salun_diffusers.diffusion.sharding import refuse_unshardable
 from salun_diffusers.diffusion.stage_marks import Sources, run_mark, stage_marks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import Detector, make_detector
+from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
 
 
 def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Family:
-    """Load a pipeline folder of the request's kind for a run's device and precision."""
-    return family_of(request.class_name)(
+    """Load a pipeline folder of the request's kind for a run's device and precision, with the scheduler that draws."""
+    family = family_of(request.class_name)(
         folder,
         device=accelerator.device,
         variant=request.config.variant,
@@ -39,6 +41,10 @@ def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Fam
         prediction_type=request.settings.prediction_type,
         resolution=request.settings.resolution,
     )
+    if request.settings.scheduler != OWN_SCHEDULER:
+        replace_scheduler(family.pipe, request.settings.scheduler)
+        require_steps(family.pipe, request.settings.num_inference_steps)
+    return family
 
 
 @contextmanager
@@ -156,9 +162,9 @@ def _note_kind(request: Request) -> None:
 
 
 def _warn_of_cut_words(family: Family, request: Request) -> None:
-    """Say which words of the prompts lie beyond the tokenizer's limit."""
+    """Say which words of the user's prompts lie beyond the tokenizer's limit."""
     drawn = (prompt for _, prompts, count in request.concept.sets(request.settings) for prompt in prompts[:count])
     for prompt in dict.fromkeys((*drawn, *request.concept.anchor_prompts[: request.settings.num_forget_images])):
-        cut = family.cut_words(prompt)
+        cut = "" if prompt in captions() else family.cut_words(prompt)
         if cut:
             tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")

@@ -97,6 +97,13 @@ def fine_tune(
     All randomness of a step comes from its number, so a run resumed from a checkpoint repeats the draws of an
     uninterrupted one; on a CPU the weights end bit-identical.
 
+    Differs from the official code: the network is in evaluation mode. That of the DDPM trains it
+    (DDPM/runners/diffusion.py), so that student and target each have a dropout of 0.1 and lose a tenth of their
+    conditions, at random.
+
+    Differs from the official code: `max_grad_norm` clips the gradient of the selected weights. That of the DDPM clips
+    the gradient of all, before the mask.
+
     Args:
         run: Processes, precision, accumulation, and the folder of `checkpoint-<step>` and `metrics.jsonl`.
         family: The base model; its denoiser is changed in place.
@@ -188,18 +195,11 @@ def _step(
     progress: float,
 ) -> dict[str, float]:
     """One optimizer step: all its micro-batches, then the update."""
-    family, objective, accumulation = draws.family, draws.objective, settings.gradient_accumulation_steps
-    terms = torch.zeros(3, device=family.device)
+    accumulation = settings.gradient_accumulation_steps
+    terms = torch.zeros(3, device=draws.family.device)
     for micro in range(accumulation):
         with accelerator.accumulate(network), accelerator.autocast():
-            batch, target = draws.next(network)
-            scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)
-            prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
-            loss = objective(prediction * scale, target * scale)
-            weight = batch.weight
-            total = weight * loss.total + objective.penalty(family.denoiser.parameters(), progress)
-            accelerator.backward(total)
-            terms += torch.stack([total, weight * loss.forget, weight * loss.retain]).detach() / accumulation
+            terms += _backward(accelerator, network, draws, settings, progress) / accumulation
             if micro + 1 < accumulation:
                 continue
             # Update weights.
@@ -211,6 +211,20 @@ def _step(
             selected.scatter()
     total, forget, retain = accelerator.reduce(terms, reduction="mean").tolist()
     return {"loss": total, "forget_loss": forget, "retain_loss": retain}
+
+
+def _backward(
+    accelerator: Accelerator, network: nn.Module, draws: Draws, settings: Settings, progress: float
+) -> Tensor:
+    """The gradients of one micro-batch; returns its loss and the two terms, `(3,)`."""
+    family, objective = draws.family, draws.objective
+    batch, target = draws.next(network)
+    scale = spread(error_scale(family, batch.timesteps, settings.snr_power), batch.noised)
+    prediction = family.predict(network, batch.noised, batch.timesteps, batch.conditions)
+    loss, weight = objective(prediction * scale, target * scale), batch.weight
+    total = weight * loss.total + objective.penalty(family.denoiser.parameters(), progress)
+    accelerator.backward(total)
+    return torch.stack([total, weight * loss.forget, weight * loss.retain]).detach()
 
 
 def _diverged(what: str, step: int, folder: Path) -> UserError:

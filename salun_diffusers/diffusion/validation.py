@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from PIL import Image
@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.kept import faces_kept, moved
 from salun_diffusers.diffusion.sampler import Sampler
 from salun_diffusers.evaluation.alignment import PIXEL_BOUNDS, PIXEL_PROTOCOL, ClipScore, pixel_distances
 from salun_diffusers.evaluation.detectors import ClipDetector, Detector, NudityDetector, WithClip
+from salun_diffusers.evaluation.drawing_pipeline import describe_scheduler
 from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
@@ -34,10 +35,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one model: those of the concept's prompts, and those of what must stay."""
+    """Pictures of one model.
+
+    Args:
+        forget: Of the concept's prompts.
+        retain: Of what must stay.
+        drawn_by: Class and settings of the scheduler.
+    """
 
     forget: Samples
     retain: Samples
+    drawn_by: Mapping[str, Any] = field(default_factory=dict)
 
     def sides(self) -> tuple[tuple[Side, Samples], tuple[Side, Samples]]:
         """Both, with their names."""
@@ -55,6 +63,7 @@ def draw_pictures(sampler: Sampler, concept: Concept, when: str) -> Pictures:
     return Pictures(
         draw_samples(sampler, concept.forget_evaluation, f"{when}, forget"),
         draw_samples(sampler, concept.retain_evaluation, f"{when}, retain"),
+        describe_scheduler(sampler.family.pipe),
     )
 
 

@@ -228,7 +228,12 @@ def _take_in(
 def _report_sampling(report: EvaluationReport) -> Sampling:
     """What an erasure's settings say of its pictures; nothing of an unlearnt classifier's."""
     steps, guidance = report.config.get("num_inference_steps"), report.config.get("guidance_scale")
-    known = {"num_inference_steps": steps, "guidance": None if guidance is None else [guidance]}
+    scheduler = report.config.get("drawn_by")
+    known = {
+        "scheduler": scheduler if isinstance(scheduler, dict) and "class" in scheduler else None,
+        "num_inference_steps": steps,
+        "guidance": None if guidance is None else [guidance],
+    }
     return {name: value for name, value in known.items() if value is not None}
 
 

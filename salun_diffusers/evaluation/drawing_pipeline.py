@@ -70,13 +70,18 @@ def load_pipeline(
             raise
         raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {one_line(error, 300)}") from error
     if scheduler:
-        _replace_scheduler(pipe, scheduler)
+        replace_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
     loaded: DiffusionPipeline = pipe
     return loaded
 
 
-def _replace_scheduler(pipe: Any, name: str) -> None:
+def scheduler_class(name: str) -> Any:
+    """A scheduler of diffusers by the name of its class.
+
+    Raises:
+        UserError: If there is none.
+    """
     import diffusers
 
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
@@ -85,6 +90,20 @@ def _replace_scheduler(pipe: Any, name: str) -> None:
             f"--scheduler must be the name of a diffusers class such as DDIMScheduler or LMSDiscreteScheduler, "
             f"got {name!r}."
         )
+    return kind
+
+
+def replace_scheduler(pipe: Any, name: str) -> None:
+    """Let another scheduler draw, with the settings of the pipeline's own: its noise and what its network predicts.
+
+    Args:
+        pipe: A pipeline.
+        name: Of a class of diffusers.
+
+    Raises:
+        UserError: If there is none, or it does not go with the pipeline.
+    """
+    kind = scheduler_class(name)
     own = pipe.scheduler
     try:
         pipe.scheduler = kind.from_config(own.config)

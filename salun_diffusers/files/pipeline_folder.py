@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from salun_diffusers.errors import UserError, one_line
@@ -38,8 +39,7 @@ def locate(
         revision: Hub revision.
         variant: Variant of the weight files.
         cache_dir: The hub's cache.
-        download: Whether weights are fetched from the hub; otherwise only `model_index.json` and the denoiser's
-            configuration are.
+        download: Whether weights are fetched from the hub; otherwise only configurations are.
 
     Raises:
         UserError: If there is no such model; the message says what was tried.
@@ -85,12 +85,15 @@ def _fetch(name: str, **wanted: str | None) -> Path:
 
 def _fetch_descriptions(name: str, revision: str | None, cache_dir: str | None) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     def fetch(file: str) -> Path:
         return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
 
     folder = fetch("model_index.json").parent
     fetch(f"{denoiser_folder(model_index(folder), folder)}/config.json")
+    with suppress(EntryNotFoundError):
+        fetch("scheduler/scheduler_config.json")  # A run's numbers depend on it.
     return folder
 
 

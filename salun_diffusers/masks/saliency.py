@@ -145,6 +145,8 @@ def gradient_saliency(
             at_once = not clipped and (losses is not parts or accumulate == "signed")
             for part in parts:
                 part.backward()  # type: ignore[no-untyped-call]
+                del part  # No graph waits for the next one.
+            del losses, parts
             if clipped:
                 nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
             for name, parameter in parameters.items():

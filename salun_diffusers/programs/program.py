@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -137,3 +138,5 @@ def quieten_libraries() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Where it is installed diffusers imports it, and it remarks on kernels that only quantized networks use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -116,7 +116,7 @@ def test_every_objective_under_any_mask(small_run, tmp_path, objective, mask):
     words = small_run(output_dir=tmp_path / "run", objective=objective, mask=mask, retain_weight=None)
     assert main(words) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["retain_weight"] == (0.0 if objective in ("ascent", "esd") else 0.1)
+    assert config["retain_weight"] == (0.0 if objective in ("ascent", "esd") else 3.0)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     used = {"ascent": "forget_loss", "esd": "forget_loss"}.get(objective, "retain_loss")

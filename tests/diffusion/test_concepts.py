@@ -103,7 +103,7 @@ class TestFindConcept:
         )  # fmt: skip
         assert made.name == "Van Gogh"
         assert made.anchor_prompts == ("a painting", "a painting")
-        assert made.retain_prompts == ("a photo of a square", "a star")
+        assert made.retain_prompts[:4:2] == ("a photo of a square", "a star")
         assert made.detector == "none" and not made.target_labels
 
     def test_prompts_replace_those_of_a_preset(self, retain_file):
@@ -136,6 +136,8 @@ class TestResolve:
     def test_the_papers_recipe_is_the_papers_loop(self):
         settings = resolved(concept="nudity", recipe="paper")
         assert (settings.lr_scheduler, settings.empty_prompt_share) == ("constant", 0)
+        assert (settings.scheduler, settings.num_inference_steps) == ("own", 50)
+        assert (settings.num_anchor_images, settings.retain_weight, settings.snr_power) == (0, 0.1, 0)
         assert resolved(concept="nudity").lr_scheduler == "cosine"
 
     def test_a_flag_replaces_the_presets_number(self):

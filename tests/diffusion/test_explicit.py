@@ -65,7 +65,7 @@ def test_retained_pictures_pass_the_detector_too(small_run, tmp_path, monkeypatc
     find = request.find_concept
     labels = frozenset({"part"}) if looks else frozenset()
     monkeypatch.setattr(
-        request, "find_concept", lambda config: dataclasses.replace(find(config), explicit=True, target_labels=labels)
+        request, "find_concept", lambda *given: dataclasses.replace(find(*given), explicit=True, target_labels=labels)
     )
     monkeypatch.setattr(run_report, "blurred", lambda picture: Image.new("RGB", picture.size))
     if looks:

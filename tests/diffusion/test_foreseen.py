@@ -154,7 +154,7 @@ class TestExplicitLatents:
         from salun_diffusers.diffusion import request
 
         find = request.find_concept
-        monkeypatch.setattr(request, "find_concept", lambda config: dataclasses.replace(find(config), explicit=True))
+        monkeypatch.setattr(request, "find_concept", lambda *given: dataclasses.replace(find(*given), explicit=True))
         return lambda **flags: main(small_run(output_dir=tmp_path / "run", **flags))
 
     def test_are_private_while_it_runs_and_gone_when_it_is_done(self, explicit, tmp_path, capsys, monkeypatch):

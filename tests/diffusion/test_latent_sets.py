@@ -148,3 +148,11 @@ def test_anchor_latents_stand_in_for_forget_latents() -> None:
     assert both.latents.flatten().tolist() == [0, 0, 1, 1]
     assert both.prompt_index.tolist() == [0, 1, 1, 0]
     assert (forget + LatentSet.empty(("a box", "a red box"))).latents is forget.latents
+
+
+def test_prompts_that_stand_more_than_once_are_one_row() -> None:
+    latents = torch.arange(4.0).view(4, 1, 1, 1)
+    drawn = LatentSet(latents, torch.tensor([0, 1, 2, 3]), ("a dog", "a cup", "a dog", "a car")).distinct()
+    assert drawn.prompts == ("a dog", "a cup", "a car")
+    assert drawn.prompt_index.tolist() == [0, 1, 0, 2]
+    assert torch.equal(drawn.latents, latents)

@@ -36,7 +36,7 @@ def data(family) -> EraseData:
 
 
 def saliency(family, data, folder, precision="no", method="full", **changes) -> Saliency:
-    parameters = trained_parameters(dict(family.denoiser.named_parameters()), method)
+    parameters = trained_parameters(dict(family.denoiser.named_parameters()), method, family.attention)
     with engine(mixed_precision=precision, gradient_accumulation_steps=1, report_to=None) as accelerator:
         settings = dataclasses.replace(SETTINGS, **changes)
         return forget_saliency(run_in(folder, accelerator), family, parameters, data, settings)
@@ -116,7 +116,7 @@ class TestFineTuning:
     def test_of_cross_attention_has_no_other_gradients(self, family, data, tmp_path, monkeypatch, accumulation):
         """Neither while backward runs nor after it; and gradients of the weights themselves are gone as they come."""
         parameters = dict(family.denoiser.named_parameters())
-        trained = trained_parameters(parameters, "xattn")
+        trained = trained_parameters(parameters, "xattn", family.attention)
         selected = SelectedWeights(parameters, SaliencyMask.full(trained).extended_to(parameters))
         step, got = trainer._step, set()
 

@@ -17,13 +17,15 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.programs.erase import main
 
+LARGE = {"mask_ratio": 0.95, "mask_scope": "per_tensor"}  # More than 4,096 weights of the largest tensor.
 UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
 
 
 def model(decay: float = 0.0, ratio: float = 0.5, **changes):
-    """30,000 weights in one tensor and 300 in another, some of which may move."""
+    """Two tensors of many weights and one of 300, some of which may move."""
     draws = torch.Generator().manual_seed(0)
-    parameters = {name: nn.Parameter(torch.randn(size, generator=draws)) for name, size in (("w", 30_000), ("v", 300))}
+    sizes = {"w": 30_000, "v": 300, "u": 20_001}
+    parameters = {name: nn.Parameter(torch.randn(size, generator=draws)) for name, size in sizes.items()}
     mask = SaliencyMask.random(parameters, ratio, draws)
     selected = SelectedWeights(parameters, mask)
     settings = tiny_settings(learning_rate=1e-2, adam_weight_decay=decay, **{"use_8bit_adam": True, **changes})
@@ -61,10 +63,11 @@ def test_two_bytes_a_weight():
     tensors, _ = optimizer_state(optimizer)
     sizes = {
         index: sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith(f"{index}."))
-        for index in (0, 1)
+        for index in (0, 1, 2)
     }
-    large, small = (int(mask[name].sum()) for name in ("w", "v"))
-    assert sizes == {0: 2 * (large + 4 * -(-large // 256) + 4 * 256), 1: 8 * small}
+    first, small, second = (int(mask[name].sum()) for name in ("w", "v", "u"))
+    large = {index: 2 * (count + 4 * -(-count // 256) + 4 * 256) for index, count in ((0, first), (2, second))}
+    assert sizes == large | {1: 8 * small}
 
 
 def test_goes_on_from_a_checkpoint_to_the_bit(tmp_path):
@@ -85,8 +88,16 @@ def test_goes_on_from_a_checkpoint_to_the_bit(tmp_path):
 @pytest.fixture(scope="module")
 def whole(small_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert main(small_run(output_dir=folder, use_8bit_adam=True, checkpointing_steps=2)) == 0
+    assert main(small_run(**LARGE, output_dir=folder, use_8bit_adam=True, checkpointing_steps=2)) == 0
     return folder
+
+
+def test_a_run_has_moments_of_8_bits(whole):
+    tensors, _ = load_state(whole / "checkpoint-2")
+    assert {tensor.dtype for name, tensor in tensors.items() if name.endswith(".state1")} == {
+        torch.uint8,
+        torch.float32,
+    }
 
 
 class TestARun:
@@ -95,13 +106,13 @@ class TestARun:
         shutil.rmtree(folder / "pipeline")
         (folder / UNET).parent.mkdir(parents=True)
         words = small_run(
-            output_dir=folder, use_8bit_adam=True, checkpointing_steps=2, resume_from_checkpoint="checkpoint-2"
+            **LARGE, output_dir=folder, use_8bit_adam=True, checkpointing_steps=2, resume_from_checkpoint="checkpoint-2"
         )
         assert main(words) == 0
         assert (folder / UNET).read_bytes() == (whole / UNET).read_bytes()
 
     def test_differs_from_32_bits_in_what_may_move_only(self, small_run, whole, tmp_path):
-        assert main(small_run(output_dir=tmp_path / "run")) == 0
+        assert main(small_run(**LARGE, output_dir=tmp_path / "run")) == 0
         ours, plain = (load_file(folder / UNET) for folder in (whole, tmp_path / "run"))
         mask = SaliencyMask.load(whole / "mask.safetensors")
         assert mask == SaliencyMask.load(tmp_path / "run" / "mask.safetensors")
@@ -112,16 +123,16 @@ class TestARun:
         """It is refused by name; with `latest` fine-tuning begins anew, and ends as if it had not been there."""
         folder = shutil.copytree(whole, tmp_path / "run")
         shutil.rmtree(folder / "pipeline")
-        assert main(small_run(output_dir=folder, resume_from_checkpoint="checkpoint-2")) == 2
+        assert main(small_run(**LARGE, output_dir=folder, resume_from_checkpoint="checkpoint-2")) == 2
         assert "of a training with other settings" in capsys.readouterr().err
-        assert main(small_run(output_dir=folder, resume_from_checkpoint="latest")) == 0
+        assert main(small_run(**LARGE, output_dir=folder, resume_from_checkpoint="latest")) == 0
         assert "it begins anew" in capsys.readouterr().err
-        assert main(small_run(output_dir=tmp_path / "fresh")) == 0
+        assert main(small_run(**LARGE, output_dir=tmp_path / "fresh")) == 0
         assert (folder / UNET).read_bytes() == (tmp_path / "fresh" / UNET).read_bytes()
 
     def test_a_finished_run_is_not_redone_for_it(self, small_run, whole, tmp_path, capsys):
         folder = shutil.copytree(whole, tmp_path / "run")
-        assert main(small_run(output_dir=folder, resume_from_checkpoint="latest")) == 0
+        assert main(small_run(**LARGE, output_dir=folder, resume_from_checkpoint="latest")) == 0
         assert "fine-tuning" not in capsys.readouterr().err
         assert (folder / UNET).read_bytes() == (whole / UNET).read_bytes()
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from salun_diffusers import EraseConfig, erase
+from salun_diffusers.diffusion.presets.everyday import beside, everyday
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import compare
 from salun_diffusers.programs.erase import main
@@ -90,10 +91,11 @@ class TestOutputs:
 
     def test_config_is_resolved(self, finished):
         config = json.loads((finished() / "config.json").read_text())
+        seen, _ = everyday("disc", ["a photo of a circle"], ["a photo of a heart"])
         assert config["concept_prompts"] == {
             "forget": ["a photo of a circle"],
             "anchor": ["a photo of a heart"],
-            "retain": ["a photo of a square", "a star"],
+            "retain": [*beside(("a photo of a square", "a star"), seen)],
         }
         assert (config["lr_scheduler"], config["empty_prompt_share"], config["saliency_guidance"]) == (
             "cosine",
@@ -136,8 +138,8 @@ class TestOutputs:
             EraseConfig(
                 concept="disc", forget_prompt=("a photo of a circle",), anchor_prompt=("a photo of a heart",),
                 retain_prompts=str(retain_file), pretrained_model_name_or_path=str(tiny_pipeline),
-                num_forget_images=6, num_retain_images=5, num_inference_steps=2, guidance_scale=2,
-                generation_batch_size=4, saliency_batch_size=4, train_batch_size=2, max_train_steps=4,
+                num_forget_images=6, num_anchor_images=0, num_retain_images=5, scheduler="own", num_inference_steps=2,
+                guidance_scale=2, generation_batch_size=4, saliency_batch_size=4, train_batch_size=2, max_train_steps=4,
                 learning_rate=1e-3, num_validation_images=2, retain_weight=1,
             )
         )  # fmt: skip

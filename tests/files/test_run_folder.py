@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import salun_diffusers
 from salun_diffusers import EraseConfig
+from salun_diffusers.diffusion.presets.everyday import beside, everyday
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import RunFolder, check_output, fingerprint, identity_of, open_run
 from salun_diffusers.masks.mask import SaliencyMask
@@ -167,7 +168,8 @@ def finished(tiny_pipeline, tmp_path_factory):
     patch.chdir(place)
     (place / "retain.txt").write_text("a photo of a square\na star\n")
     words = (
-        "--concept disc --anchor_prompt heart --retain_prompts retain.txt --num_forget_images 4 --num_retain_images 4 "
+        "--concept disc --anchor_prompt heart --retain_prompts retain.txt --num_forget_images 4 "
+        "--num_anchor_images 0 --num_retain_images 4 "
         "--num_inference_steps 2 --max_train_steps 3 --learning_rate 1e-3 --num_validation_images 2 --forget_prompt"
     )
     code = main([*words.split(), "a circle", "--pretrained_model_name_or_path", str(tiny_pipeline)])
@@ -217,9 +219,11 @@ class TestFinishedRun:
     def test_records_itself(self, finished):
         config = json.loads((finished / "config.json").read_text())
         assert config["concept_prompts"] == {
-            "forget": ["a circle"], "anchor": ["heart"], "retain": ["a photo of a square", "a star"],
-        }  # fmt: skip
-        assert config["learning_rate"] == 1e-3 and config["retain_weight"] == 0.1
+            "forget": ["a circle"],
+            "anchor": ["heart"],
+            "retain": [*beside(("a photo of a square", "a star"), everyday("disc", ["a circle"], ["heart"])[0])],
+        }
+        assert config["learning_rate"] == 1e-3 and config["retain_weight"] == 3
         rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2, 3]
         report = json.loads((finished / "report.json").read_text())
@@ -231,7 +235,12 @@ class TestDryRun:
         assert main(small_run(dry_run=True)) == 0
         out, err = capsys.readouterr()
         assert err == ""
-        for words in ('"learning_rate": 0.001', "'a photo of a circle'", "draw      6 + 5 latents", "detector none"):
+        for words in (
+            '"learning_rate": 0.001',
+            "'a photo of a circle'",
+            "draw      6 + 0 + 5 latents",
+            "detector none",
+        ):
             assert words in out
         assert [*tmp_path.iterdir()] == []
 
@@ -253,7 +262,8 @@ class TestPython:
         result = salun_diffusers.erase(
             EraseConfig(
                 concept="disc", forget_prompt=("a photo of a circle",), anchor_prompt=("a heart",),
-                retain_prompts=str(retain_file), pretrained_model_name_or_path=str(tiny_pipeline), num_forget_images=2,
+                retain_prompts=str(retain_file), pretrained_model_name_or_path=str(tiny_pipeline),
+                num_forget_images=2, num_anchor_images=0,
                 num_retain_images=2, num_inference_steps=1, max_train_steps=1, num_validation_images=1, mask="random",
             )
         )  # fmt: skip

@@ -21,6 +21,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.files import single_file
 from salun_diffusers.files.loading import dtype_argument
 from salun_diffusers.files.single_file import find_model
+from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs import generate, verify
 from salun_diffusers.programs.erase import main
 
@@ -154,6 +155,7 @@ class TestErasing:
         run = tmp_path / "run"
         assert main(small_run(output_dir=run, max_train_steps=2, **words)) == 0
         KINDS[kind].from_pretrained(run / "pipeline", local_files_only=True, **FP32)
+        assert SaliencyMask.load(run / "mask.safetensors").recipe["base"] == files[kind].name
         assert verify.main([str(files[kind]), str(run / "pipeline"), "--mask", str(run / "mask.safetensors")]) == 0
 
     def test_the_plan_writes_nothing(self, files, configurations, small_run, capsys, tmp_path, empty_folder):

@@ -49,7 +49,18 @@ class TestConcept:
         refused("at least one forget prompt", "--forget_prompt", forget_prompt=None)
 
     def test_missing_retain_prompts(self, refused):
-        refused("at least one retain prompt", "--retain_prompts FILE", retain_prompts=None)
+        """The embedded model knows no everyday captions."""
+        name = {"pretrained_model_name_or_path": "demo", "retain_prompts": None}
+        refused("at least one retain prompt", "--retain_prompts FILE", **name)
+
+    @pytest.mark.parametrize("dry_run", [True, None])
+    @pytest.mark.parametrize("name", ["DPMSolver", "EulerScheduler", "Scheduler", "os"])
+    def test_schedulers_that_diffusers_does_not_have(self, refused, name, dry_run):
+        refused("--scheduler must be the name of a diffusers class", f"got {name!r}", scheduler=name, dry_run=dry_run)
+
+    def test_a_scheduler_that_does_not_fit(self, refused):
+        refused("FlowMatchEulerDiscreteScheduler does not go with", "DPMSolverMultistepScheduler",
+                scheduler="FlowMatchEulerDiscreteScheduler")  # fmt: skip
 
     def test_blank_forget_prompt(self, refused):
         refused("A forget prompt is empty", forget_prompt=" ")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import build_ddpm, build_pipeline, in_hub_cache
 
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import unreadable_parts
 from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.programs.erase import main
@@ -135,15 +136,20 @@ class TestLocate:
         assert {"unet", "vae", "text_encoder"} <= found and not [*folder.rglob("*.bin")]
         assert unreadable_parts(folder) == ["safety_checker"]
 
-    def test_a_checkpoint_in_one_file_is_told_the_way_out(self, tmp_path, capsys, monkeypatch):
-        """Deep in a folder, and by a name that looks like a hub id."""
+    def test_a_damaged_checkpoint_in_one_file(self, tmp_path, capsys, monkeypatch):
+        """Deep in a folder, and by a name that looks like a hub id: it is a file, and nothing is asked of the hub."""
         monkeypatch.chdir(tmp_path)
         Path("models").mkdir()
         for name in (tmp_path / "models" / "v1-5-pruned.safetensors", Path("models/v1-5-pruned.safetensors")):
             name.touch()
             assert main(["--concept", "circle", "--pretrained_model_name_or_path", str(name)]) == 2
             err = capsys.readouterr().err
-            assert f"{name} is a file" in err and "from_single_file" in err and err.count("\n") == 1
+            assert f"{name} is damaged or no safetensors file" in err and err.count("\n") == 1
+
+    def test_an_erased_pipeline_is_a_folder(self, tmp_path):
+        (tmp_path / "erased.safetensors").touch()
+        with pytest.raises(UserError, match=r"erased\.safetensors is a file.*from_single_file"):
+            locate(str(tmp_path / "erased.safetensors"))
 
     def test_a_dry_run_knows_the_size_of_a_models_pictures(self, tmp_path, monkeypatch, capsys):
         """It decides the settings; weights are not fetched for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -29,9 +29,11 @@ class TextToLatents(Protocol):
 
     Attributes:
         has_empty_prompt: Whether there is an unconditional branch, ∅; a guidance-distilled model has none.
+        pipe: The pipeline that draws; its scheduler may be another one than the model's, whose noise `Schedule` has.
     """
 
     has_empty_prompt: bool
+    pipe: Any
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """Conditions of the prompts, one row each."""

@@ -1,4 +1,11 @@
-"""Concepts of class-conditional models: to forget a class is to relabel it as another one."""
+"""Concepts of class-conditional models: to forget a class is to relabel it as another one.
+
+Differs from the official code: for the embedded digits `paper` is the objective as published with a weight, sets and a
+length that suit so small a model; CIFAR-10 has the official ones.
+
+Differs from the official code: the sets are drawn by the model, 100 steps of its scheduler, unless `--train_data` gives
+real pictures as there.
+"""
 
 from __future__ import annotations
 

@@ -6,17 +6,25 @@ import dataclasses
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import Recipe
-from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
+from salun_diffusers.diffusion.presets.everyday import beside, everyday
+from salun_diffusers.diffusion.presets.stable_diffusion import SD_1, Kind
 
+NUDITY = "nudity"
 _PEOPLE = ("person", "woman", "man", "young woman", "young man", "couple")
-_PLACES = ("at the beach", "in the street", "dancing")
+_PLACES = ("in the street", "in an office", "playing the guitar")
 _EXPOSED = ("FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED",
             "BUTTOCKS_EXPOSED", "ANUS_EXPOSED")  # fmt: skip
 _PAPER_NUDITY = ("a photo of a nude person", "a photo of a person wearing clothes")
 
 
-def nudity(recipe: Recipe) -> Concept:
-    """Nude people become dressed ones; under the paper's recipe with its two prompts only."""
+def nudity(recipe: Recipe, kind: Kind = SD_1) -> Concept:
+    """Nude people become dressed ones; under the paper's recipe with its two prompts only.
+
+    Args:
+        recipe: Half of what `frozen_teacher` retains are dressed people, the neighbours; the other half are everyday
+            captions.
+        kind: The model.
+    """
     forget, anchor = _PAPER_NUDITY
     forgets: tuple[str, ...] = (forget,)
     anchors: tuple[str, ...] = (anchor,)
@@ -30,15 +38,16 @@ def nudity(recipe: Recipe) -> Concept:
                     (f"{opening} naked {person}", f"{opening} dressed {person}"),
                 ]
         forgets, anchors = (tuple(side) for side in zip(*dict.fromkeys(pairs), strict=True))
-        retains = (
+        # What the base draws for a retained prompt is kept as it is, so none may be of a kind that it draws nudes for:
+        # no statues, nobody at the beach.
+        neighbours = (
             anchor,
             *(f"a photo of a {person} {place}" for person in _PEOPLE for place in _PLACES),
-            "a portrait of a person", "a marble statue", "a person swimming", "a close-up of a face",
-            "a photo of a dog", "a photo of a city", "a bowl of fruit on a table", "a landscape with mountains",
-            "an oil painting of a garden",
+            "a portrait of a person", "a close-up of a face", "a painting of a family at a table",
         )  # fmt: skip
+        retains = beside(neighbours, everyday(NUDITY, forgets, anchors)[0])
     return Concept(
-        name="nudity",
+        name=NUDITY,
         forget_prompts=forgets,
         anchor_prompts=anchors,
         retain_prompts=retains,
@@ -58,5 +67,6 @@ def nudity(recipe: Recipe) -> Concept:
         detector="nudenet",
         explicit=True,
         # Fewer than 16 pictures of a kind decide nothing (reports/verdict.py): 24 of the concept, 32 of people.
-        numbers=dataclasses.replace(STABLE_DIFFUSION[recipe], num_validation_images=8),
+        numbers=dataclasses.replace(kind.numbers(recipe), num_validation_images=8),
+        numbers_of=str(kind),
     )
