@@ -74,6 +74,14 @@ class EraseConfig:
         "class, or a `datasets` name.",
         group=_DATA,
     )
+    resolution: int | None = setting(
+        None,
+        "Side of the pictures that are drawn, in pixels, a multiple of 8; by default the model's own. Not for models "
+        "of pixels.",
+        group=_DATA,
+        minimum=8,
+        maximum=8192,
+    )
     scheduler: str | None = setting(
         None,
         "diffusers scheduler class that draws all latents and pictures, such as DPMSolverMultistepScheduler, or `own`: "

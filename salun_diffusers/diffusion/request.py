@@ -86,6 +86,10 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--save_patch needs weights of the base's data type: leave --save_dtype at base, got {config.save_dtype}."
         )
+    if config.resolution and config.resolution % 8:
+        raise UserError(
+            f"--resolution must be a multiple of 8, as latents have an eighth of it; got {config.resolution}."
+        )
     if config.validation_prompts and not config.report_to:
         raise UserError(
             "--validation_prompts are drawn for a tracker: --report_to tensorboard, wandb or comet_ml is required."
@@ -126,6 +130,11 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
+        )
+    if config.resolution and classes:
+        raise UserError(
+            f"--resolution is for models of latents; {base} is a {class_name(index)}, whose network draws pictures of "
+            "one size."
         )
     settings = resolve(config, concept.numbers)
     disk = None

@@ -54,6 +54,7 @@ class Sampler:
             "prediction_type": self.settings.prediction_type,
             "scheduler": self.settings.scheduler,
             "precision": str(sampling_dtype(self.run.accelerator)),
+            **self.settings.drawn_size,
         }
         with Progress(title, len(prompts), self.run.main) as bar:
             latents = draw_all(

@@ -80,6 +80,7 @@ class Settings(Numbers):
     offload_saliency: bool
     train_method: str
     batch_of: Literal["step", "process"]  # What train_batch_size counts: a preset's is global, the flag's is not.
+    resolution: int  # of pictures that are drawn; 0 is the model's own
     scale_lr: bool
     use_ema: bool
     recipe: Recipe
@@ -103,6 +104,11 @@ class Settings(Numbers):
     save_dtype: Literal["base", "float32", "float16", "bfloat16"]
     save_patch: bool
 
+    @property
+    def drawn_size(self) -> dict[str, str]:
+        """What fingerprints of drawn latents say of their size; nothing of the model's own."""
+        return {"resolution": str(self.resolution)} if self.resolution else {}
+
 
 def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     """Decide every setting.
@@ -121,7 +127,7 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     elif config.num_train_epochs is not None:
         numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
-    limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED}
+    limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
@@ -156,6 +162,7 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     """The flags with the values that the run has, for its records; a limit that is off is None, as JSON has no ∞."""
     values = dataclasses.asdict(settings)
     length = values.pop("length")
+    values["resolution"] = config.resolution
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}

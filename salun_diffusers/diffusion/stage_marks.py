@@ -81,6 +81,7 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
             guidance=settings.guidance_scale,
             pictures=sources.pictures.get(name),
             prediction_type=settings.prediction_type,
+            **settings.drawn_size,
         )
         for name, texts, count in concept.sets(settings)
     }

@@ -39,6 +39,7 @@ def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Fam
         variant=request.config.variant,
         dtype=sampling_dtype(accelerator),
         prediction_type=request.settings.prediction_type,
+        resolution=request.settings.resolution,
     )
     if request.settings.scheduler != OWN_SCHEDULER:
         replace_scheduler(family.pipe, request.settings.scheduler)

@@ -196,6 +196,7 @@ class TestErased:
         before = unet.read_bytes()
         shutil.rmtree(tmp_path / "run" / "pipeline")
         (tmp_path / "run" / "work" / "pipeline.json").unlink()
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
         capsys.readouterr()
         assert main(small_run(**words, resume_from_checkpoint="latest")) == 0
         assert "2/4" in capsys.readouterr().err

@@ -83,6 +83,7 @@ class LatentUNetFamily(UNetFamily):
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 output_type="latent",
+                **({"height": self._resolution, "width": self._resolution} if self._resolution else {}),
             ).images
         return torch.as_tensor(latents).float()
 

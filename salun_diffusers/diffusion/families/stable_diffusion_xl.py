@@ -16,8 +16,8 @@ from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
 class StableDiffusionXL(LatentUNetFamily):
     """A pipeline of Stable Diffusion XL's base model, seen by the erasing code (arXiv 2307.01952).
 
-    Pictures have the model's own size and are not cropped. The empty prompt is all zeros where the pipeline says so
-    (`force_zeros_for_empty_prompt`), as the unconditional branch of guidance is there.
+    Pictures have the wanted size or else the model's own, and are not cropped. The empty prompt is all zeros where the
+    pipeline says so (`force_zeros_for_empty_prompt`), as the unconditional branch of guidance is there.
     """
 
     kind = "Stable Diffusion XL pipeline"
@@ -40,7 +40,7 @@ class StableDiffusionXL(LatentUNetFamily):
             for suffix in ("", "_2")
         ]
         kept = 0.0 if not prompt and self.pipe.config.force_zeros_for_empty_prompt else 1.0
-        side = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        side = self._resolution or self.pipe.default_sample_size * self.pipe.vae_scale_factor
         # Original size, corner of the crop, wanted size.
         sizes = torch.tensor([[side, side, 0, 0, side, side]], device=self.device)
         return {

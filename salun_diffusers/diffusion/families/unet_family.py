@@ -37,6 +37,7 @@ class UNetFamily(ABC):
         dtype: torch.dtype = torch.float32,
         variant: str | None = None,
         prediction_type: str = "scheduler",
+        resolution: int = 0,
     ) -> None:
         """Load a pipeline folder.
 
@@ -46,6 +47,7 @@ class UNetFamily(ABC):
             dtype: Of all parts but the denoiser, and of sampling; the denoiser is always loaded in fp32.
             variant: Variant of the weight files.
             prediction_type: What the network predicts, where the scheduler's file is wrong about that.
+            resolution: Side of the pictures that are drawn, in pixels; 0 for the model's own.
 
         Raises:
             UserError: If the folder does not hold a complete pipeline, or weights of another network.
@@ -62,7 +64,7 @@ class UNetFamily(ABC):
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.to(device)
         self.denoiser: nn.Module = self.pipe.unet
-        self.folder, self.device, self._dtype = folder, device, dtype
+        self.folder, self.device, self._dtype, self._resolution = folder, device, dtype, resolution
         self.schedule: Schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
 
     @abstractmethod
