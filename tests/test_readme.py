@@ -29,7 +29,7 @@ TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path 
 README = TEXTS["README.md"]
 SCRIPTS = ("benchmark_classification", "benchmark_erasure", "erasure_tables", "measure_demo_model",
            "measure_digits_model", "train_demo_model", "train_digits_detector")  # fmt: skip
-LAUNCHER = {"-q": 0, "-m": 0, "--multi_gpu": 0, "--num_processes": 1}
+LAUNCHER = {"-q": 0, "-m": 0, "--multi_gpu": 0, "--num_processes": 1, "--use_fsdp": 0, "--fsdp_version": 1}
 """What `accelerate launch` may be told before the program, and how many words belong to it."""
 
 
