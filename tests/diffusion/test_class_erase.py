@@ -217,7 +217,7 @@ class TestConcept:
         assert main(words) == 0
         plan = capsys.readouterr().out
         assert "numbers   CIFAR-10's of the official code (10 classes of 32 x 32 x 3)" in plan
-        assert "draw      5000 + 45000 latents of 100 steps" in plan and "retain weight 3.072" in plan
+        assert "draw      5000 + 0 + 45000 latents" in plan and "retain weight 3.072" in plan
 
 
 class TestRun:
