@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.presets.stable_diffusion import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_V,
     STABLE_DIFFUSION_XL,
+    STABLE_DIFFUSION_XL_V,
     Kind,
     drawn_at_once,
     kind_of,
@@ -28,7 +29,7 @@ from salun_diffusers.diffusion.trainer import learning_rates
 from salun_diffusers.files import pipeline_folder
 
 SD, XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
-TABLES = [STABLE_DIFFUSION, STABLE_DIFFUSION_V, STABLE_DIFFUSION_XL]
+TABLES = [STABLE_DIFFUSION, STABLE_DIFFUSION_V, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_V]
 
 
 def sum_of_rates(numbers: Numbers) -> float:
@@ -73,7 +74,8 @@ def test_the_frozen_teacher_has_what_it_was_measured_to_need(table: dict[str, Nu
 
 def test_noisy_states_weigh_more_where_the_loss_is_of_noise() -> None:
     powers = [table["frozen_teacher"].snr_power for table in TABLES]
-    assert powers == [shapes.SHAPE["frozen_teacher"].snr_power, 0, shapes.SHAPE["frozen_teacher"].snr_power]
+    demo = shapes.SHAPE["frozen_teacher"].snr_power
+    assert powers == [demo, 0, demo, 0]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,7 @@ class TestKinds:
             ({"prediction": "epsilon"}, SD, SD_1),
             ({"side": 96, "prediction": "v_prediction"}, SD, Kind("v-prediction", 768)),
             ({"side": 128}, XL, Kind("XL", 1024)),
+            ({"side": 128, "prediction": "v_prediction"}, XL, Kind("XL, v-prediction", 1024)),
             ({"side": [64, 96]}, SD, SD_1),
             ({"side": None}, XL, Kind("XL", 1024)),
         ],
@@ -123,7 +126,8 @@ class TestKinds:
     @pytest.mark.parametrize(
         ("kind", "table", "at_once"),
         [(SD_1, STABLE_DIFFUSION, 8), (Kind("v-prediction", 768), STABLE_DIFFUSION_V, 3),
-         (Kind("XL", 1024), STABLE_DIFFUSION_XL, 2)],
+         (Kind("XL", 1024), STABLE_DIFFUSION_XL, 2),
+         (Kind("XL, v-prediction", 1024), STABLE_DIFFUSION_XL_V, 2)],
     )  # fmt: skip
     @pytest.mark.parametrize("recipe", ["frozen_teacher", "paper"])
     def test_have_their_numbers(self, kind: Kind, table: dict, at_once: int, recipe: str) -> None:

@@ -23,7 +23,11 @@ from salun_diffusers.diffusion.config import Recipe
 from salun_diffusers.diffusion.settings import Length, Numbers
 from salun_diffusers.files.json_files import read_object
 
-Tables = Literal["1.x or 2.x", "v-prediction", "XL"]
+Tables = Literal["1.x or 2.x", "v-prediction", "XL", "XL, v-prediction"]
+# By whether it is XL: where it predicts ε, and where it predicts v.
+_TABLES_OF: dict[bool, tuple[Tables, Tables]] = {
+    False: ("1.x or 2.x", "v-prediction"), True: ("XL", "XL, v-prediction")
+}  # fmt: skip
 _XL = "StableDiffusionXLPipeline"
 # Second order and deterministic; diffusers' documentation recommends it for 20 to 25 steps of Stable Diffusion.
 _DPM_SOLVER = "DPMSolverMultistepScheduler"
@@ -105,6 +109,12 @@ STABLE_DIFFUSION_XL: dict[Recipe, Numbers] = {
     ),
 }
 
+# For the reason of 2.x.
+STABLE_DIFFUSION_XL_V: dict[Recipe, Numbers] = {
+    "paper": _PAPER,
+    "frozen_teacher": dataclasses.replace(STABLE_DIFFUSION_XL["frozen_teacher"], snr_power=0.0),
+}
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -121,7 +131,8 @@ class Kind:
     def numbers(self, recipe: Recipe) -> Numbers:
         """The numbers of a recipe."""
         tables: dict[Tables, dict[Recipe, Numbers]] = {
-            "1.x or 2.x": STABLE_DIFFUSION, "v-prediction": STABLE_DIFFUSION_V, "XL": STABLE_DIFFUSION_XL
+            "1.x or 2.x": STABLE_DIFFUSION, "v-prediction": STABLE_DIFFUSION_V,
+            "XL": STABLE_DIFFUSION_XL, "XL, v-prediction": STABLE_DIFFUSION_XL_V,
         }  # fmt: skip
         return dataclasses.replace(tables[self.tables][recipe], generation_batch_size=drawn_at_once(self.resolution))
 
@@ -160,9 +171,8 @@ def kind_of(folder: Path, pipeline_class: str, prediction_type: str = "scheduler
     if not isinstance(side, int) or side < 1:
         side = 128 if large else 64
     told = scheduler.get("prediction_type") if prediction_type == "scheduler" else prediction_type
-    predicts_v = told == "v_prediction"
-    tables: Tables = "XL" if large else "v-prediction" if predicts_v else "1.x or 2.x"
-    return Kind(tables, _LATENT * side)
+    of_epsilon, of_v = _TABLES_OF[large]
+    return Kind(of_v if told == "v_prediction" else of_epsilon, _LATENT * side)
 
 
 def _configuration(file: Path) -> Mapping[str, Any]:
