@@ -79,7 +79,7 @@ class TestShares:
         (whole,) = (draws.batch(share) for share in GlobalBatch(7, 1, 1).shares([2], 0))
         cuts = [draws.batch(share) for rank in range(3) for share in GlobalBatch(7, 3, 1).shares([2], rank)]
         assert [len(cut.noised) for cut in cuts] == [4, 4, 6]
-        for name in ("noised", "timesteps", "noise"):
+        for name in ("noised", "timesteps", "truth"):
             halves = zip(*(getattr(cut, name).chunk(2) for cut in cuts), strict=True)
             assert torch.equal(torch.cat([torch.cat(half) for half in halves]), getattr(whole, name))
         for name in ("conditions", "anchor_conditions"):
