@@ -1,0 +1,128 @@
+"""A model as its configurations describe it: networks of the right shapes, whose weights nobody has.
+
+Made within `memory_account.imagined`, they take no memory; what a run would need is counted on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import Tensor, nn
+
+from salun_diffusers.diffusion.families.family import Conditions, Family
+from salun_diffusers.diffusion.families.known import family_of
+from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
+from salun_diffusers.diffusion.memory_account import GPU
+from salun_diffusers.errors import UserError, one_line
+from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.pipeline_folder import class_name, model_index
+
+TOKENS = 77
+"""Text states of CLIP for one prompt."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The configurations of a pipeline's parts.
+
+    Args:
+        pipeline: Class of the pipeline.
+        parts: By name of the part: its class, and its configuration as its `config.json` has it.
+    """
+
+    pipeline: str
+    parts: Mapping[str, tuple[str, Mapping[str, Any]]]
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelShape:
+        """What the configurations in a pipeline folder say.
+
+        Raises:
+            UserError: If the denoiser has none.
+        """
+        index = model_index(folder)
+        parts = {}
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            file = folder / name / "config.json"
+            entry = index.get(name)
+            if isinstance(entry, list) and entry[1] and file.is_file():
+                parts[name] = (str(entry[1]), read_object(file, constants=float))
+        if "unet" not in parts:
+            raise UserError(f"{folder} has no unet/config.json, so nothing is known of the size of its network.")
+        return cls(class_name(index), parts)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the denoiser sees."""
+        config = self.parts["unet"][1]
+        side = config.get("sample_size") or 64
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        return int(config.get("in_channels", 4)), int(height), int(width)
+
+    def denoiser_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the denoiser's tensors by name."""
+        return {name: tensor.shape for name, tensor in self._network("unet", torch.float32).named_parameters()}
+
+    def family(self, sampling: torch.dtype) -> Family:
+        """The family of the pipeline with imagined networks: on the imagined GPU, the denoiser in fp32 in eval mode.
+
+        Args:
+            sampling: Type of all parts but the denoiser.
+
+        Raises:
+            UserError: If no family handles the pipeline, or a configuration describes no network.
+        """
+        kind: Any = family_of(self.pipeline)
+        family = object.__new__(kind)  # Its __init__ loads a folder.
+        parts = {name: self._network(name, torch.float32 if name == "unet" else sampling) for name in self.parts}
+        family.pipe = SimpleNamespace(**parts, config=SimpleNamespace())
+        family.denoiser, family.device, family.folder, family._dtype = parts["unet"], GPU, Path(self.pipeline), sampling
+        # Which noise it is costs no memory.
+        family.noise_schedule = NoiseSchedule(diffusers.DDPMScheduler(), Path(self.pipeline), GPU)
+        family.num_train_timesteps = 1000
+        made: Family = family
+        return made
+
+    def conditions(self, rows: int) -> Conditions:
+        """Conditions of some prompts, on the imagined GPU."""
+        _, config = self.parts["unet"]
+        if config.get("num_class_embeds"):
+            return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=GPU)}
+        found: dict[str, Tensor] = {
+            "encoder_hidden_states": torch.zeros(rows, TOKENS, int(config["cross_attention_dim"]), device=GPU)
+        }
+        if config.get("addition_embed_type") == "text_time":
+            sizes = 6
+            pooled = config["projection_class_embeddings_input_dim"] - sizes * config["addition_time_embed_dim"]
+            found["text_embeds"] = torch.zeros(rows, pooled, device=GPU)
+            found["time_ids"] = torch.zeros(rows, sizes, device=GPU)
+        return found
+
+    def _network(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """One part without weights, in eval mode."""
+        class_, config = self.parts[name]
+        library: Any = diffusers if hasattr(diffusers, class_) else transformers
+        kind = getattr(library, class_, None)
+        if kind is None:
+            raise UserError(f"{self.pipeline} has a {name} of class {class_}, which is not known here.")
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(dtype)  # Imagined tensors that are counted cannot be turned to another afterwards.
+            with torch.device(GPU):
+                if library is diffusers:
+                    network = kind.from_config(dict(config))
+                else:
+                    network = kind(kind.config_class.from_dict(dict(config)))
+        except Exception as error:  # A configuration can be wrong in any way.
+            raise UserError(f"The configuration of {name} describes no network: {one_line(error, 160)}.") from error
+        finally:
+            torch.set_default_dtype(before)
+        evaluated: nn.Module = network.eval()
+        return evaluated

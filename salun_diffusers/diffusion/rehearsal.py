@@ -1,0 +1,136 @@
+"""A rehearsal of a run: one batch of its saliency pass and one step of its training, at their sizes, on blank latents.
+
+The run's own code does the work. Afterwards every weight is what it was, bit for bit, and the optimizer is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
+
+from salun_diffusers.diffusion.baselines import make_objective
+from salun_diffusers.diffusion.batches import Draws
+from salun_diffusers.diffusion.families.family import Conditions, Family
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
+from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
+from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.stage_marks import StageMarks
+from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.optimizer import make_optimizer
+from salun_diffusers.diffusion.trainer import _step
+from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.packed_bits import bytes_for
+from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.progress import Clock
+
+
+class QuietRun(Run):
+    """A run without a folder, that shows and writes nothing."""
+
+    @classmethod
+    def of(cls, accelerator: Any) -> QuietRun:
+        """A rehearsal on the processes of an accelerator."""
+        return cls(accelerator, RunFolder(Path("rehearsal")), Clock({}), "", StageMarks("", {}, "", "", ""), "")
+
+    @property
+    def main(self) -> bool:
+        """No process shows anything."""
+        return False
+
+
+def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditions) -> EraseData:
+    """As many blank latents as the rehearsed batches take.
+
+    Args:
+        settings: Of the run.
+        latent: Shape of one.
+        conditions: Of any prompt, one row.
+    """
+
+    def blank(count: int) -> LatentSet:
+        return LatentSet(torch.zeros(count, *latent), torch.zeros(count, dtype=torch.int64), ("",))
+
+    trained = blank(settings.train_batch_size)
+    return EraseData(
+        forget=blank(settings.saliency_batch_size), retain=trained, anchor=trained, forget_conditions=conditions,
+        anchor_conditions=conditions, retain_conditions=conditions, empty=conditions,
+    )  # fmt: skip
+
+
+def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings) -> SaliencyMask:
+    """A mask that selects as many weights of every tensor as the ratio says, the first ones; or the user's own mask.
+
+    Args:
+        shapes: Of the denoiser's tensors by name.
+        settings: Of the run.
+    """
+    if settings.mask not in MADE_MASKS:
+        return SaliencyMask.load(Path(settings.mask)).extended_to({name: tuple(size) for name, size in shapes.items()})
+    trained = set(trained_names(shapes, settings.train_method))
+    ratio = 1.0 if settings.mask == "full" else settings.mask_ratio
+    packed = {}
+    for name, shape in shapes.items():
+        bits = torch.zeros(bytes_for(shape.numel()), dtype=torch.uint8)
+        whole, rest = divmod(int(ratio * shape.numel()) if name in trained else 0, 8)
+        bits[:whole] = 255
+        if rest:
+            bits[whole] = 2**rest - 1
+        packed[name] = bits
+    return SaliencyMask(packed, shapes, {"kind": "rehearsal"})
+
+
+def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Settings) -> None:
+    """One batch of the saliency pass."""
+    trained = trained_parameters(dict(family.denoiser.named_parameters()), settings.train_method)
+    forget_saliency(run, family, trained, data, settings)
+
+
+@contextmanager
+def rehearsed_training(
+    run: Run, family: Family, mask: SaliencyMask, data: EraseData, settings: Settings
+) -> Iterator[tuple[Callable[[], None], torch.optim.Optimizer]]:
+    """Training set up as a run does it; afterwards the weights are what they were.
+
+    Of a step that accumulates, two micro-batches are enough to see its memory.
+
+    Args:
+        run: Processes and precision.
+        family: The base model.
+        mask: As large as the run's.
+        data: Blank.
+        settings: Of the run.
+
+    Yields:
+        What takes a step, and the optimizer.
+    """
+    micro = min(settings.gradient_accumulation_steps, 2)
+    settings = dataclasses.replace(settings, gradient_accumulation_steps=micro)
+    accelerator, objective = run.accelerator, make_objective(settings)
+    selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
+    # On the host, where a GPU is short of memory; a tensor that is selected whole is no copy, but the weights.
+    before = {name: leaf.to("cpu", copy=True) for name, leaf in selected.state().items()}
+    stepper = make_optimizer(selected, settings)
+    alone = accelerator.distributed_type == DistributedType.NO
+    network = family.denoiser if alone else DistributedDataParallel(family.denoiser)
+
+    def step() -> None:
+        draws = Draws(family, data, objective, settings, range(micro))
+        if objective.teacher == "base":
+            draws.compute_targets(run)
+        _step(accelerator, network, selected, stepper, draws, settings, progress=0.0)
+
+    try:
+        with selected.in_training(gather_as_they_come=alone):
+            yield step, stepper
+    finally:
+        selected.load(before)
+        accelerator.step = 0  # Of micro-batches, which accumulation counts.

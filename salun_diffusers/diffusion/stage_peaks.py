@@ -1,0 +1,152 @@
+"""The most memory that each stage of a run takes, counted on imagined tensors while the run's own code works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.latent_sets import EraseData
+from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
+from salun_diffusers.diffusion.model_shape import ModelShape
+from salun_diffusers.diffusion.rehearsal import (
+    QuietRun,
+    blank_data,
+    mask_of_size,
+    rehearse_saliency,
+    rehearsed_training,
+)
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.masks.mask import SaliencyMask
+
+Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class StagePeaks:
+    """Bytes on the GPU, without its context and the workspaces of its libraries.
+
+    Args:
+        drawing: Peak while latents are drawn.
+        decoding: Peak while latents become pictures.
+        saliency: Peak of the saliency pass; 0 where the mask is not made of it.
+        training: Peak of an optimizer step.
+        static: What training holds through the whole of a step: weights, leaves, where they lie, the optimizer's state
+            and gradients; the rest of its peak are activations.
+    """
+
+    drawing: int
+    decoding: int
+    saliency: int
+    training: int
+    static: int
+
+    @property
+    def most(self) -> int:
+        """The peak of the run."""
+        return max(self.drawing, self.decoding, self.saliency, self.training)
+
+
+def stage_peaks(shape: ModelShape, settings: Settings, precision: Precision) -> StagePeaks:
+    """Count what the stages of a run would take on a GPU, in a few seconds.
+
+    Args:
+        shape: The model.
+        settings: Of the run.
+        precision: Of the run, as accelerate names it.
+    """
+    sampling = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    # Real bits: how much is gathered depends on how many are set.
+    mask = mask_of_size(shape.denoiser_shapes(), settings)
+    run = QuietRun.of(_OneProcess(precision))
+    with imagined() as count:
+        family = shape.family(sampling)
+        drawing, decoding = _drawing(family, shape, settings, count)
+        family.release_encoders()
+        data = blank_data(settings, shape.latent_shape, shape.conditions(1))
+        count.restart()
+        if settings.mask == "saliency":
+            rehearse_saliency(run, family, data, settings)
+        saliency = count.peak
+        training, static = _training(run, family, mask, data, settings, count)
+    return StagePeaks(drawing, decoding, saliency, training, static)
+
+
+def _drawing(family: Family, shape: ModelShape, settings: Settings, count: LiveBytes) -> tuple[int, int]:
+    """Peaks of one pass of the denoiser with guidance, and of decoding what it drew."""
+    rows = settings.generation_batch_size
+    guided = rows if settings.guidance_scale == 0 else 2 * rows
+    count.restart()
+    with torch.no_grad(), _autocast(family._dtype):  # type: ignore[attr-defined]
+        noised, timesteps = torch.zeros(guided, *shape.latent_shape, device=GPU), torch.zeros(guided, device=GPU)
+        family.predict(family.denoiser, noised, timesteps, shape.conditions(guided))
+    drawing = count.peak
+    count.restart()
+    vae = getattr(family.pipe, "vae", None)  # type: ignore[attr-defined]
+    if vae is not None:
+        with torch.no_grad():
+            vae.decode(torch.zeros(rows, *shape.latent_shape, device=GPU, dtype=vae.dtype))
+    return drawing, count.peak
+
+
+def _training(
+    run: QuietRun, family: Family, mask: SaliencyMask, data: EraseData, settings: Settings, count: LiveBytes
+) -> tuple[int, int]:
+    """Peak of a step, and what is there right before the update of the weights."""
+    static: list[int] = []
+    with rehearsed_training(run, family, mask, data, settings) as (step, stepper):
+        if settings.gradient_checkpointing:
+            family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        for group in stepper.param_groups:
+            group["fused"] = group["foreach"] = False  # Kernels for real tensors; these take one tensor at a time, too.
+            for leaf in group["params"]:
+                leaf.grad = torch.zeros_like(leaf)
+        stepper.step()  # Makes its state.
+        stepper.zero_grad()
+        stepper.register_step_pre_hook(lambda *_: static.append(count.live))
+        count.restart()
+        step()
+        return count.peak, static[0]
+
+
+def _autocast(dtype: torch.dtype) -> torch.autocast:
+    """Autocast of imagined tensors; see `memory_account`."""
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+
+class _OneProcess:
+    """What the stages ask of accelerate, for imagined tensors of one process."""
+
+    num_processes, process_index, is_main_process, step = 1, 0, True, 0
+    distributed_type, scaler, device = DistributedType.NO, None, GPU
+
+    def __init__(self, precision: Precision) -> None:
+        self.mixed_precision = precision
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the run."""
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        return _autocast(half.get(self.mixed_precision, torch.float32))
+
+    @contextmanager
+    def accumulate(self, _: nn.Module) -> Iterator[None]:
+        """Nothing to hold back."""
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def clip_grad_norm_(self, weights: list[Tensor], limit: float) -> None:
+        """As accelerate does."""
+        nn.utils.clip_grad_norm_(weights, limit)
+
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:
+        """There is one summand."""
+        return tensor
