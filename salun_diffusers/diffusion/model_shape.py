@@ -24,10 +24,6 @@ from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pipeline_folder import class_name, model_index
 
-TOKENS = 77
-"""Text states of CLIP for one prompt."""
-
-
 @dataclass(frozen=True)
 class ModelShape:
     """The configurations of a pipeline's parts.
@@ -96,7 +92,7 @@ class ModelShape:
         if config.get("num_class_embeds"):
             return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=GPU)}
         found: dict[str, Tensor] = {
-            "encoder_hidden_states": torch.zeros(rows, TOKENS, int(config["cross_attention_dim"]), device=GPU)
+            "encoder_hidden_states": torch.zeros(rows, self._tokens, int(config["cross_attention_dim"]), device=GPU)
         }
         if config.get("addition_embed_type") == "text_time":
             sizes = 6
@@ -104,6 +100,12 @@ class ModelShape:
             found["text_embeds"] = torch.zeros(rows, pooled, device=GPU)
             found["time_ids"] = torch.zeros(rows, sizes, device=GPU)
         return found
+
+    @property
+    def _tokens(self) -> int:
+        """Text states of one prompt."""
+        _, config = self.parts.get("text_encoder", ("", {}))
+        return int(config.get("max_position_embeddings", 77))
 
     def _network(self, name: str, dtype: torch.dtype) -> nn.Module:
         """One part without weights, in eval mode."""
