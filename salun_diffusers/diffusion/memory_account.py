@@ -45,16 +45,16 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self._device_type, self._looking = device_type, True
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}  # By storage; 0 for those of the host.
 
     @contextmanager
     def looking_away(self) -> Iterator[None]:
-        """What is made within the block takes no bytes, neither now nor later."""
-        self._looking = False
+        """What is made within the block takes no bytes, neither now nor later, nor what is made of it alone."""
+        before, self._looking = self._looking, False
         try:
             yield
         finally:
-            self._looking = True
+            self._looking = before
 
     def restart(self) -> None:
         """Begin a new peak."""
@@ -81,8 +81,17 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         """Carry out an operation, and count what it made."""
         made = operation(*args, **(kwargs or {}))
-        self.watch(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
+        away = ExitStack()
+        if self._of_the_host(args):
+            away.enter_context(self.looking_away())
+        with away:
+            self.watch(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
         return made
+
+    def _of_the_host(self, args: Any) -> bool:
+        """Whether all imagined tensors among some arguments are."""
+        mine = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.device.type == GPU.type]
+        return bool(mine) and all(self._sizes.get(leaf.untyped_storage()._cdata) == 0 and leaf.numel() for leaf in mine)
 
 
 class _WithoutValues(TorchDispatchMode):

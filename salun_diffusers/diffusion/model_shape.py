@@ -19,10 +19,22 @@ from torch import Tensor, nn
 from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
+from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.memory_account import GPU
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pipeline_folder import class_name, model_index
+
+class _WithAddedConditions(StableDiffusion):
+    """Stable Diffusion XL, as far as memory is concerned."""
+
+    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """ε_θ(x_t, c)."""
+        beside = dict(conditions)
+        states = beside.pop("encoder_hidden_states")
+        answer: Tensor = denoiser(noised, timesteps, encoder_hidden_states=states, added_cond_kwargs=beside).sample
+        return answer.float()
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -75,10 +87,12 @@ class ModelShape:
         Raises:
             UserError: If no family handles the pipeline, or a configuration describes no network.
         """
-        kind: Any = family_of(self.pipeline)
+        xl = self.parts["unet"][1].get("addition_embed_type") == "text_time"
+        kind: Any = _WithAddedConditions if xl else family_of(self.pipeline)
         family = object.__new__(kind)  # Its __init__ loads a folder.
         parts = {name: self._network(name, torch.float32 if name == "unet" else sampling) for name in self.parts}
-        family.pipe = SimpleNamespace(**parts, config=SimpleNamespace())
+        pictures = SimpleNamespace(postprocess=lambda *_, **__: [])  # Nobody can look at them.
+        family.pipe = SimpleNamespace(**parts, image_processor=pictures, numpy_to_pil=lambda *_: [])
         family.denoiser, family.device, family.folder, family._dtype = parts["unet"], GPU, Path(self.pipeline), sampling
         # Which noise it is costs no memory.
         family.noise_schedule = NoiseSchedule(diffusers.DDPMScheduler(), Path(self.pipeline), GPU)

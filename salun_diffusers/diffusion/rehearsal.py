@@ -1,4 +1,4 @@
-"""A rehearsal of a run: one batch of its saliency pass and one step of its training, at their sizes, on blank latents.
+"""A rehearsal of a run: the start of its saliency pass and of its training, at their sizes, on blank latents.
 
 The run's own code does the work. Afterwards every weight is what it was, bit for bit, and the optimizer is gone.
 """
@@ -48,7 +48,7 @@ class QuietRun(Run):
 
 
 def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditions) -> EraseData:
-    """As many blank latents as the rehearsed batches take.
+    """As many blank latents as the rehearsed batches take: in the saliency pass two micro-batches.
 
     Args:
         settings: Of the run.
@@ -61,7 +61,7 @@ def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditio
 
     trained = blank(settings.train_batch_size)
     return EraseData(
-        forget=blank(settings.saliency_batch_size), retain=trained, anchor=trained, forget_conditions=conditions,
+        forget=blank(2 * _micro_batch(settings)), retain=trained, anchor=trained, forget_conditions=conditions,
         anchor_conditions=conditions, retain_conditions=conditions, empty=conditions,
     )  # fmt: skip
 
@@ -88,15 +88,26 @@ def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings) -> Salien
     return SaliencyMask(packed, shapes, {"kind": "rehearsal"})
 
 
+def _micro_batch(settings: Settings) -> int:
+    """Latents in memory at once in the saliency pass."""
+    return int(min(settings.saliency_batch_size, settings.saliency_micro_batch_size))
+
+
 def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Settings) -> None:
-    """One batch of the saliency pass."""
+    """Two micro-batches of the saliency pass: from the second on the sums are there."""
+    settings = dataclasses.replace(settings, saliency_batch_size=_micro_batch(settings))
     trained = trained_parameters(dict(family.denoiser.named_parameters()), settings.train_method)
     forget_saliency(run, family, trained, data, settings)
 
 
 @contextmanager
 def rehearsed_training(
-    run: Run, family: Family, mask: SaliencyMask, data: EraseData, settings: Settings
+    run: Run,
+    family: Family,
+    mask: SaliencyMask,
+    data: EraseData,
+    settings: Settings,
+    optimizer: Callable[[SelectedWeights, Settings], torch.optim.Optimizer] = make_optimizer,
 ) -> Iterator[tuple[Callable[[], None], torch.optim.Optimizer]]:
     """Training set up as a run does it; afterwards the weights are what they were.
 
@@ -108,6 +119,7 @@ def rehearsed_training(
         mask: As large as the run's.
         data: Blank.
         settings: Of the run.
+        optimizer: Makes the optimizer.
 
     Yields:
         What takes a step, and the optimizer.
@@ -118,7 +130,7 @@ def rehearsed_training(
     selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
     # On the host, where a GPU is short of memory; a tensor that is selected whole is no copy, but the weights.
     before = {name: leaf.to("cpu", copy=True) for name, leaf in selected.state().items()}
-    stepper = make_optimizer(selected, settings)
+    stepper = optimizer(selected, settings)
     alone = accelerator.distributed_type == DistributedType.NO
     network = family.denoiser if alone else DistributedDataParallel(family.denoiser)
 

@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
 from salun_diffusers.diffusion.model_shape import ModelShape
+from salun_diffusers.diffusion.optimizer import make_optimizer
 from salun_diffusers.diffusion.rehearsal import (
     QuietRun,
     blank_data,
@@ -24,6 +25,7 @@ from salun_diffusers.diffusion.rehearsal import (
 )
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.selected_weights import SelectedWeights
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -88,10 +90,7 @@ def _drawing(family: Family, shape: ModelShape, settings: Settings, count: LiveB
         family.predict(family.denoiser, noised, timesteps, shape.conditions(guided))
     drawing = count.peak
     count.restart()
-    vae = getattr(family.pipe, "vae", None)  # type: ignore[attr-defined]
-    if vae is not None:
-        with torch.no_grad():
-            vae.decode(torch.zeros(rows, *shape.latent_shape, device=GPU, dtype=vae.dtype))
+    family.decode(torch.zeros(rows, *shape.latent_shape, device=GPU))
     return drawing, count.peak
 
 
@@ -100,11 +99,10 @@ def _training(
 ) -> tuple[int, int]:
     """Peak of a step, and what is there right before the update of the weights."""
     static: list[int] = []
-    with rehearsed_training(run, family, mask, data, settings) as (step, stepper):
+    with rehearsed_training(run, family, mask, data, settings, _optimizer) as (step, stepper):
         if settings.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         for group in stepper.param_groups:
-            group["fused"] = group["foreach"] = False  # Kernels for real tensors; these take one tensor at a time, too.
             for leaf in group["params"]:
                 leaf.grad = torch.zeros_like(leaf)
         stepper.step()  # Makes its state.
@@ -113,6 +111,31 @@ def _training(
         count.restart()
         step()
         return count.peak, static[0]
+
+
+def _optimizer(selected: SelectedWeights, settings: Settings) -> torch.optim.Optimizer:
+    """The run's optimizer, without its kernels, which know real tensors only."""
+    if settings.use_8bit_adam:
+        return _EightBits(selected.weights, {})
+    made = make_optimizer(selected, settings)
+    for group in made.param_groups:
+        group["fused"] = group["foreach"] = False  # One tensor at a time, like the kernel.
+    return made
+
+
+class _EightBits(torch.optim.Optimizer):
+    """What bitsandbytes' Adam keeps: two moments in 8 bits and a scale for 256 of each; whole ones in small tensors."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Make the state, change nothing."""
+        for leaf in self.param_groups[0]["params"]:
+            state = self.state[leaf]
+            if not state and leaf.numel() < 4096:
+                state["moments"] = torch.zeros(2, leaf.numel(), device=leaf.device)
+            elif not state:
+                state["moments"] = torch.zeros(2, leaf.numel(), dtype=torch.uint8, device=leaf.device)
+                state["scales"] = torch.zeros(2, -(-leaf.numel() // 256), device=leaf.device)
 
 
 def _autocast(dtype: torch.dtype) -> torch.autocast:
