@@ -25,6 +25,7 @@ from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pipeline_folder import class_name, model_index
 
+
 class _WithAddedConditions(StableDiffusion):
     """Stable Diffusion XL, as far as memory is concerned."""
 

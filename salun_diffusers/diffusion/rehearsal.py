@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from salun_diffusers.diffusion.baselines import make_objective
@@ -21,10 +22,11 @@ from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
+from salun_diffusers.diffusion.objectives import EraseBatch
+from salun_diffusers.diffusion.optimizer import make_optimizer
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.diffusion.optimizer import make_optimizer
 from salun_diffusers.diffusion.trainer import _step
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
@@ -100,6 +102,17 @@ def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Setti
     forget_saliency(run, family, trained, data, settings)
 
 
+class _BlankDraws(Draws):
+    """Draws whose targets, where the base would have answered before, are blank."""
+
+    def next(self, network: nn.Module) -> tuple[EraseBatch, Tensor]:
+        """The next batch and its target."""
+        if self.objective.teacher != "base":
+            return super().next(network)
+        batch = self.batch(self._positions.popleft())
+        return batch, torch.zeros_like(batch.noised)
+
+
 @contextmanager
 def rehearsed_training(
     run: Run,
@@ -135,9 +148,7 @@ def rehearsed_training(
     network = family.denoiser if alone else DistributedDataParallel(family.denoiser)
 
     def step() -> None:
-        draws = Draws(family, data, objective, settings, range(micro))
-        if objective.teacher == "base":
-            draws.compute_targets(run)
+        draws = _BlankDraws(family, data, objective, settings, range(micro))
         _step(accelerator, network, selected, stepper, draws, settings, progress=0.0)
 
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from salun_diffusers.diffusion.rehearsal import (
     rehearsed_training,
 )
 from salun_diffusers.diffusion.settings import Settings
-from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 
 Precision = Literal["no", "fp16", "bf16"]
+SAMPLING: dict[Precision, torch.dtype] = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What parts other than the denoiser are loaded in on a GPU, and what is drawn in."""
 
 
 @dataclass(frozen=True)
@@ -63,45 +64,41 @@ def stage_peaks(shape: ModelShape, settings: Settings, precision: Precision) -> 
         settings: Of the run.
         precision: Of the run, as accelerate names it.
     """
-    sampling = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    saliency = saliency_peak(shape, settings, precision) if settings.mask == "saliency" else 0
+    return StagePeaks(*drawing_peaks(shape, settings, precision), saliency, *training_peaks(shape, settings, precision))
+
+
+def drawing_peaks(shape: ModelShape, settings: Settings, precision: Precision) -> tuple[int, int]:
+    """Peaks of one pass of the denoiser with guidance, and of decoding what it drew; arguments as for `stage_peaks`."""
+    rows = settings.generation_batch_size
+    guided = 2 * rows if settings.guidance_scale > 1 else rows
+    with imagined() as count, torch.no_grad():
+        family = shape.family(SAMPLING[precision])
+        with _autocast(SAMPLING[precision]):
+            noised, timesteps = torch.zeros(guided, *shape.latent_shape, device=GPU), torch.zeros(guided, device=GPU)
+            family.predict(family.denoiser, noised, timesteps, shape.conditions(guided))
+        drawing = count.peak
+        count.restart()
+        family.decode(torch.zeros(rows, *shape.latent_shape, device=GPU))
+        return drawing, count.peak
+
+
+def saliency_peak(shape: ModelShape, settings: Settings, precision: Precision) -> int:
+    """Peak of the saliency pass; arguments as for `stage_peaks`."""
+    with _after_drawing(shape, settings, precision) as (count, family, data):
+        rehearse_saliency(QuietRun.of(_OneProcess(precision)), family, data, settings)
+        return count.peak
+
+
+def training_peaks(shape: ModelShape, settings: Settings, precision: Precision) -> tuple[int, int]:
+    """Peak of a step, and what is there right before the update of the weights; arguments as for `stage_peaks`."""
     # Real bits: how much is gathered depends on how many are set.
     mask = mask_of_size(shape.denoiser_shapes(), settings)
-    run = QuietRun.of(_OneProcess(precision))
-    with imagined() as count:
-        family = shape.family(sampling)
-        drawing, decoding = _drawing(family, shape, settings, count)
-        family.release_encoders()
-        data = blank_data(settings, shape.latent_shape, shape.conditions(1))
-        count.restart()
-        if settings.mask == "saliency":
-            rehearse_saliency(run, family, data, settings)
-        saliency = count.peak
-        training, static = _training(run, family, mask, data, settings, count)
-    return StagePeaks(drawing, decoding, saliency, training, static)
-
-
-def _drawing(family: Family, shape: ModelShape, settings: Settings, count: LiveBytes) -> tuple[int, int]:
-    """Peaks of one pass of the denoiser with guidance, and of decoding what it drew."""
-    rows = settings.generation_batch_size
-    guided = rows if settings.guidance_scale == 0 else 2 * rows
-    count.restart()
-    with torch.no_grad(), _autocast(family._dtype):  # type: ignore[attr-defined]
-        noised, timesteps = torch.zeros(guided, *shape.latent_shape, device=GPU), torch.zeros(guided, device=GPU)
-        family.predict(family.denoiser, noised, timesteps, shape.conditions(guided))
-    drawing = count.peak
-    count.restart()
-    family.decode(torch.zeros(rows, *shape.latent_shape, device=GPU))
-    return drawing, count.peak
-
-
-def _training(
-    run: QuietRun, family: Family, mask: SaliencyMask, data: EraseData, settings: Settings, count: LiveBytes
-) -> tuple[int, int]:
-    """Peak of a step, and what is there right before the update of the weights."""
-    static: list[int] = []
-    with rehearsed_training(run, family, mask, data, settings, _optimizer) as (step, stepper):
-        if settings.gradient_checkpointing:
-            family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    run, static = QuietRun.of(_OneProcess(precision)), []
+    with (
+        _after_drawing(shape, settings, precision) as (count, family, data),
+        rehearsed_training(run, family, mask, data, settings, _optimizer) as (step, stepper),
+    ):
         for group in stepper.param_groups:
             for leaf in group["params"]:
                 leaf.grad = torch.zeros_like(leaf)
@@ -110,7 +107,21 @@ def _training(
         stepper.register_step_pre_hook(lambda *_: static.append(count.live))
         count.restart()
         step()
-        return count.peak, static[0]
+        return count.peak, static[-1]
+
+
+@contextmanager
+def _after_drawing(
+    shape: ModelShape, settings: Settings, precision: Precision
+) -> Iterator[tuple[LiveBytes, Family, EraseData]]:
+    """What is there when sets have been drawn: the denoiser and a few latents."""
+    with imagined() as count:
+        family = shape.family(SAMPLING[precision])
+        family.release_encoders()
+        if settings.gradient_checkpointing:
+            family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        count.restart()
+        yield count, family, blank_data(settings, shape.latent_shape, shape.conditions(1))
 
 
 def _optimizer(selected: SelectedWeights, settings: Settings) -> torch.optim.Optimizer:
