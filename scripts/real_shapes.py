@@ -60,7 +60,10 @@ def sdxl(side: int = 128) -> ModelShape:
         "StableDiffusionXLPipeline",
         {
             "unet": ("UNet2DConditionModel", unet),
-            "vae": ("AutoencoderKL", {**_VAE, "sample_size": 8 * side, "scaling_factor": 0.13025, "force_upcast": True}),
+            "vae": (
+                "AutoencoderKL",
+                {**_VAE, "sample_size": 8 * side, "scaling_factor": 0.13025, "force_upcast": True},
+            ),
             "text_encoder": ("CLIPTextModel", _CLIP_L),
             "text_encoder_2": ("CLIPTextModelWithProjection", _CLIP_BIG_G),
         },

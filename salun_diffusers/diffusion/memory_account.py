@@ -160,18 +160,19 @@ def _as_on_a_gpu() -> Iterator[None]:
         yield
 
 
-def _cast(function: Callable[..., Tensor], dtype: torch.dtype | None) -> Callable[..., Tensor]:
+def _cast(function: Any, dtype: torch.dtype | None) -> Callable[..., Tensor]:
     """A function whose floating point arguments autocast turns to a type; None is that of autocast itself."""
 
     def called(*args: Any, **kwargs: Any) -> Tensor:
         if not torch.is_autocast_enabled("cpu"):
-            return function(*args, **kwargs)
+            return function(*args, **kwargs)  # type: ignore[no-any-return]
         wanted = dtype or torch.get_autocast_dtype("cpu")
 
         def cast(value: Any) -> Any:
             fits = isinstance(value, Tensor) and value.device == GPU and value.is_floating_point()
             return value.to(wanted) if fits else value
 
-        return function(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
+        made: Tensor = function(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
+        return made
 
     return called

@@ -74,7 +74,7 @@ def drawing_peaks(shape: ModelShape, settings: Settings, precision: Precision) -
     guided = 2 * rows if settings.guidance_scale > 1 else rows
     with imagined() as count, torch.no_grad():
         family = shape.family(SAMPLING[precision])
-        with _autocast(SAMPLING[precision]):
+        with autocast(SAMPLING[precision]):
             noised, timesteps = torch.zeros(guided, *shape.latent_shape, device=GPU), torch.zeros(guided, device=GPU)
             family.predict(family.denoiser, noised, timesteps, shape.conditions(guided))
         drawing = count.peak
@@ -138,7 +138,7 @@ class _EightBits(torch.optim.Optimizer):
     """What bitsandbytes' Adam keeps: two moments in 8 bits and a scale for 256 of each; whole ones in small tensors."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make the state, change nothing."""
         for leaf in self.param_groups[0]["params"]:
             state = self.state[leaf]
@@ -149,7 +149,7 @@ class _EightBits(torch.optim.Optimizer):
                 state["scales"] = torch.zeros(2, -(-leaf.numel() // 256), device=leaf.device)
 
 
-def _autocast(dtype: torch.dtype) -> torch.autocast:
+def autocast(dtype: torch.dtype) -> torch.autocast:
     """Autocast of imagined tensors; see `memory_account`."""
     return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
@@ -166,7 +166,7 @@ class _OneProcess:
     def autocast(self) -> torch.autocast:
         """The precision of the run."""
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        return _autocast(half.get(self.mixed_precision, torch.float32))
+        return autocast(half.get(self.mixed_precision, torch.float32))
 
     @contextmanager
     def accumulate(self, _: nn.Module) -> Iterator[None]:
