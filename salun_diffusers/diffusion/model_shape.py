@@ -101,6 +101,11 @@ class ModelShape:
         made: Family = family
         return made
 
+    def decode(self, family: Family, rows: int) -> None:
+        """Make pictures, where that takes a network."""
+        if "vae" in self.parts:
+            family.decode(torch.zeros(rows, *self.latent_shape, device=GPU))
+
     def conditions(self, rows: int) -> Conditions:
         """Conditions of some prompts, on the imagined GPU."""
         _, config = self.parts["unet"]

@@ -113,7 +113,7 @@ class QuickPeaks:
             self._pass(family, 2 * rows if guided else rows, precision)
             drawing = count.peak
             count.restart()
-            family.decode(torch.zeros(rows, *self._shape.latent_shape, device=GPU))
+            self._shape.decode(family, rows)
             return drawing, count.peak
 
     def _pass(self, family: Family, rows: int, precision: Precision) -> torch.Tensor:

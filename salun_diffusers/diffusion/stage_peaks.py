@@ -79,7 +79,7 @@ def drawing_peaks(shape: ModelShape, settings: Settings, precision: Precision) -
             family.predict(family.denoiser, noised, timesteps, shape.conditions(guided))
         drawing = count.peak
         count.restart()
-        family.decode(torch.zeros(rows, *shape.latent_shape, device=GPU))
+        shape.decode(family, rows)
         return drawing, count.peak
 
 
