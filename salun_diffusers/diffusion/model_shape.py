@@ -77,13 +77,14 @@ class ModelShape:
 
     def denoiser_shapes(self) -> dict[str, torch.Size]:
         """Shapes of the denoiser's tensors by name."""
-        return {name: tensor.shape for name, tensor in self._network("unet", torch.float32).named_parameters()}
+        return {name: tensor.shape for name, tensor in self._network("unet", torch.float32, GPU).named_parameters()}
 
-    def family(self, sampling: torch.dtype) -> Family:
-        """The family of the pipeline with imagined networks: on the imagined GPU, the denoiser in fp32 in eval mode.
+    def family(self, sampling: torch.dtype, device: torch.device = GPU) -> Family:
+        """The family of the pipeline with networks of these shapes, in eval mode, the denoiser in fp32.
 
         Args:
             sampling: Type of all parts but the denoiser.
+            device: Where they lie: on the imagined GPU, or on a real device with random weights.
 
         Raises:
             UserError: If no family handles the pipeline, or a configuration describes no network.
@@ -91,12 +92,19 @@ class ModelShape:
         xl = self.parts["unet"][1].get("addition_embed_type") == "text_time"
         kind: Any = _WithAddedConditions if xl else family_of(self.pipeline)
         family = object.__new__(kind)  # Its __init__ loads a folder.
-        parts = {name: self._network(name, torch.float32 if name == "unet" else sampling) for name in self.parts}
+        parts = {
+            name: self._network(name, torch.float32 if name == "unet" else sampling, device) for name in self.parts
+        }
         pictures = SimpleNamespace(postprocess=lambda *_, **__: [])  # Nobody can look at them.
         family.pipe = SimpleNamespace(**parts, image_processor=pictures, numpy_to_pil=lambda *_: [])
-        family.denoiser, family.device, family.folder, family._dtype = parts["unet"], GPU, Path(self.pipeline), sampling
+        family.denoiser, family.device, family.folder, family._dtype = (
+            parts["unet"],
+            device,
+            Path(self.pipeline),
+            sampling,
+        )
         # Which noise it is costs no memory.
-        family.noise_schedule = NoiseSchedule(diffusers.DDPMScheduler(), Path(self.pipeline), GPU)
+        family.noise_schedule = NoiseSchedule(diffusers.DDPMScheduler(), Path(self.pipeline), device)
         family.num_train_timesteps = 1000
         made: Family = family
         return made
@@ -106,19 +114,19 @@ class ModelShape:
         if "vae" in self.parts:
             family.decode(torch.zeros(rows, *self.latent_shape, device=GPU))
 
-    def conditions(self, rows: int) -> Conditions:
-        """Conditions of some prompts, on the imagined GPU."""
+    def conditions(self, rows: int, device: torch.device = GPU) -> Conditions:
+        """Conditions of some prompts, all zeros."""
         _, config = self.parts["unet"]
         if config.get("num_class_embeds"):
-            return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=GPU)}
+            return {"class_labels": torch.zeros(rows, dtype=torch.int64, device=device)}
         found: dict[str, Tensor] = {
-            "encoder_hidden_states": torch.zeros(rows, self._tokens, int(config["cross_attention_dim"]), device=GPU)
+            "encoder_hidden_states": torch.zeros(rows, self._tokens, int(config["cross_attention_dim"]), device=device)
         }
         if config.get("addition_embed_type") == "text_time":
             sizes = 6
             pooled = config["projection_class_embeddings_input_dim"] - sizes * config["addition_time_embed_dim"]
-            found["text_embeds"] = torch.zeros(rows, pooled, device=GPU)
-            found["time_ids"] = torch.zeros(rows, sizes, device=GPU)
+            found["text_embeds"] = torch.zeros(rows, pooled, device=device)
+            found["time_ids"] = torch.zeros(rows, sizes, device=device)
         return found
 
     @property
@@ -127,7 +135,7 @@ class ModelShape:
         _, config = self.parts.get("text_encoder", ("", {}))
         return int(config.get("max_position_embeddings", 77))
 
-    def _network(self, name: str, dtype: torch.dtype) -> nn.Module:
+    def _network(self, name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """One part without weights, in eval mode."""
         class_, config = self.parts[name]
         library: Any = diffusers if hasattr(diffusers, class_) else transformers
@@ -137,7 +145,7 @@ class ModelShape:
         before = torch.get_default_dtype()
         try:
             torch.set_default_dtype(dtype)  # Imagined tensors that are counted cannot be turned to another afterwards.
-            with torch.device(GPU):
+            with device:
                 if library is diffusers:
                     network = kind.from_config(dict(config))
                 else:
