@@ -119,7 +119,7 @@ def measured(shape: ModelShape, settings: Settings, precision: Precision) -> Fig
         torch.cuda.reset_peak_memory_stats()
         rehearse_saliency(run, family, data, settings)
         found["saliency"] = torch.cuda.max_memory_allocated()
-        mask = mask_of_size(shape.denoiser_shapes(), settings)
+        mask = mask_of_size(shape.denoiser_shapes(), settings, shape.attention)
         with rehearsed_training(run, family, mask, data, settings) as (step, _):
             step()
             torch.cuda.reset_peak_memory_stats()
@@ -137,7 +137,7 @@ def validation() -> Figures:
     shape = SHAPES["small"]()
     account = stage_peaks(shape, settings, "no")
     weights = sum(size.numel() for size in shape.denoiser_shapes().values())
-    mask = mask_of_size(shape.denoiser_shapes(), settings)
+    mask = mask_of_size(shape.denoiser_shapes(), settings, shape.attention)
     selected = mask.number_selected
     bits = sum(packed.numel() for packed in mask.packed.values())
     os.environ["ACCELERATE_USE_CPU"] = "true"

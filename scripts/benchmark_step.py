@@ -193,7 +193,7 @@ def official(sizes: StepSizes, shape: ModelShape, family: Family) -> Figures:
 
     def asked(latents: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         return family.predict(
-            unet, family.noised(latents, noise, timesteps), timesteps, {"encoder_hidden_states": states}
+            unet, family.schedule.noised(latents, noise, timesteps), timesteps, {"encoder_hidden_states": states}
         )
 
     def work() -> None:

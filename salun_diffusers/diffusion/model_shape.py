@@ -16,25 +16,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from salun_diffusers.diffusion.families.erasable import FAMILIES
 from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.families.noise_schedule import NoiseSchedule
-from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.memory_account import GPU
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pipeline_folder import class_name, model_index
-
-
-class _WithAddedConditions(StableDiffusion):
-    """Stable Diffusion XL, as far as memory is concerned."""
-
-    def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """ε_θ(x_t, c)."""
-        beside = dict(conditions)
-        states = beside.pop("encoder_hidden_states")
-        answer: Tensor = denoiser(noised, timesteps, encoder_hidden_states=states, added_cond_kwargs=beside).sample
-        return answer.float()
 
 
 @dataclass(frozen=True)
@@ -68,6 +57,18 @@ class ModelShape:
         return cls(class_name(index), parts)
 
     @property
+    def attention(self) -> Mapping[str, str]:
+        """What the words of --train_method mean in the denoiser."""
+        meaning: Mapping[str, str] = self._family.attention
+        return meaning
+
+    @property
+    def _family(self) -> Any:
+        if self.pipeline not in FAMILIES:
+            raise UserError(f"No family handles a {self.pipeline}; known are {', '.join(FAMILIES)}.")
+        return family_of(self.pipeline)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the denoiser sees."""
         config = self.parts["unet"][1]
@@ -89,9 +90,7 @@ class ModelShape:
         Raises:
             UserError: If no family handles the pipeline, or a configuration describes no network.
         """
-        xl = self.parts["unet"][1].get("addition_embed_type") == "text_time"
-        kind: Any = _WithAddedConditions if xl else family_of(self.pipeline)
-        family = object.__new__(kind)  # Its __init__ loads a folder.
+        family: Any = object.__new__(self._family)  # Its __init__ loads a folder.
         parts = {
             name: self._network(name, torch.float32 if name == "unet" else sampling, device) for name in self.parts
         }
@@ -104,8 +103,7 @@ class ModelShape:
             sampling,
         )
         # Which noise it is costs no memory.
-        family.noise_schedule = NoiseSchedule(diffusers.DDPMScheduler(), Path(self.pipeline), device)
-        family.num_train_timesteps = 1000
+        family.schedule = NoiseSchedule(diffusers.DDPMScheduler(), family.folder, device)
         made: Family = family
         return made
 

@@ -107,7 +107,10 @@ def probe(accelerator: Accelerator, family: Family, request: Request) -> Probed:
         shapes = {name: tensor.shape for name, tensor in family.denoiser.named_parameters()}
         with (
             stage("fine-tuning"),
-            rehearsed_training(run, family, mask_of_size(shapes, settings), data, settings) as (step, _),
+            rehearsed_training(run, family, mask_of_size(shapes, settings, family.attention), data, settings) as (
+                step,
+                _,
+            ),
         ):
             _, step_seconds = _timed(step, family.device)
     return Probed(row_seconds, step_seconds, peaks)

@@ -89,7 +89,7 @@ class QuickPeaks:
         return sum(self._sizes.values())
 
     def _trained(self, method: str) -> int:
-        return sum(self._sizes[name] for name in trained_names(self._sizes, method))
+        return sum(self._sizes[name] for name in trained_names(self._sizes, method, self._shape.attention))
 
     def _count_activations(self, rows: int, precision: Precision, checkpointing: bool, method: str) -> int:
         """The most that a pass forward and backward adds, each gradient freed when it is there."""
@@ -98,7 +98,7 @@ class QuickPeaks:
             network = family.denoiser
             if checkpointing:
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
-            trained = set(trained_names(self._sizes, method))
+            trained = set(trained_names(self._sizes, method, self._shape.attention))
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name in trained)
                 if name in trained:

@@ -68,16 +68,17 @@ def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditio
     )  # fmt: skip
 
 
-def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings) -> SaliencyMask:
+def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings, attention: Mapping[str, str]) -> SaliencyMask:
     """A mask that selects as many weights of every tensor as the ratio says, the first ones; or the user's own mask.
 
     Args:
         shapes: Of the denoiser's tensors by name.
         settings: Of the run.
+        attention: What the words of --train_method mean, of the family.
     """
     if settings.mask not in MADE_MASKS:
         return SaliencyMask.load(Path(settings.mask)).extended_to({name: tuple(size) for name, size in shapes.items()})
-    trained = set(trained_names(shapes, settings.train_method))
+    trained = set(trained_names(shapes, settings.train_method, attention))
     ratio = 1.0 if settings.mask == "full" else settings.mask_ratio
     packed = {}
     for name, shape in shapes.items():
@@ -98,7 +99,7 @@ def _micro_batch(settings: Settings) -> int:
 def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Settings) -> None:
     """Two micro-batches of the saliency pass: from the second on the sums are there."""
     settings = dataclasses.replace(settings, saliency_batch_size=_micro_batch(settings))
-    trained = trained_parameters(dict(family.denoiser.named_parameters()), settings.train_method)
+    trained = trained_parameters(dict(family.denoiser.named_parameters()), settings.train_method, family.attention)
     forget_saliency(run, family, trained, data, settings)
 
 

@@ -93,7 +93,7 @@ def saliency_peak(shape: ModelShape, settings: Settings, precision: Precision) -
 def training_peaks(shape: ModelShape, settings: Settings, precision: Precision) -> tuple[int, int]:
     """Peak of a step, and what is there right before the update of the weights; arguments as for `stage_peaks`."""
     # Real bits: how much is gathered depends on how many are set.
-    mask = mask_of_size(shape.denoiser_shapes(), settings)
+    mask = mask_of_size(shape.denoiser_shapes(), settings, shape.attention)
     run, static = QuietRun.of(_OneProcess(precision)), []
     with (
         _after_drawing(shape, settings, precision) as (count, family, data),
