@@ -66,6 +66,7 @@ class BenchmarkConfig:
     side: int = setting(32, "Of step: height and width of the latents.", minimum=8)
     batch: int = setting(1, "Of step: forget pictures a step, and as many retain pictures.", minimum=1)
     repeats: int = setting(3, "Of step: steps that count.", minimum=1)
+    quick: bool = setting(False, "Of end-to-end: a few pictures and steps, to see that it runs.")
     json: str | None = setting(None, "Also write the figures to this file.")
 
 
@@ -214,12 +215,14 @@ def optimizer() -> tuple[Figures, list[str]]:
     return figures, lines
 
 
-def end_to_end() -> tuple[Figures, list[str]]:
+def end_to_end(quick: bool) -> tuple[Figures, list[str]]:
     """Erase a circle from the embedded model; the seconds of each stage."""
     from salun_diffusers import EraseConfig, erase
 
     started = time.perf_counter()
-    result = erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo"))
+    few = {"num_forget_images": 8, "num_anchor_images": 8, "num_retain_images": 8, "num_validation_images": 1}
+    small: dict[str, Any] = {**few, "num_inference_steps": 2, "max_train_steps": 2} if quick else {}
+    result = erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo", **small))
     seconds = time.perf_counter() - started
     figures = {"seconds": seconds, "stages": dict(result.report.timings), "verdict": result.report.verdict}
     lines = [f"{name:24}{value:8.1f} s" for name, value in result.report.timings.items()]
@@ -243,7 +246,7 @@ def chosen(config: BenchmarkConfig) -> tuple[Figures, list[str]]:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return step(StepSizes(config.model or "sd1", config.side, config.batch, config.repeats, device))
         case "end-to-end":
-            return end_to_end()
+            return end_to_end(config.quick)
 
 
 def work(config: BenchmarkConfig, command: str) -> str:
