@@ -27,6 +27,7 @@ from salun_diffusers.diffusion.rehearsal import (
 )
 from salun_diffusers.diffusion.settings import Settings, resolve
 from salun_diffusers.diffusion.stage_peaks import Precision, stage_peaks
+from salun_diffusers.errors import is_out_of_memory
 from salun_diffusers.files.pipeline_folder import EMBEDDED
 
 Figures = dict[str, Any]
@@ -100,8 +101,22 @@ def scenario(name: str, model: str, flags: str, bar: float | None) -> Figures:
         "most_gb": round(account.most / 1e9, 2),
         "account": dataclasses.asdict(account),
         "estimate": dataclasses.asdict(quick),
-        "cuda": measured(shape, settings, precision) if torch.cuda.is_available() else None,
+        "cuda": on_the_gpu(shape, settings, precision),
     }
+
+
+def on_the_gpu(shape: ModelShape, settings: Settings, precision: Precision) -> Figures | str | None:
+    """What CUDA's own counter says, that it does not fit, or None where there is no such device."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return measured(shape, settings, precision)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return "does not fit"
+    finally:
+        torch.cuda.empty_cache()
 
 
 def measured(shape: ModelShape, settings: Settings, precision: Precision) -> Figures:
