@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_peaks import Precision, StagePeaks
@@ -82,13 +83,13 @@ def _changed(settings: Settings, precision: Precision, remedies: list[dict[str, 
 def _for_training(settings: Settings, precision: Precision) -> list[dict[str, Any]]:
     """What makes a training step smaller, the smallest sacrifice first."""
     batch, accumulation = settings.train_batch_size, settings.gradient_accumulation_steps
-    smaller = [batch // 2**power for power in range(1, batch.bit_length()) if batch % 2**power == 0]
-    if batch > 1 and 1 not in smaller:
-        smaller.append(1)
+    each = GlobalBatch.of(settings, processes=1).largest
+    smaller = [size for size in range(each - 1, 0, -1) if each % size == 0]
     remedies = [*_HALVES[precision], {"gradient_checkpointing": True}]
-    remedies += [
-        {"train_batch_size": size, "gradient_accumulation_steps": accumulation * batch // size} for size in smaller
-    ]
+    for size in smaller:
+        more: dict[str, Any] = {"gradient_accumulation_steps": accumulation * each // size}
+        # A preset's batch is that of a step, however it is cut; the flag's is that of a cut.
+        remedies.append(more if settings.batch_of == "step" else {"train_batch_size": batch * size // each, **more})
     remedies.append({"use_8bit_adam": True})
     if settings.mask in ("saliency", "magnitude", "random") and settings.mask_ratio > 0.1:
         remedies.append({"mask_ratio": 0.1})

@@ -12,6 +12,7 @@ from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.fitting import DRIVER, fitting
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.probe import Probed, probe
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
@@ -49,11 +50,9 @@ class Passes:
         pictures = len(concept.forget_evaluation) + len(concept.retain_evaluation)
         drawn = sum(count for *_, count in concept.sets(settings)) + 2 * pictures * settings.num_validation_images
         objective = make_objective(settings)
-        rows = len(objective.halves) * settings.train_batch_size * settings.gradient_accumulation_steps
-        steps = settings.length.steps(
-            settings.num_forget_images + settings.num_anchor_images,
-            settings.train_batch_size * settings.gradient_accumulation_steps,
-        )
+        batch = GlobalBatch.of(settings, processes=1).size
+        rows = len(objective.halves) * batch
+        steps = settings.length.steps(settings.num_forget_images + settings.num_anchor_images, batch)
         return cls(
             drawing=drawn * settings.num_inference_steps * guided,
             targets=rows * steps if objective.teacher == "base" else 0,

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from salun_diffusers.accelerator import sharding_plugin
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.fitting import fitting
 from salun_diffusers.diffusion.model_shape import ModelShape
@@ -48,16 +49,19 @@ class Probed:
     peaks: dict[str, int]
 
 
-def probe_is_wanted(request: Request, device: torch.device, weights: int) -> bool:
+def probe_is_wanted(request: Request, accelerator: Accelerator, weights: int) -> bool:
     """Whether a run begins with a probe: as `--probe` says, and by itself on a GPU unless the model is small.
+
+    A network that FSDP2 will share out is not there yet, so that nothing can be said of it.
 
     Args:
         request: Holds the flag.
-        device: Of the run.
+        accelerator: Of the run.
         weights: Of the denoiser.
     """
     wanted = request.config.probe
-    return wanted == "on" or (wanted == "auto" and device.type != "cpu" and weights >= SMALL)
+    by_itself = accelerator.device.type != "cpu" and weights >= SMALL
+    return sharding_plugin(accelerator) is None and (wanted == "on" or (wanted == "auto" and by_itself))
 
 
 def probe(accelerator: Accelerator, family: Family, request: Request) -> Probed:

@@ -19,6 +19,7 @@ from torch import nn
 from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.settings import Settings
@@ -73,8 +74,9 @@ class QuickPeaks:
         selected = int((1.0 if whole else ratio) * self._trained(settings.train_method))
         moments = 2 * selected + selected // 32 if settings.use_8bit_adam else 8 * selected
         # A tensor that is selected whole is its own leaf, and needs no bits.
-        resident = 4 * self._weights + moments + (0 if whole else 4 * selected + self._weights // 8)
-        rows = len(make_objective(settings).halves) * settings.train_batch_size
+        averages = 4 * selected if settings.use_ema else 0
+        resident = 4 * self._weights + moments + averages + (0 if whole else 4 * selected + self._weights // 8)
+        rows = len(make_objective(settings).halves) * GlobalBatch.of(settings, processes=1).largest
         at_once = self._activations(rows, precision, settings.gradient_checkpointing, settings.train_method)
         accumulated = 4 * selected if settings.gradient_accumulation_steps > 1 else 0
         static = resident + 4 * selected

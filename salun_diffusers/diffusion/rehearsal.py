@@ -16,10 +16,12 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from salun_diffusers.diffusion.averages import averages_of
 from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.batches import Draws
 from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
+from salun_diffusers.diffusion.global_batch import GlobalBatch, Share
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch
@@ -61,7 +63,7 @@ def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditio
     def blank(count: int) -> LatentSet:
         return LatentSet(torch.zeros(count, *latent), torch.zeros(count, dtype=torch.int64), ("",))
 
-    trained = blank(settings.train_batch_size)
+    trained = blank(1)  # Rows are drawn from it again and again.
     return EraseData(
         forget=blank(2 * _micro_batch(settings)), retain=trained, anchor=trained, forget_conditions=conditions,
         anchor_conditions=conditions, retain_conditions=conditions, empty=conditions,
@@ -110,7 +112,7 @@ class _BlankDraws(Draws):
         """The next batch and its target."""
         if self.objective.teacher != "base":
             return super().next(network)
-        batch = self.batch(self._positions.popleft())
+        batch = self.batch(self._shares.popleft())
         return batch, torch.zeros_like(batch.noised)
 
 
@@ -138,19 +140,22 @@ def rehearsed_training(
     Yields:
         What takes a step, and the optimizer.
     """
+    largest = GlobalBatch.of(settings, run.accelerator.num_processes).largest
+    share = Share(step=0, size=largest, rows=range(largest), weight=1.0)
     micro = min(settings.gradient_accumulation_steps, 2)
     settings = dataclasses.replace(settings, gradient_accumulation_steps=micro)
     accelerator, objective = run.accelerator, make_objective(settings)
     selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
     # On the host, where a GPU is short of memory; a tensor that is selected whole is no copy, but the weights.
     before = {name: leaf.to("cpu", copy=True) for name, leaf in selected.state().items()}
-    stepper = optimizer(selected, settings)
+    stepper, averages = optimizer(selected, settings), averages_of(selected, settings.use_ema)
     alone = accelerator.distributed_type == DistributedType.NO
     network = family.denoiser if alone else DistributedDataParallel(family.denoiser)
 
     def step() -> None:
-        draws = _BlankDraws(family, data, objective, settings, range(micro))
+        draws = _BlankDraws(family, data, objective, settings, [share] * micro)
         _step(accelerator, network, selected, stepper, draws, settings, progress=0.0)
+        averages.update()
 
     try:
         with selected.in_training(gather_as_they_come=alone):

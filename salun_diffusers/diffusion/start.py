@@ -92,7 +92,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
                 _note_kind(request)
-            if probe_is_wanted(request, accelerator.device, sum(map(torch.numel, family.denoiser.parameters()))):
+            if probe_is_wanted(request, accelerator, sum(map(torch.numel, family.denoiser.parameters()))):
                 probed = probe(accelerator, family, request)
                 if accelerator.is_main_process:
                     tell("note", told(probed, accelerator.device))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tiny_runs import tiny_settings
 
 from salun_diffusers.diffusion.fitting import fitting
+from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
@@ -109,7 +110,13 @@ def within_15_percent(shape: ModelShape, settings: Settings, precision: str) -> 
     [
         {},
         {"mask_ratio": 0.1, "use_8bit_adam": True, "gradient_checkpointing": True},
-        {"gradient_accumulation_steps": 3, "saliency_micro_batch_size": 2, "recipe": "frozen_teacher"},
+        {
+            "gradient_accumulation_steps": 3,
+            "batch_of": "process",
+            "use_ema": True,
+            "saliency_micro_batch_size": 2,
+            "recipe": "frozen_teacher",
+        },
         {"mask": "full", "objective": "finetune"},
         {"saliency_max_grad_norm": 1.0, "offload_saliency": True, "train_method": "xattn"},
     ],
@@ -142,7 +149,8 @@ def test_flags_that_fit_are_the_smallest_sacrifice(monkeypatch: pytest.MonkeyPat
 
         def training(self, settings: Settings, precision: str) -> tuple[int, int]:
             static = int((2 if settings.use_8bit_adam else 4) * 1e9)
-            return static + self._passes(settings, precision, settings.train_batch_size), static
+            held = GlobalBatch.of(settings, processes=1).largest
+            return static + self._passes(settings, precision, held), static
 
         def saliency(self, settings: Settings, precision: str) -> int:
             held = int(min(settings.saliency_batch_size, settings.saliency_micro_batch_size))
@@ -163,10 +171,12 @@ def test_flags_that_fit_are_the_smallest_sacrifice(monkeypatch: pytest.MonkeyPat
     assert flags(7) == ("--mixed_precision bf16", "--gradient_checkpointing")
     # bf16 and checkpointing leave 4 + 2 GB; half a batch is the next, and eight bits would be more than is needed.
     assert flags(6) == (
-        "--mixed_precision bf16", "--gradient_checkpointing", "--train_batch_size 4", "--gradient_accumulation_steps 2",
+        "--mixed_precision bf16", "--gradient_checkpointing", "--gradient_accumulation_steps 2",
     )  # fmt: skip
-    assert "--use_8bit_adam" in flags(4) and "--train_batch_size 4" in flags(4)
+    assert "--use_8bit_adam" in flags(4) and "--gradient_accumulation_steps 2" in flags(4)
     assert not fitting(model, settings_of(), "no", 2).fits
+    typed = fitting(model, settings_of(batch_of="process", gradient_accumulation_steps=2), "no", 6).flags
+    assert typed[-2:] == ("--train_batch_size 4", "--gradient_accumulation_steps 4")
 
 
 def test_a_folder_without_configuration_is_told(tiny_pipeline: Path, copied: Path) -> None:

@@ -151,6 +151,11 @@ def test_other_errors_pass(small_run: Callable[..., list[str]], monkeypatch: pyt
         ("on", "cpu", 1, True), ("off", "cuda", 859_520_964, False),
     ],
 )  # fmt: skip
-def test_the_rule_by_which_a_run_begins_with_it(flag: str, device: str, weights: int, wanted: bool) -> None:
+def test_the_rule_by_which_a_run_begins_with_it(
+    monkeypatch: pytest.MonkeyPatch, flag: str, device: str, weights: int, wanted: bool
+) -> None:
     request = SimpleNamespace(config=SimpleNamespace(probe=flag))
-    assert probe_is_wanted(request, torch.device(device), weights) == wanted  # type: ignore[arg-type]
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=2, state=SimpleNamespace())
+    assert probe_is_wanted(request, accelerator, weights) == wanted  # type: ignore[arg-type]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # What is to be shared out is not there yet.
+    assert not probe_is_wanted(request, accelerator, weights)  # type: ignore[arg-type]
