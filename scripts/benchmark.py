@@ -59,8 +59,10 @@ class BenchmarkConfig:
         minimum=1,
         maximum=UNET_WEIGHTS,
     )
-    model: Literal["sd1", "sdxl", "small"] | None = setting(
-        None, "Of step and memory: Stable Diffusion 1.x or XL, or the embedded model; memory has its bars by default."
+    model: Literal["sd1", "sd1-half", "sdxl", "small"] | None = setting(
+        None,
+        "Of step and memory: Stable Diffusion 1.x, half as wide (step only) or XL, or the embedded model; by default "
+        "step takes sd1, which needs 16 GB, and memory its bars.",
     )
     flags: str = setting("", "Of memory with --model: flags of `salun erase`, in one word.")
     side: int = setting(32, "Of step: height and width of the latents.", minimum=8)
@@ -253,8 +255,10 @@ def work(config: BenchmarkConfig, command: str) -> str:
     """Run one benchmark, write its figures and tell them.
 
     Raises:
-        UserError: If another benchmark than `threshold` is told a number of scores.
+        UserError: If a benchmark is told what it has no use for.
     """
+    if config.benchmark == "memory" and config.model == "sd1-half":
+        raise UserError("--model of memory must be sd1, sdxl or small, got sd1-half.")
     if config.benchmark != "threshold" and config.weights is not None:
         raise UserError(f"--weights is a setting of threshold, {config.benchmark} has none; got {config.weights}.")
     figures, lines = chosen(config)

@@ -38,7 +38,7 @@ class StepSizes:
     """What is measured.
 
     Args:
-        model: A name of `SHAPES`.
+        model: ``sd1``, ``sd1-half`` (half as wide: a quarter of its 16 GB) or another name of `SHAPES`.
         side: Height and width of the latents.
         batch: Forget pictures a step; as many retain pictures go with them.
         repeats: Steps that count, after one that does not.
@@ -54,11 +54,13 @@ class StepSizes:
 
 def step(sizes: StepSizes) -> tuple[Figures, list[str]]:
     """Both ways on the same weights, and what makes ours faster or slower."""
-    shape = sd1(sizes.side) if sizes.model == "sd1" else SHAPES[sizes.model]()
+    widths = {"sd1": 320, "sd1-half": 160}
+    shape = sd1(sizes.side, widths[sizes.model]) if sizes.model in widths else SHAPES[sizes.model]()
     torch.manual_seed(0)
     family = shape.family(torch.float32, sizes.device)
     mask = half_at_random(shape.denoiser_shapes())
-    figures: Figures = {"sizes": {**dataclasses.asdict(sizes), "device": str(sizes.device)}}
+    weights = sum(size.numel() for size in shape.denoiser_shapes().values())
+    figures: Figures = {"sizes": {**dataclasses.asdict(sizes), "device": str(sizes.device), "weights": weights}}
     figures["ours"] = {
         "paper, fp32": ours(sizes, shape, family, mask, "--recipe paper --mixed_precision no"),
         "paper, bf16": ours(sizes, shape, family, mask, "--recipe paper --mixed_precision bf16"),

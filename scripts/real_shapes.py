@@ -20,14 +20,16 @@ _VAE = {
 }  # fmt: skip
 
 
-def sd1(side: int = 64) -> ModelShape:
+def sd1(side: int = 64, channels: int = 320) -> ModelShape:
     """Stable Diffusion 1.x: 859,520,964 weights in the U-Net, 4 x 64 x 64 latents.
 
     Args:
         side: Height and width of the latents.
+        channels: Of the U-Net's first block; with half of them it has about a quarter of the weights.
     """
     unet = {
-        "sample_size": side, "in_channels": 4, "out_channels": 4, "block_out_channels": [320, 640, 1280, 1280],
+        "sample_size": side, "in_channels": 4, "out_channels": 4,
+        "block_out_channels": [channels, 2 * channels, 4 * channels, 4 * channels],
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "layers_per_block": 2, "attention_head_dim": 8,
         "cross_attention_dim": 768,
