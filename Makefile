@@ -34,7 +34,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-all: lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not gpu"
 
 test-floor:
 	$(PYTHON) -m venv .venv-floor

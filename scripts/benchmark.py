@@ -1,11 +1,16 @@
-"""Measure what the masks cost: time and memory of making one, or time and state of an optimizer step.
+"""Measure what the masks and the erasing cost: time and memory.
 
     python scripts/benchmark.py threshold
-    python scripts/benchmark.py step
+    python scripts/benchmark.py optimizer
+    python scripts/benchmark.py step --side 32 --batch 1
+    python scripts/benchmark.py memory
+    python scripts/benchmark.py end-to-end
 
 `threshold` builds the mask of a Stable Diffusion 1.x U-Net from its 859,520,964 scores, and a double argsort of fewer.
-`step` compares an optimizer step on the selected weights with a dense one. Figures go to stdout and, with --json, to a
-file together with a description of the machine. Each measurement has a process of its own, so that peaks do not mix.
+`optimizer` compares an update of the selected weights with a dense one, `step` a whole step of fine-tuning with the
+official code's on random weights of the real shape. `memory` accounts for every stage of a run on Stable Diffusion 1.x
+and XL, on any machine; on a GPU its own counter is read as well. `end-to-end` erases a circle from the embedded model.
+Figures go to stdout and, with --json, to a file together with a description of the machine.
 """
 
 from __future__ import annotations
@@ -47,13 +52,23 @@ Figures = dict[str, Any]
 class BenchmarkConfig:
     """Settings of the benchmark."""
 
-    benchmark: Literal["threshold", "step"] = word("What is measured.")
+    benchmark: Literal["threshold", "optimizer", "step", "memory", "end-to-end"] = word("What is measured.")
     weights: int | None = setting(
         None,
         f"How many scores `threshold` ranks; by default the U-Net's {UNET_WEIGHTS:,}.",
         minimum=1,
         maximum=UNET_WEIGHTS,
     )
+    model: Literal["sd1", "sd1-half", "sdxl", "small"] | None = setting(
+        None,
+        "Of step and memory: Stable Diffusion 1.x, half as wide (step only) or XL, or the embedded model; by default "
+        "step takes sd1, which needs 16 GB, and memory its bars.",
+    )
+    flags: str = setting("", "Of memory with --model: flags of `salun erase`, in one word.")
+    side: int = setting(32, "Of step: height and width of the latents.", minimum=8)
+    batch: int = setting(1, "Of step: forget pictures a step, and as many retain pictures.", minimum=1)
+    repeats: int = setting(3, "Of step: steps that count.", minimum=1)
+    quick: bool = setting(False, "Of end-to-end: a few pictures and steps, to see that it runs.")
     json: str | None = setting(None, "Also write the figures to this file.")
 
 
@@ -190,7 +205,7 @@ def threshold(weights: int) -> tuple[Figures, list[str]]:
     return {"radix": radix, "double_argsort": argsort, "argsort_over_radix": ratios}, lines
 
 
-def step() -> tuple[Figures, list[str]]:
+def optimizer() -> tuple[Figures, list[str]]:
     """Compare steps on all weights and on selected ones; the figures, and lines that tell them."""
     figures = {"default": alone(optimizer_steps, False), "fused": alone(optimizer_steps, True)}
     lines = [
@@ -202,15 +217,51 @@ def step() -> tuple[Figures, list[str]]:
     return figures, lines
 
 
+def end_to_end(quick: bool) -> tuple[Figures, list[str]]:
+    """Erase a circle from the embedded model; the seconds of each stage."""
+    from salun_diffusers import EraseConfig, erase
+
+    started = time.perf_counter()
+    few = {"num_forget_images": 8, "num_anchor_images": 8, "num_retain_images": 8, "num_validation_images": 1}
+    small: dict[str, Any] = {**few, "num_inference_steps": 2, "max_train_steps": 2} if quick else {}
+    result = erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo", **small))
+    seconds = time.perf_counter() - started
+    figures = {"seconds": seconds, "stages": dict(result.report.timings), "verdict": result.report.verdict}
+    lines = [f"{name:24}{value:8.1f} s" for name, value in result.report.timings.items()]
+    return figures, [*lines, f"{'all of it':24}{seconds:8.1f} s, {result.report.verdict}"]
+
+
+def chosen(config: BenchmarkConfig) -> tuple[Figures, list[str]]:
+    """Run the benchmark that was asked for."""
+    match config.benchmark:
+        case "threshold":
+            return threshold(config.weights or UNET_WEIGHTS)
+        case "optimizer":
+            return optimizer()
+        case "memory":
+            from benchmark_memory import memory
+
+            return memory(config.model, config.flags)
+        case "step":
+            from benchmark_step import StepSizes, step
+
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return step(StepSizes(config.model or "sd1", config.side, config.batch, config.repeats, device))
+        case "end-to-end":
+            return end_to_end(config.quick)
+
+
 def work(config: BenchmarkConfig, command: str) -> str:
     """Run one benchmark, write its figures and tell them.
 
     Raises:
-        UserError: If `step` is told a number of scores.
+        UserError: If a benchmark is told what it has no use for.
     """
-    if config.benchmark == "step" and config.weights is not None:
-        raise UserError(f"--weights is a setting of threshold, step has none; got {config.weights}.")
-    figures, lines = step() if config.benchmark == "step" else threshold(config.weights or UNET_WEIGHTS)
+    if config.benchmark == "memory" and config.model == "sd1-half":
+        raise UserError("--model of memory must be sd1, sdxl or small, got sd1-half.")
+    if config.benchmark != "threshold" and config.weights is not None:
+        raise UserError(f"--weights is a setting of threshold, {config.benchmark} has none; got {config.weights}.")
+    figures, lines = chosen(config)
     machine = {
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),

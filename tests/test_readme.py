@@ -27,7 +27,7 @@ PAGES = [
 ]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXTS["README.md"]
-SCRIPTS = ("benchmark_classification", "benchmark_erasure", "erasure_tables", "measure_demo_model",
+SCRIPTS = ("benchmark", "benchmark_classification", "benchmark_erasure", "erasure_tables", "measure_demo_model",
            "measure_digits_model", "train_demo_model", "train_digits_detector")  # fmt: skip
 LAUNCHER = {"-q": 0, "-m": 0, "--multi_gpu": 0, "--num_processes": 1, "--use_fsdp": 0, "--fsdp_version": 1}
 """What `accelerate launch` may be told before the program, and how many words belong to it."""
@@ -173,7 +173,7 @@ def test_every_program_is_on_some_page() -> None:
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_flags_named_on_a_page_exist(page: str) -> None:
-    known = {"help", "version"} | {word.lstrip("-") for word in LAUNCHER}
+    known = {"help", "version", "rehearse"} | {word.lstrip("-") for word in LAUNCHER}
     for settings in (*(module_of(name).main.settings for name in PROGRAMS), *map(settings_of, SCRIPTS)):
         for field in dataclasses.fields(settings):
             known |= {field.name, str(field.metadata["alias"])}

@@ -259,4 +259,18 @@ class EraseConfig:
         False, "Accepted and without effect: torch's own attention (SDPA) has the same kernels.", group=_RUN
     )
     allow_tf32: bool = setting(False, "Allow TF32 matrix products on NVIDIA GPUs.", group=_RUN)
-    dry_run: bool = setting(False, "Print the resolved configuration and the plan, then stop.", group=_RUN)
+    dry_run: bool = setting(
+        False, "Print the resolved configuration, the plan and what it would cost, then stop.", group=_RUN
+    )
+    vram: float | None = setting(
+        None,
+        "With --dry_run: a GPU's gigabytes; prints the flags with which the run fits in them.",
+        group=_RUN,
+        above=0,
+    )
+    probe: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Try a batch of every stage before the work, to see whether they fit and how long they take; auto: on a GPU, "
+        "for denoisers of 50 million weights or more. With --dry_run, on loads the model and tells the time.",
+        group=_RUN,
+    )

@@ -96,6 +96,10 @@ def accept(config: EraseConfig) -> Request:
         )
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
+    if config.vram is not None and not config.dry_run:
+        raise UserError(
+            f"--vram says what a run may take, for --dry_run; got {config.vram:g} without it. Take the flags it prints."
+        )
     if config.generated_data_dir:
         require_writable(config.generated_data_dir, "--generated_data_dir")
     if config.scheduler not in (None, OWN_SCHEDULER):

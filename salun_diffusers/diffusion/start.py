@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.presets.everyday import captions
+from salun_diffusers.diffusion.probe import probe, probe_is_wanted, told
 from salun_diffusers.diffusion.request import Request, prompts
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded
 from salun_diffusers.diffusion.sharding import refuse_unshardable
@@ -91,6 +92,10 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
                 _note_kind(request)
+            if probe_is_wanted(request, accelerator, sum(map(torch.numel, family.denoiser.parameters()))):
+                probed = probe(accelerator, family, request)
+                if accelerator.is_main_process:
+                    tell("note", told(probed, accelerator.device))
         sources = decided_by_main(
             accelerator,
             lambda: Sources(

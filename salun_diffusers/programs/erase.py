@@ -21,10 +21,11 @@ def work(config: EraseConfig, command: str) -> str:
     """Erase, or with `--dry_run` say what would be done."""
     request = accept(config)
     if config.dry_run:
+        from salun_diffusers.diffusion.forecast import forecast, measured
         from salun_diffusers.evaluation.detectors import make_detector
 
         make_detector(request.detector)
-        return plan(request)
+        return plan(request) + forecast(request, measured(request))
 
     # Heavy imports wait until everything that is quickly known is known.
     from salun_diffusers.diffusion.run import run_erasure

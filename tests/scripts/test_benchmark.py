@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -32,9 +32,9 @@ def test_threshold(run: Callable[..., int], tmp_path: Path, capsys: pytest.Captu
     assert (figures["radix"]["weights"], figures["radix"]["selected"]) == (20_000, 10_000)
 
 
-def test_step(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_optimizer(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """AdamW keeps two numbers a weight and one per tensor: 0.5 of 200 weights are 100."""
-    assert run("step", "--json", tmp_path / "figures.json") == 0
+    assert run("optimizer", "--json", tmp_path / "figures.json") == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[:6]] == ["default"] * 3 + ["fused"] * 3
     figures = json.loads((tmp_path / "figures.json").read_text())
     dense, half = figures["default"]["dense"], figures["default"]["selected 0.5"]
@@ -43,11 +43,46 @@ def test_step(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFix
     assert half["state_bytes"] == (2 * 100 + 2) * 4
 
 
+def test_step(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both ways on the embedded model's shape; the official one moves weights, ours leaves them as they were."""
+    assert run("step", "--model", "small", "--repeats", "1", "--json", tmp_path / "figures.json") == 0
+    assert capsys.readouterr().out.startswith("official sequence, fp32")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures["ours"]) == ["paper, fp32", "paper, bf16", "default, fp32", "default, bf16"]
+    for entry in figures["ours"].values():
+        assert entry["times_faster"] == figures["official"]["seconds"] / entry["seconds"]
+        assert 0 < entry["mask_share"] < 1
+    assert figures["ours"]["paper, fp32"]["of_which_answers"] == 0
+    assert figures["ours"]["default, fp32"]["of_which_answers"] > 0
+    assert figures["sizes"]["weights"] > 4_000_000 and figures["sizes"]["device"] == "cpu"
+
+
+def test_memory_of_one_model(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["memory", "--model", "small", "--flags", "--mask_ratio 0.1 --use_8bit_adam", "--json", tmp_path / "f.json"]
+    assert run(*words) == 0
+    assert capsys.readouterr().out.startswith("--mask_ratio 0.1 --use_8bit_adam")
+    (found,) = json.loads((tmp_path / "f.json").read_text())["scenarios"]
+    assert found["most_gb"] == round(max(found["account"].values()) / 1e9, 2)
+    assert found["cuda"] is None
+
+
+def test_end_to_end(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import salun_diffusers
+
+    report = SimpleNamespace(timings={"load": 1.5, "fine-tuning": 2.5}, verdict="erased")
+    monkeypatch.setattr(salun_diffusers, "erase", lambda config: SimpleNamespace(report=report))
+    assert run("end-to-end", "--json", tmp_path / "figures.json") == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["stages"] == report.timings and figures["verdict"] == "erased" and figures["seconds"] >= 0
+
+
 def test_bad_input_is_one_line(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     for words, content in (
         (["steps"], "invalid choice: 'steps'"),
         ([], "required: benchmark"),
-        (["step", "--weights", "5"], "--weights is a setting of threshold"),
+        (["optimizer", "--weights", "5"], "--weights is a setting of threshold"),
+        (["step", "--side", "4"], "at least 8"),
+        (["memory", "--model", "sd1-half"], "must be sd1, sdxl or small"),
         (["threshold", "--weights", "0"], "at least 1"),
     ):
         assert run(*words) == 2

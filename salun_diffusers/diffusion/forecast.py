@@ -1,0 +1,162 @@
+"""What a run would cost, for `--dry_run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import cast
+
+from salun_diffusers.accelerator import engine
+from salun_diffusers.diffusion.baselines import make_objective
+from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.fitting import DRIVER, fitting
+from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.model_shape import ModelShape
+from salun_diffusers.diffusion.probe import Probed, probe
+from salun_diffusers.diffusion.quick_peaks import QuickPeaks
+from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.stage_peaks import Precision, StagePeaks
+from salun_diffusers.diffusion.start import load_family
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.hub_size import download_size, fetch_configurations
+from salun_diffusers.files.pipeline_folder import is_local
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Rows that go through the denoiser in a run of one process.
+
+    Args:
+        drawing: Forward, for latents and pictures; with guidance two for each.
+        targets: Forward, for the base's answers.
+        saliency: Forward and backward.
+        training: Forward and backward.
+        steps: Optimizer steps.
+    """
+
+    drawing: int
+    targets: int
+    saliency: int
+    training: int
+    steps: int
+
+    @classmethod
+    def of(cls, concept: Concept, settings: Settings) -> Passes:
+        """Count them."""
+        guided = 2 if settings.guidance_scale > 1 else 1
+        pictures = len(concept.forget_evaluation) + len(concept.retain_evaluation)
+        drawn = sum(count for *_, count in concept.sets(settings)) + 2 * pictures * settings.num_validation_images
+        objective = make_objective(settings)
+        batch = GlobalBatch.of(settings, processes=1).size
+        rows = len(objective.halves) * batch
+        steps = settings.length.steps(settings.num_forget_images + settings.num_anchor_images, batch)
+        return cls(
+            drawing=drawn * settings.num_inference_steps * guided,
+            targets=rows * steps if objective.teacher == "base" else 0,
+            saliency=2 * settings.num_forget_images if settings.mask == "saliency" else 0,
+            training=rows * steps,
+            steps=steps,
+        )
+
+
+def precision_of(config: EraseConfig) -> Precision:
+    """The precision of a run: the user's, or what `accelerate launch` was told."""
+    told = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return cast(Precision, told) if told in ("fp16", "bf16") else "no"
+
+
+def forecast(request: Request, probed: Probed | None) -> str:
+    """What a run would cost, in lines.
+
+    Args:
+        request: The run.
+        probed: Rates measured on this machine, if they were.
+    """
+    return "".join(f"{line}\n" for line in _lines(request, probed))
+
+
+def measured(request: Request) -> Probed | None:
+    """The rates of this machine, where the model is at hand and a probe is asked for.
+
+    Raises:
+        UserError: If the stages do not fit.
+    """
+    config = request.config
+    if config.probe != "on" or not is_local(config.pretrained_model_name_or_path):
+        return None
+    accumulation = request.settings.gradient_accumulation_steps
+    with engine(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=accumulation, report_to=None
+    ) as accelerator:
+        return probe(accelerator, load_family(accelerator, request, request.base), request)
+
+
+def _lines(request: Request, probed: Probed | None) -> Iterator[str]:
+    config, settings = request.config, request.settings
+    passes, precision = Passes.of(request.concept, settings), precision_of(config)
+    if not is_local(config.pretrained_model_name_or_path):
+        fetch_configurations(config.pretrained_model_name_or_path, request.base, config.revision, config.cache_dir)
+    try:
+        model = QuickPeaks(ModelShape.of(request.base))
+        yield _memory(model.peaks(settings, precision))
+        if config.vram is not None:
+            fit = fitting(model, settings, precision, config.vram)
+            flags = " ".join(fit.flags) or "no further flag"
+            answer = f"fits with {flags}" if fit.fits else f"does not fit, not even with {flags}"
+            yield f"vram      {config.vram:g} GB: {answer} ({fit.peaks.most / 1e9 + DRIVER:.1f} GB)"
+    except UserError as error:
+        yield f"memory    not known: {error}"
+    yield (
+        f"work      {passes.drawing:,} rows through the denoiser to draw and {passes.targets:,} for targets; with "
+        f"backward {passes.saliency:,} for the saliency and {passes.training:,} in {passes.steps:,} steps"
+    )
+    yield f"time      {_time(passes, probed)}"
+    if not is_local(name := config.pretrained_model_name_or_path):
+        size = download_size(
+            name, request.base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
+        )
+        yield f"download  {_gigabytes(size)}"
+
+
+def _memory(peaks: StagePeaks) -> str:
+    drawing, decoding, saliency, training, static = (value / 1e9 for value in astuple(peaks))
+    stages = f"drawing {drawing:.1f}, decoding {decoding:.1f}, " + (f"saliency {saliency:.1f}, " if saliency else "")
+    return (
+        f"memory    {peaks.most / 1e9 + DRIVER:.1f} GB of a GPU: {stages}fine-tuning {training:.1f} (of which "
+        f"{static:.1f} throughout), and {DRIVER:g} for its driver"
+    )
+
+
+def _time(passes: Passes, probed: Probed | None) -> str:
+    """Seconds of each stage from the rates; backward is as long as two passes forward."""
+    if probed is None:
+        return "not known; --probe on loads the model and measures its rate on this machine"
+    stages = {
+        "drawing": passes.drawing * probed.row_seconds,
+        "saliency": passes.saliency * probed.step_seconds * passes.steps / max(passes.training, 1),
+        "targets": passes.targets * probed.row_seconds,
+        "fine-tuning": passes.steps * probed.step_seconds,
+    }
+    parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in stages.items() if seconds)
+    return f"about {_duration(sum(stages.values()))} on this machine: {parts}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _gigabytes(size: int | None) -> str:
+    if size is None:
+        return "of a size that the hub does not tell"
+    return (
+        "nothing, all is in the cache"
+        if size == 0
+        else f"{size / 1e9:.1f} GB"
+        if size > 5e7
+        else f"{size / 1e6:.0f} MB"
+    )

@@ -1,0 +1,143 @@
+"""What only a GPU shows. `scripts/gpu_check.sh` runs these there, and with --rehearse, in small, on a CPU.
+
+The device is that of the environment variable SALUN_TEST_DEVICE, ``cuda`` or ``cpu``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import tiny_settings
+
+from salun_diffusers import EraseConfig, erase
+from salun_diffusers.accelerator import engine
+from salun_diffusers.diffusion.families.known import family_of
+from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
+from salun_diffusers.diffusion.masks import forget_saliency
+from salun_diffusers.diffusion.rehearsal import QuietRun
+from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = torch.device(os.environ.get("SALUN_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu"))
+ON_A_GPU = DEVICE.type == "cuda"
+# accelerate refuses fp16 without a GPU.
+PRECISIONS = ("no", "bf16", *(["fp16"] if ON_A_GPU else []))
+OPTIMIZERS = (None, *([True] if find_spec("bitsandbytes") else []))
+# Without a GPU compiling takes minutes; the way to it is the same.
+BACKEND = "inductor" if ON_A_GPU else "eager"
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate takes the device that is meant."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(not ON_A_GPU).lower())
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_the_device_is_there() -> None:
+    with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+        assert accelerator.device.type == DEVICE.type
+
+
+@pytest.mark.parametrize("eight_bits", OPTIMIZERS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_run_in_every_precision(
+    small_run: Callable[..., list[str]], tmp_path: Path, precision: str, eight_bits: bool | None
+) -> None:
+    """It ends with a receipt, which `main` asks for, and every loss is finite."""
+    words = small_run(output_dir=tmp_path / "run", mixed_precision=precision, use_8bit_adam=eight_bits, probe="on")
+    assert main(words) == 0
+    rows = rows_of(tmp_path / "run")
+    assert len(rows) == 4 and all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_compiled_run(small_run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(small_run(output_dir=tmp_path / "plain")) == 0
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", BACKEND)
+    assert main(small_run(output_dir=tmp_path / "compiled")) == 0
+    for row, other in zip(rows_of(tmp_path / "plain"), rows_of(tmp_path / "compiled"), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-2)
+
+
+def test_channels_last_is_the_same_network() -> None:
+    family = family_of("StableDiffusionPipeline")(EMBEDDED["demo"], device=DEVICE)
+    states = family.encode(["a photo of a circle"])
+    noised = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with torch.no_grad():
+        plain = family.predict(family.denoiser, noised, torch.tensor([500], device=DEVICE), states)
+        family.denoiser.to(memory_format=torch.channels_last)
+        other = family.predict(family.denoiser, noised, torch.tensor([500], device=DEVICE), states)
+    assert torch.allclose(plain, other, atol=1e-3)
+
+
+def test_masks_of_cpu_and_device_agree() -> None:
+    masks = []
+    for device in (torch.device("cpu"), DEVICE):
+        os.environ["ACCELERATE_USE_CPU"] = str(device.type == "cpu").lower()
+        with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+            family = family_of("StableDiffusionPipeline")(EMBEDDED["demo"], device=device)
+            latents = torch.randn(16, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+            drawn = LatentSet(latents, torch.zeros(16, dtype=torch.int64), ("",))
+            circle, empty = family.encode(["a photo of a circle"]), family.encode([""])
+            data = EraseData(drawn, drawn, drawn, circle, circle, circle, empty)
+            parameters = dict(family.denoiser.named_parameters())
+            settings = tiny_settings(saliency_batch_size=8)
+            scores = forget_saliency(QuietRun.of(accelerator), family, parameters, data, settings)
+            masks.append(SaliencyMask.from_saliency(scores, 0.5))
+    same = sum(int((masks[0][name] == masks[1][name]).sum()) for name in masks[0])
+    assert same / masks[0].number_of_weights >= 0.999
+
+
+def test_a_stopped_run_goes_on(
+    small_run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from salun_diffusers.diffusion import trainer
+
+    assert main(small_run(output_dir=tmp_path / "whole", checkpointing_steps=2)) == 0
+    plain = trainer._step
+
+    def stopping(*words: object, progress: float) -> dict[str, float]:
+        if progress > 0.6:
+            raise KeyboardInterrupt
+        return plain(*words, progress=progress)  # type: ignore[arg-type]
+
+    again = small_run(output_dir=tmp_path / "stopped", checkpointing_steps=2, resume_from_checkpoint="latest")
+    monkeypatch.setattr(trainer, "_step", stopping)
+    assert main(small_run(output_dir=tmp_path / "stopped", checkpointing_steps=2)) == 130
+    monkeypatch.setattr(trainer, "_step", plain)
+    assert main(again) == 0
+    whole = weights_of(tmp_path / "whole")
+    for name, tensor in weights_of(tmp_path / "stopped").items():
+        # A GPU's sums are not always in the same order.
+        assert torch.allclose(tensor, whole[name], atol=0 if DEVICE.type == "cpu" else 1e-4), name
+
+
+def test_the_demo_is_erased(tmp_path: Path) -> None:
+    """The whole of it on a GPU; a few steps elsewhere, of which only the receipt can be asked."""
+    few = {"num_forget_images": 8, "num_anchor_images": 8, "num_retain_images": 8, "num_validation_images": 1}
+    small = {} if ON_A_GPU else {**few, "num_inference_steps": 2, "max_train_steps": 2}
+    config = EraseConfig(
+        concept="circle", pretrained_model_name_or_path="demo", output_dir=str(tmp_path / "run"), **small
+    )  # type: ignore[arg-type]
+    result = erase(config)
+    assert result.report.receipt
+    if ON_A_GPU:
+        assert result.report.verdict == "erased"
