@@ -117,7 +117,7 @@ def build(kind: str, folder: Path) -> dict[str, int]:
 
 
 def alone(words: Sequence[str]) -> dict[str, float]:
-    """Run a Python command as a process of its own; returns its seconds, by the clock and of all cores, and its peak.
+    """Run a Python command as a process of its own; returns its seconds, those of all cores, and its peak of memory.
 
     Raises:
         UserError: If it fails; with the end of what it said.
