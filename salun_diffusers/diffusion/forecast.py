@@ -4,62 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import cast
 
 from salun_diffusers.accelerator import engine
-from salun_diffusers.diffusion.baselines import make_objective
-from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.fitting import DRIVER, fitting
-from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.probe import Probed, probe
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
 from salun_diffusers.diffusion.request import Request
-from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.row_forwards import row_forwards
 from salun_diffusers.diffusion.stage_peaks import Precision, StagePeaks
 from salun_diffusers.diffusion.start import load_family
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.hub_size import download_size, fetch_configurations
 from salun_diffusers.files.pipeline_folder import is_local
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Rows that go through the denoiser in a run of one process.
-
-    Args:
-        drawing: Forward, for latents and pictures; with guidance two for each.
-        targets: Forward, for the base's answers.
-        saliency: Forward and backward.
-        training: Forward and backward.
-        steps: Optimizer steps.
-    """
-
-    drawing: int
-    targets: int
-    saliency: int
-    training: int
-    steps: int
-
-    @classmethod
-    def of(cls, concept: Concept, settings: Settings) -> Passes:
-        """Count them."""
-        guided = 2 if settings.guidance_scale > 1 else 1
-        pictures = len(concept.forget_evaluation) + len(concept.retain_evaluation)
-        drawn = sum(count for *_, count in concept.sets(settings)) + 2 * pictures * settings.num_validation_images
-        objective = make_objective(settings)
-        batch = GlobalBatch.of(settings, processes=1).size
-        rows = len(objective.halves) * batch
-        steps = settings.length.steps(settings.num_forget_images + settings.num_anchor_images, batch)
-        return cls(
-            drawing=drawn * settings.num_inference_steps * guided,
-            targets=rows * steps if objective.teacher == "base" else 0,
-            saliency=2 * settings.num_forget_images if settings.mask == "saliency" else 0,
-            training=rows * steps,
-            steps=steps,
-        )
+from salun_diffusers.files.single_file import is_single_file
 
 
 def precision_of(config: EraseConfig) -> Precision:
@@ -96,11 +57,12 @@ def measured(request: Request) -> Probed | None:
 
 def _lines(request: Request, probed: Probed | None) -> Iterator[str]:
     config, settings = request.config, request.settings
-    passes, precision = Passes.of(request.concept, settings), precision_of(config)
-    if not is_local(config.pretrained_model_name_or_path):
-        fetch_configurations(config.pretrained_model_name_or_path, request.base, config.revision, config.cache_dir)
+    precision, name = precision_of(config), config.pretrained_model_name_or_path
+    at_hand = is_local(name) or is_single_file(name)
+    if not at_hand:
+        fetch_configurations(name, request.base, config.revision, config.cache_dir)
     try:
-        model = QuickPeaks(ModelShape.of(request.base))
+        model = QuickPeaks(ModelShape.of(request.base, settings.resolution))
         yield _memory(model.peaks(settings, precision))
         if config.vram is not None:
             fit = fitting(model, settings, precision, config.vram)
@@ -109,12 +71,8 @@ def _lines(request: Request, probed: Probed | None) -> Iterator[str]:
             yield f"vram      {config.vram:g} GB: {answer} ({fit.peaks.most / 1e9 + DRIVER:.1f} GB)"
     except UserError as error:
         yield f"memory    not known: {error}"
-    yield (
-        f"work      {passes.drawing:,} rows through the denoiser to draw and {passes.targets:,} for targets; with "
-        f"backward {passes.saliency:,} for the saliency and {passes.training:,} in {passes.steps:,} steps"
-    )
-    yield f"time      {_time(passes, probed)}"
-    if not is_local(name := config.pretrained_model_name_or_path):
+    yield f"time      {_time(request, probed)}"
+    if not at_hand:
         size = download_size(
             name, request.base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
         )
@@ -130,18 +88,19 @@ def _memory(peaks: StagePeaks) -> str:
     )
 
 
-def _time(passes: Passes, probed: Probed | None) -> str:
-    """Seconds of each stage from the rates; backward is as long as two passes forward."""
+def _time(request: Request, probed: Probed | None) -> str:
+    """Seconds of each stage of one process from the rates that a probe measured."""
     if probed is None:
         return "not known; --probe on loads the model and measures its rate on this machine"
-    stages = {
-        "drawing": passes.drawing * probed.row_seconds,
-        "saliency": passes.saliency * probed.step_seconds * passes.steps / max(passes.training, 1),
-        "targets": passes.targets * probed.row_seconds,
-        "fine-tuning": passes.steps * probed.step_seconds,
+    stages = row_forwards(
+        request.concept, request.settings, probed.scheduler, real_pictures=bool(request.config.train_data)
+    )
+    seconds = {
+        stage.stage: stage.rows * (probed.gradient_row_seconds if stage.gradient else probed.row_seconds)
+        for stage in stages
     }
-    parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in stages.items() if seconds)
-    return f"about {_duration(sum(stages.values()))} on this machine: {parts}"
+    parts = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items() if value)
+    return f"about {_duration(sum(seconds.values()))} on this machine: {parts}"
 
 
 def _duration(seconds: float) -> str:

@@ -39,8 +39,12 @@ class ModelShape:
     parts: Mapping[str, tuple[str, Mapping[str, Any]]]
 
     @classmethod
-    def of(cls, folder: Path) -> ModelShape:
+    def of(cls, folder: Path, resolution: int = 0) -> ModelShape:
         """What the configurations in a pipeline folder say.
+
+        Args:
+            folder: The pipeline.
+            resolution: Side of the pictures that are drawn, in pixels; 0 for the model's own.
 
         Raises:
             UserError: If the denoiser has none.
@@ -54,6 +58,10 @@ class ModelShape:
                 parts[name] = (str(entry[1]), read_object(file, constants=float))
         if "unet" not in parts:
             raise UserError(f"{folder} has no unet/config.json, so nothing is known of the size of its network.")
+        if resolution:
+            class_, config = parts["unet"]
+            vae = parts["vae"][1].get("block_out_channels", [1] * 4) if "vae" in parts else [1]
+            parts["unet"] = (class_, {**config, "sample_size": resolution // 2 ** (len(vae) - 1)})
         return cls(class_name(index), parts)
 
     @property

@@ -23,9 +23,11 @@ from salun_diffusers.diffusion.rehearsal import (
     blank_data,
     mask_of_size,
     rehearse_saliency,
+    rehearsed_rows,
     rehearsed_training,
 )
 from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.row_forwards import sampling_calls
 from salun_diffusers.diffusion.stage_peaks import Precision
 from salun_diffusers.errors import UserError, is_out_of_memory
 
@@ -40,12 +42,14 @@ class Probed:
 
     Args:
         row_seconds: One row through the denoiser, forward, as latents are drawn.
-        step_seconds: One optimizer step.
+        gradient_row_seconds: One row forward and backward, with its part of the optimizer step.
+        scheduler: Class of the scheduler that draws.
         peaks: The most bytes of the device each stage took, by name; empty on a CPU, which does not count them.
     """
 
     row_seconds: float
-    step_seconds: float
+    gradient_row_seconds: float
+    scheduler: str
     peaks: dict[str, int]
 
 
@@ -101,7 +105,8 @@ def probe(accelerator: Accelerator, family: Family, request: Request) -> Probed:
             latents, seconds = _timed(draw, family.device)
             family.decode(latents)
         guided = 2 if settings.guidance_scale > 1 else 1
-        row_seconds = seconds / (rows * steps * guided)
+        scheduler = type(family.pipe.scheduler).__name__  # type: ignore[attr-defined]
+        row_seconds = seconds / (rows * sampling_calls(scheduler, steps) * guided)
         data = blank_data(settings, tuple(latents.shape[1:]), family.encode([concept.forget_prompts[0]]))
         if settings.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -117,7 +122,7 @@ def probe(accelerator: Accelerator, family: Family, request: Request) -> Probed:
             ),
         ):
             _, step_seconds = _timed(step, family.device)
-    return Probed(row_seconds, step_seconds, peaks)
+    return Probed(row_seconds, step_seconds / rehearsed_rows(run, settings), scheduler, peaks)
 
 
 def told(probed: Probed, device: torch.device) -> str:
@@ -139,7 +144,12 @@ def _memory_is_told(stage: str, accelerator: Accelerator, request: Request) -> I
         flags, fits = tuple(saving_flags(request.config)), False
         if total:
             precision: Precision = accelerator.mixed_precision  # type: ignore[assignment]
-            found = fitting(QuickPeaks(ModelShape.of(request.base)), request.settings, precision, total / 1e9)
+            found = fitting(
+                QuickPeaks(ModelShape.of(request.base, request.settings.resolution)),
+                request.settings,
+                precision,
+                total / 1e9,
+            )
             flags, fits = found.flags or flags, found.fits
         size = f"the {total / 1e9:.1f} GB of this device" if total else "memory"
         advice = f"it fits with {' '.join(flags)}" if fits else f"less is needed with {', '.join(flags)}"

@@ -105,6 +105,12 @@ def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Setti
     forget_saliency(run, family, trained, data, settings)
 
 
+def rehearsed_rows(run: Run, settings: Settings) -> int:
+    """Rows that one rehearsed step takes forward and backward."""
+    each = GlobalBatch.of(settings, run.accelerator.num_processes).largest
+    return len(make_objective(settings).halves) * each * min(settings.gradient_accumulation_steps, 2)
+
+
 class _BlankDraws(Draws):
     """Draws whose targets, where the base would have answered before, are blank."""
 
