@@ -1,8 +1,9 @@
-"""The tables of docs/costs.md, made from docs/results/memory.json, step.json and end_to_end.json.
+"""The tables of docs/costs.md and the README's, made from docs/results/memory.json, step.json and end_to_end.json.
 
     python scripts/cost_tables.py
+    python scripts/cost_tables.py --page README.md
 
-Tables in the page stand between lines with their names and are written anew.
+Tables in a page stand between lines with their names and are written anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from salun_diffusers.arguments import setting
 from salun_diffusers.programs.program import Program
 
 DOCS = Path(__file__).parent.parent / "docs"
+_COMMON = "--mixed_precision bf16 --gradient_checkpointing --generation_batch_size 4"
+_SHORT = {"bf16, ratio 0.5": "1.x", "micro-batches of 1, offload": "1.x", "XL, 8-bit Adam, ratio 0.1": "XL"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ def memory_table(figures: dict[str, Any]) -> str:
         cells = " | ".join(f"{size / 1e9:.1f}" for size in stages)
         bar = f"{row['bar_gb']:g}" if row["bar_gb"] else ""
         lines.append(f"| {row['name']} | `{row['flags'].strip()}` | {cells} | {row['most_gb']:.1f} | {bar} |")
+    return "\n".join(lines)
+
+
+def short_table(figures: dict[str, Any]) -> str:
+    """The most that three scenarios take; the flags that all of them have are left out."""
+    lines = ["| Stable Diffusion | and with | GB at most |", "|---|---|--:|"]
+    for row in figures["scenarios"]:
+        if row["name"] in _SHORT:
+            flags = row["flags"].replace(_COMMON, "").strip()
+            told = f"`{flags}`" if flags else "no other flag"
+            lines.append(f"| {_SHORT[row['name']]} | {told} | {row['most_gb']:.1f} |")
     return "\n".join(lines)
 
 
@@ -68,6 +82,7 @@ def end_to_end_table(figures: dict[str, Any]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "memory": ("memory.json", memory_table),
+    "readme": ("memory.json", short_table),
     "step": ("step.json", step_table),
     "variants": ("step.json", variant_table),
     "end-to-end": ("end_to_end.json", end_to_end_table),
@@ -77,11 +92,14 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def with_tables(page: str) -> str:
     """A page whose tables are those of the results."""
     for name, (file, table) in TABLES.items():
+        if f"<!-- {name} -->" not in page:
+            continue
         figures = json.loads((DOCS / "results" / file).read_text(encoding="utf-8"))
         machine = f"{figures['machine']['cpus']} CPUs, {figures['machine']['threads']} threads, torch"
         said = f"`python scripts/benchmark.py {' '.join(figures['command'])}` ({machine} {figures['machine']['torch']})"
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        block = f"{begin}\n{said}:\n\n{table(figures)}\n{end}"
+        heading = "" if name == "readme" else f"{said}:\n\n"
+        block = f"{begin}\n{heading}{table(figures)}\n{end}"
         page = re.sub(f"{begin}.*?{end}", lambda _, block=block: block, page, flags=re.DOTALL)
     return page
 

@@ -1,4 +1,4 @@
-"""The page of costs says what was measured."""
+"""The page of costs and the README say what was measured."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import ModuleType
 PAGE = Path(__file__).parents[2] / "docs" / "costs.md"
 
 
-def test_the_tables_of_the_page_are_those_of_the_results(script: Callable[[str], ModuleType]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
+def test_the_tables_of_the_pages_are_those_of_the_results(script: Callable[[str], ModuleType]) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (PAGE, PAGE.parents[1] / "README.md")]
     tables = script("cost_tables")
-    assert tables.with_tables(page) == page
-    assert all(f"<!-- {name} -->" in page for name in tables.TABLES)
+    assert [tables.with_tables(page) for page in pages] == pages
+    assert all(f"<!-- {name} -->" in "".join(pages) for name in tables.TABLES)
 
 
 def test_every_bar_is_met(script: Callable[[str], ModuleType]) -> None:
