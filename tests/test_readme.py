@@ -149,13 +149,13 @@ def erasures() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(erasures()))
-def test_erasures_would_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the embedded model where they name none: the plan is made, nothing is fetched."""
+def test_erasures_would_run(line: str, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small Stable Diffusion where they name no model: the plan is made, nothing is fetched."""
     (tmp_path / "keep.txt").write_text("a painting by Monet\n")
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)
     if "--pretrained_model_name_or_path" not in words:
-        words += ["--pretrained_model_name_or_path", "demo"]
+        words += ["--pretrained_model_name_or_path", str(tiny_pipeline)]
     words = ["digits" if word == "runs/cifar10/pipeline" else word for word in words]  # Trained by the line before.
     assert module_of("erase").main([*words, "--detector", "none", "--dry_run"]) == 0
 
