@@ -268,6 +268,7 @@ def work(config: BenchmarkConfig, command: str) -> str:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),  # Of the last minute: above the threads, others were at work, too.
     }
     if config.json:
         words = shlex.split(command)[2:]  # Without the interpreter and this file.
