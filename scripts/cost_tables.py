@@ -40,9 +40,10 @@ def memory_table(figures: dict[str, Any]) -> str:
     for row in figures["scenarios"]:
         stages = [max(row["account"]["drawing"], row["account"]["decoding"])]
         stages += [row["account"][name] for name in ("saliency", "training", "static")]
+        most = max(row["account"].values())
         cells = " | ".join(f"{size / 1e9:.1f}" for size in stages)
         bar = f"{row['bar_gb']:g}" if row["bar_gb"] else ""
-        lines.append(f"| {row['name']} | `{row['flags'].strip()}` | {cells} | {row['most_gb']:.1f} | {bar} |")
+        lines.append(f"| {row['name']} | `{row['flags'].strip()}` | {cells} | {most / 1e9:.1f} | {bar} |")
     return "\n".join(lines)
 
 
