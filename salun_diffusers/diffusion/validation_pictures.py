@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -120,8 +121,7 @@ def log_pictures(tracker: Any, tag: str, pictures: Sequence[Image.Image], captio
         array = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
         tracker.log_images({tag: array}, step=step, dataformats="NHWC")
     elif tracker.name == "wandb":
-        import wandb
-
+        wandb = sys.modules["wandb"]  # The tracker is made of it; accelerate's own method takes no captions.
         captioned = [wandb.Image(one, caption=caption) for one, caption in zip(pictures, captions, strict=True)]
         tracker.log({tag: captioned}, step=step)
     else:  # accelerate has no method for comet's.

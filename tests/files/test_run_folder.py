@@ -185,7 +185,7 @@ class TestFinishedRun:
         names = {path.name for path in finished.iterdir()}
         assert names == {
             "pipeline", "mask.safetensors", "config.json", "metrics.jsonl", "report.json", "report.html", "samples",
-            "run.json", "work",
+            "run.json", "work", "checkpoint-3",
         }  # fmt: skip
         assert not [path for path in finished.rglob("*") if "partial" in path.name or path.suffix in (".bin", ".pt")]
 

@@ -165,5 +165,5 @@ class TestLocate:
         )
         told = ["--concept", "7", "--pretrained_model_name_or_path", "someone/cifar", "--dry_run"]
         assert main([*told, "--cache_dir", str(tmp_path / "cache")]) == 0
-        assert set(asked) == {"model_index.json", "unet/config.json"}
+        assert set(asked) == {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json"}
         assert "CIFAR-10's of the official code (10 classes of 32 x 32 x 3)" in capsys.readouterr().out
