@@ -35,7 +35,7 @@ parts=$(mktemp -d)
 trap 'rm -r "$parts"' EXIT
 
 # Each part is tried, whatever became of the others.
-"$python" -m pytest -m gpu tests/gpu -p no:cacheprovider --junitxml "$parts/tests.xml"
+"$python" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider --junitxml "$parts/tests.xml"
 "$python" scripts/benchmark.py step $step --json "$parts/step.json"
 "$python" scripts/benchmark.py memory $memory --json "$parts/memory.json"
 "$python" scripts/benchmark.py end-to-end $whole --json "$parts/end-to-end.json"

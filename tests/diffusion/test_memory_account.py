@@ -109,7 +109,7 @@ def within_15_percent(shape: ModelShape, settings: Settings, precision: str) -> 
     "changes",
     [
         {},
-        {"mask_ratio": 0.1, "use_8bit_adam": True, "gradient_checkpointing": True},
+        {"use_8bit_adam": True, "gradient_checkpointing": True},
         {
             "gradient_accumulation_steps": 3,
             "batch_of": "process",
