@@ -165,13 +165,10 @@ class TestEveryModule:
 
 
 def test_tests_mirror_the_package() -> None:
-    """A test file lies in the folder of the room that it tests, or at the top where it tests the house.
-
-    Those in `gpu` run on a GPU, or in rehearsal.
-    """
+    """A test file lies in the folder of the room that it tests, or at the top where it tests the house."""
     tests = Path(__file__).parent
     folders = {path.name for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= {room for rooms in FLOORS for room in rooms} | {"scripts", "gpu"}
+    assert folders <= {room for rooms in FLOORS for room in rooms} | {"scripts"}
 
 
 def run(code: str) -> str:
