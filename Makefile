@@ -4,6 +4,8 @@ VENV ?= .venv
 # One exact version, so that both commands give the same on every machine (README, "Installing").
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
+# Two processes of one thread each: two of more threads would wait for each other.
+PYTEST = env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALLED = $(VENV)/.installed
 
 .PHONY: help demo test test-all test-floor lint clean
@@ -31,17 +33,18 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
+test-floor: BIN = .venv-floor/bin
 test-floor:
 	$(PYTHON) -m venv .venv-floor
 	$(PYTHON) scripts/floor_requirements.py > .venv-floor/floor.txt
-	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt pytest scikit-image
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt pytest pytest-xdist scikit-image
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	.venv-floor/bin/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf $(VENV) .venv-floor .mypy_cache .pytest_cache .ruff_cache build dist

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "salun_diffusers"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = {name: set(required) for name, required in PROJECT["optional-dependencies"].items() if name != "dev"}
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skimage", "pre-commit": "pre_commit"}
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skimage", "pre-commit": "pre_commit",
+               "pytest-xdist": "xdist"}  # fmt: skip
 BY_TRANSFORMERS = {"timm"}  # Its wrapper of timm's networks imports them.
-TOOLS = {"mypy", "pre_commit", "ruff"}
+TOOLS = {"mypy", "pre_commit", "ruff", "xdist"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
