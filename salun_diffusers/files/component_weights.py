@@ -91,12 +91,19 @@ def _reported(kind: Any, place: Path, variant: str | None) -> str:
     files = weight_files(place, variant, strictly=False)
     named = variant if variant and any(f".{variant}" in file.name for file in files) else None
     with loading_quietly():
-        _, report = kind.from_pretrained(
+        network, report = kind.from_pretrained(
             place, output_loading_info=True, ignore_mismatched_sizes=True, device_map="meta", variant=named,
             local_files_only=True, use_safetensors=True,
         )  # fmt: skip
     for key in sorted(report["missing_keys"]):
         return f"{key} is missing"
-    for key, found, wanted in report["mismatched_keys"]:
+    for entry in report["mismatched_keys"]:
+        key, found, wanted = entry if isinstance(entry, tuple | list) else _shapes_of(entry, network, files)
         return f"{key} must be of shape {tuple(wanted)}, found {tuple(found)}"
     return ""
+
+
+def _shapes_of(key: str, network: Any, files: Iterable[Path]) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """What transformers 4 leaves out of its report: a tensor's shape in the files, and in the network."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return key, stored_shapes(files, wanted).get(key, ()), wanted[key]
