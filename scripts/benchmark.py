@@ -16,7 +16,6 @@ Figures go to stdout and, with --json, to a file together with a description of 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from own_process import alone
 from torch import nn
 
 from salun_diffusers.arguments import setting, word
@@ -62,7 +62,7 @@ class BenchmarkConfig:
     model: Literal["sd1", "sd1-half", "sdxl", "small"] | None = setting(
         None,
         "Of step and memory: Stable Diffusion 1.x, half as wide (step only) or XL, or the embedded model; by default "
-        "step takes sd1, which needs 16 GB, and memory its bars.",
+        "step takes sd1, which needs 20 GB, and memory its bars.",
     )
     flags: str = setting("", "Of memory with --model: flags of `salun erase`, in one word.")
     side: int = setting(32, "Of step: height and width of the latents.", minimum=8)
@@ -180,12 +180,6 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
 
 
-def alone(function: Callable[..., Figures], *arguments: object) -> Figures:
-    """Call a function in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def threshold(weights: int) -> tuple[Figures, list[str]]:
     """Compare the mask's radix select with a double argsort; the figures, and lines that tell them."""
     radix = alone(radix_threshold, weights)
@@ -207,7 +201,7 @@ def threshold(weights: int) -> tuple[Figures, list[str]]:
 
 def optimizer() -> tuple[Figures, list[str]]:
     """Compare steps on all weights and on selected ones; the figures, and lines that tell them."""
-    figures = {"default": alone(optimizer_steps, False), "fused": alone(optimizer_steps, True)}
+    figures: Figures = {"default": alone(optimizer_steps, False), "fused": alone(optimizer_steps, True)}
     lines = [
         f"AdamW {implementation:8}{name:13}{entry['seconds'] * 1e3:8.1f} ms (x{entry['time_ratio']:.2f}) "
         f"state {entry['state_bytes'] / 1e6:7.1f} MB (x{entry['state_ratio']:.2f})"
@@ -243,7 +237,8 @@ def chosen(config: BenchmarkConfig) -> tuple[Figures, list[str]]:
 
             return memory(config.model, config.flags)
         case "step":
-            from benchmark_step import StepSizes, step
+            from benchmark_step import step
+            from step_references import StepSizes
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return step(StepSizes(config.model or "sd1", config.side, config.batch, config.repeats, device))

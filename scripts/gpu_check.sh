@@ -31,8 +31,9 @@ else
     whole=
 fi
 result=${1:-docs/results/gpu.json}
-parts=$(mktemp -d)
-trap 'rm -r "$parts"' EXIT
+parts=${result%.json}_parts  # They stay where the check is interrupted.
+rm -rf "$parts"
+mkdir -p "$parts"
 
 # Each part is tried, whatever became of the others.
 "$python" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider --junitxml "$parts/tests.xml"
@@ -40,3 +41,6 @@ trap 'rm -r "$parts"' EXIT
 "$python" scripts/benchmark.py memory $memory --json "$parts/memory.json"
 "$python" scripts/benchmark.py end-to-end $whole --json "$parts/end-to-end.json"
 "$python" scripts/gpu_check.py "$parts" "$result"
+code=$?
+rm -r "$parts"
+exit $code

@@ -43,8 +43,13 @@ def test_optimizer(run: Callable[..., int], tmp_path: Path, capsys: pytest.Captu
     assert half["state_bytes"] == (2 * 100 + 2) * 4
 
 
-def test_step(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Both ways on the embedded model's shape; the official one moves weights, ours leaves them as they were."""
+def test_step(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways on the embedded model's shape."""
+    import benchmark_step
+
+    monkeypatch.setattr(benchmark_step, "alone", lambda function, *arguments: function(*arguments))
     assert run("step", "--model", "small", "--repeats", "1", "--json", tmp_path / "figures.json") == 0
     assert capsys.readouterr().out.startswith("official sequence, fp32")
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -54,6 +59,7 @@ def test_step(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFix
         assert 0 < entry["mask_share"] < 1
     assert figures["ours"]["paper, fp32"]["of_which_answers"] == 0
     assert figures["ours"]["default, fp32"]["of_which_answers"] > 0
+    assert set(figures["optimizer"]) == {"fused", "foreach"} and len(figures["variants"]) == 5
     assert figures["sizes"]["weights"] > 4_000_000 and figures["sizes"]["device"] == "cpu"
 
 
