@@ -68,6 +68,7 @@ class BenchmarkConfig:
     side: int = setting(32, "Of step: height and width of the latents.", minimum=8)
     batch: int = setting(1, "Of step: forget pictures a step, and as many retain pictures.", minimum=1)
     repeats: int = setting(3, "Of step: steps that count.", minimum=1)
+    compiled: bool = setting(False, "Of step: also time a pass of the compiled network; compiling takes minutes.")
     quick: bool = setting(False, "Of end-to-end: a few pictures and steps, to see that it runs.")
     json: str | None = setting(None, "Also write the figures to this file.")
 
@@ -220,7 +221,8 @@ def end_to_end(quick: bool) -> tuple[Figures, list[str]]:
     small: dict[str, Any] = {**few, "num_inference_steps": 2, "max_train_steps": 2} if quick else {}
     result = erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo", **small))
     seconds = time.perf_counter() - started
-    figures = {"seconds": seconds, "stages": dict(result.report.timings), "verdict": result.report.verdict}
+    figures: Figures = {"seconds": seconds, "stages": dict(result.report.timings), "verdict": result.report.verdict}
+    figures["receipt"] = bool(result.report.receipt)
     lines = [f"{name:24}{value:8.1f} s" for name, value in result.report.timings.items()]
     return figures, [*lines, f"{'all of it':24}{seconds:8.1f} s, {result.report.verdict}"]
 
@@ -241,7 +243,9 @@ def chosen(config: BenchmarkConfig) -> tuple[Figures, list[str]]:
             from step_references import StepSizes
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            return step(StepSizes(config.model or "sd1", config.side, config.batch, config.repeats, device))
+            return step(
+                StepSizes(config.model or "sd1", config.side, config.batch, config.repeats, device, config.compiled)
+            )
         case "end-to-end":
             return end_to_end(config.quick)
 
@@ -262,6 +266,7 @@ def work(config: BenchmarkConfig, command: str) -> str:
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),  # Of the last minute: above the threads, others were at work, too.
     }

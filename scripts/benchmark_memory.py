@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from own_process import side_by_side
 from real_shapes import sd1, sdxl
 
 from salun_diffusers.accelerator import engine
@@ -75,7 +76,10 @@ def memory(model: str | None, flags: str) -> tuple[Figures, list[str]]:
         flags: Of `salun erase`.
     """
     rows = BARS if model is None else ((flags or "no flag", model, flags, None),)
-    figures: Figures = {"scenarios": [scenario(*row) for row in rows], "validation": validation()}
+    accounts = side_by_side(scenario, rows)
+    for found in accounts:
+        found["cuda"] = on_the_gpu(found["model"], found["flags"])
+    figures: Figures = {"scenarios": accounts, "validation": validation()}
     lines = []
     for found in figures["scenarios"]:
         stages = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in found["account"].items())
@@ -87,7 +91,7 @@ def memory(model: str | None, flags: str) -> tuple[Figures, list[str]]:
 
 
 def scenario(name: str, model: str, flags: str, bar: float | None) -> Figures:
-    """One account, the quick estimate of the same, and on a GPU its own counter."""
+    """One account, and the quick estimate of the same."""
     settings, precision = settings_of(flags)
     shape = SHAPES[model]()
     account = stage_peaks(shape, settings, precision)
@@ -101,16 +105,15 @@ def scenario(name: str, model: str, flags: str, bar: float | None) -> Figures:
         "most_gb": round(account.most / 1e9, 2),
         "account": dataclasses.asdict(account),
         "estimate": dataclasses.asdict(quick),
-        "cuda": on_the_gpu(shape, settings, precision),
     }
 
 
-def on_the_gpu(shape: ModelShape, settings: Settings, precision: Precision) -> Figures | str | None:
+def on_the_gpu(model: str, flags: str) -> Figures | str | None:
     """What CUDA's own counter says, that it does not fit, or None where there is no such device."""
     if not torch.cuda.is_available():
         return None
     try:
-        return measured(shape, settings, precision)
+        return measured(SHAPES[model](), *settings_of(flags))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from benchmark_memory import Figures, settings_of
 from own_process import alone
-from step_references import StepSizes, official, optimizers, random_model, seconds_of, shape_of, variants, wait_for
+from step_references import StepSizes, official, optimizers, random_model, seconds_of, shape_of, variants
 
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.rehearsal import QuietRun, blank_data, rehearsed_training
@@ -90,17 +90,17 @@ def ours(sizes: StepSizes, flags: str) -> Figures:
     with engine(mixed_precision=precision, gradient_accumulation_steps=1, report_to=None) as accelerator:
         data = blank_data(settings, shape.latent_shape, shape.conditions(1, sizes.device))
         run = QuietRun.of(accelerator)
-        # Twice: what times the mask's part waits for a GPU, which makes the step longer.
-        with rehearsed_training(run, family, mask, data, settings) as (take, _):
-            take()
-            seconds = [seconds_of(take, sizes.device) for _ in range(sizes.repeats)]
         with (
             _timed_mask(sizes.device) as spent,
             rehearsed_training(run, family, mask, data, settings) as (take, stepper),
         ):
-            stepper.step = _adding(stepper.step, spent, sizes.device)  # type: ignore[method-assign]
+            stepper.step = spent.adding(stepper.step)  # type: ignore[method-assign]
             take()
-            masked = [seconds_of(take, sizes.device, spent) for _ in range(sizes.repeats)]
+            seconds, masked = [], []
+            for _ in range(sizes.repeats):
+                spent.taken()
+                seconds.append(seconds_of(take, sizes.device))
+                masked.append(spent.taken())
         median = statistics.median(seconds)
         answers = 0.0
         if settings.recipe == "frozen_teacher":
@@ -128,27 +128,49 @@ def _settings(sizes: StepSizes, flags: str) -> tuple[Settings, Any]:
     return settings_of(f"{flags} --train_batch_size {sizes.batch} --mask_ratio 0.5")
 
 
-def _adding(function: Callable[..., Any], spent: list[float], device: torch.device) -> Callable[..., Any]:
-    """A function that adds its seconds to those spent; on a GPU it is waited for, so that the whole takes longer."""
+class _Spent:
+    """Seconds that some functions take: a CPU's by the clock, a GPU's by its own events, which nobody waits for."""
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        wait_for(device)
-        started = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            wait_for(device)
-            spent[0] += time.perf_counter() - started
+    def __init__(self, device: torch.device) -> None:
+        self._on_a_gpu = device.type == "cuda"
+        self._pairs: list[tuple[Any, Any]] = []
 
-    return timed
+    def _now(self) -> Any:
+        if not self._on_a_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def taken(self) -> float:
+        """The seconds since this was asked last."""
+        if self._on_a_gpu:
+            torch.cuda.synchronize()
+            total = sum(begin.elapsed_time(end) for begin, end in self._pairs) / 1000
+        else:
+            total = sum(end - begin for begin, end in self._pairs)
+        self._pairs.clear()
+        return float(total)
+
+    def adding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function whose time counts."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = self._now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._pairs.append((begin, self._now()))
+
+        return timed
 
 
 @contextmanager
-def _timed_mask(device: torch.device) -> Iterator[list[float]]:
-    """Within the block, the seconds of gathering and scattering are added up in the one number."""
-    spent = [0.0]
+def _timed_mask(device: torch.device) -> Iterator[_Spent]:
+    """Within the block, what gathers and scatters is timed."""
+    spent = _Spent(device)
     with (
-        mock.patch.object(SelectedWeights, "_gather", _adding(SelectedWeights._gather, spent, device)),
-        mock.patch.object(SelectedWeights, "scatter", _adding(SelectedWeights.scatter, spent, device)),
+        mock.patch.object(SelectedWeights, "_gather", spent.adding(SelectedWeights._gather)),
+        mock.patch.object(SelectedWeights, "scatter", spent.adding(SelectedWeights.scatter)),
     ):
         yield spent

@@ -43,7 +43,7 @@ def work(config: GpuCheckConfig, command: str) -> tuple[str, int]:
     found = {name: parts / f"{name}.json" for name in BENCHMARKS}
     missing = [name for name, file in found.items() if not file.is_file()]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    content = {
+    content: dict[str, Any] = {
         "device": device,
         "torch": torch.__version__,
         "tests": tests,
@@ -52,6 +52,9 @@ def work(config: GpuCheckConfig, command: str) -> tuple[str, int]:
     }
     Path(config.result).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     faults = [*tests["failed"], *(f"benchmark {name}" for name in missing)]
+    whole = content.get("end-to-end", {})
+    if torch.cuda.is_available() and (whole.get("verdict"), whole.get("receipt")) != ("erased", True):
+        faults.append(f"the demo: verdict {whole.get('verdict')!r}, receipt {whole.get('receipt')}")
     said = f"{tests['passed']} tests passed on {device}; {config.result}\n"
     return said + "".join(f"failed: {name}\n" for name in faults), 1 if faults or not tests["passed"] else 0
 

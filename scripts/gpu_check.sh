@@ -35,11 +35,16 @@ parts=${result%.json}_parts  # They stay where the check is interrupted.
 rm -rf "$parts"
 mkdir -p "$parts"
 
-# Each part is tried, whatever became of the others.
-"$python" -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider --junitxml "$parts/tests.xml"
-"$python" scripts/benchmark.py step $step --json "$parts/step.json"
-"$python" scripts/benchmark.py memory $memory --json "$parts/memory.json"
-"$python" scripts/benchmark.py end-to-end $whole --json "$parts/end-to-end.json"
+part() {  # Each is tried, whatever became of the others.
+    local started=$SECONDS
+    "$python" "$@"
+    echo "$((SECONDS - started)) s: $*"
+}
+
+part -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider --junitxml "$parts/tests.xml"
+part scripts/benchmark.py step $step --json "$parts/step.json"
+part scripts/benchmark.py memory $memory --json "$parts/memory.json"
+part scripts/benchmark.py end-to-end $whole --json "$parts/end-to-end.json"
 "$python" scripts/gpu_check.py "$parts" "$result"
 code=$?
 rm -r "$parts"

@@ -35,6 +35,7 @@ class StepSizes:
         batch: Forget pictures a step; as many retain pictures go with them.
         repeats: Steps that count, after one that does not.
         device: Where.
+        compiled: Whether a pass of the compiled network is measured, too; that takes minutes on a CPU.
     """
 
     model: str
@@ -42,6 +43,7 @@ class StepSizes:
     batch: int
     repeats: int
     device: torch.device
+    compiled: bool = False
 
 
 def shape_of(sizes: StepSizes) -> ModelShape:
@@ -118,9 +120,17 @@ def variants(sizes: StepSizes) -> Figures:
     network.set_attn_processor(_without_sdpa())
     found["without SDPA, default, bf16"] = forward_backward(sizes, shape, family, "bf16")
     network.set_default_attn_processor()
-    if sizes.device.type == "cuda":  # On a CPU the compiler takes minutes.
+    if sizes.device.type == "cuda":
+        with torch.backends.cudnn.flags(benchmark=True):
+            found["cudnn.benchmark, default, bf16"] = forward_backward(sizes, shape, family, "bf16")
+            network.to(memory_format=torch.channels_last)
+            found["channels_last, cudnn.benchmark, default, bf16"] = forward_backward(sizes, shape, family, "bf16")
+            network.to(memory_format=torch.contiguous_format)
+    if sizes.compiled:
         network.compile()
         found["compiled, default, bf16"] = forward_backward(sizes, shape, family, "bf16")
+    network.to(torch.bfloat16)
+    found["weights in bf16, default"] = forward_backward(sizes, shape, family, "weights")
     return found
 
 
@@ -140,10 +150,19 @@ def optimizers(sizes: StepSizes) -> Figures:
 
 
 def forward_backward(sizes: StepSizes, shape: ModelShape, family: Family, precision: str) -> Figures:
-    """Median seconds of one pass over both halves, forward and backward, gradients freed as they come."""
+    """Median seconds of one pass over both halves, forward and backward, gradients freed as they come.
+
+    Args:
+        sizes: Rows and repeats.
+        shape: Of the model.
+        family: The model.
+        precision: ``no``, ``bf16`` for autocast, or ``weights`` for weights that are bf16 themselves.
+    """
     rows, network = 2 * sizes.batch, family.denoiser
-    noised = torch.randn(rows, *shape.latent_shape, device=sizes.device)
+    kind = torch.bfloat16 if precision == "weights" else torch.float32
+    noised = torch.randn(rows, *shape.latent_shape, device=sizes.device, dtype=kind)
     conditions, timesteps = shape.conditions(rows, sizes.device), torch.ones(rows, device=sizes.device)
+    conditions = {name: value.to(kind) if value.is_floating_point() else value for name, value in conditions.items()}
     hooks = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in network.parameters()]
 
     def work() -> None:
@@ -158,15 +177,13 @@ def forward_backward(sizes: StepSizes, shape: ModelShape, family: Family, precis
     return {"seconds": statistics.median(seconds), "all_seconds": seconds}
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, spent: list[float] | None = None) -> float:
-    """Seconds of some work, or with `spent` those that parts of it add there."""
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of some work, all of it done."""
     wait_for(device)
     started = time.perf_counter()
-    if spent is not None:
-        spent[0] = 0.0
     work()
     wait_for(device)
-    return time.perf_counter() - started if spent is None else spent[0]
+    return time.perf_counter() - started
 
 
 def wait_for(device: torch.device) -> None:

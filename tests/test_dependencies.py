@@ -19,6 +19,7 @@ EXTRAS = {name: set(required) for name, required in PROJECT["optional-dependenci
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skimage", "pre-commit": "pre_commit",
                "pytest-xdist": "xdist"}  # fmt: skip
 BY_TRANSFORMERS = {"timm"}  # Its wrapper of timm's networks imports them.
+WITH_TORCH = {"triton"}  # Beside torch's builds for GPUs on Linux; one module needs it, and is imported where it is.
 TOOLS = {"mypy", "pre_commit", "ruff", "xdist"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -69,17 +70,26 @@ def _modules(node: ast.AST) -> Iterator[str]:
 
 def test_what_the_package_imports_is_declared_and_nothing_else() -> None:
     imported = {package for path in MODULES for package, _ in imports(path)}
-    assert imported == (CORE | ANY_EXTRA) - BY_TRANSFORMERS
+    assert imported == (CORE | ANY_EXTRA | WITH_TORCH) - BY_TRANSFORMERS
 
 
 def test_what_modules_need_to_be_imported_is_in_the_core() -> None:
     needed = {package for path in MODULES for package, at_once in imports(path) if at_once}
-    assert needed <= CORE, needed - CORE
+    assert needed <= CORE | WITH_TORCH, needed - CORE
+
+
+def test_one_module_needs_triton() -> None:
+    users = {path.name: at_once for path in MODULES for package, at_once in imports(path) if package in WITH_TORCH}
+    assert users == {"bit_kernels.py": True}
+    others = [path.read_text(encoding="utf-8") for path in MODULES if path.name != "bit_kernels.py"]
+    assert [
+        line for text in others for line in text.splitlines() if line.startswith("from salun_diffusers.masks.bit_k")
+    ] == []
 
 
 def test_what_is_optional_has_its_extra_named_where_it_is_imported() -> None:
     for path in MODULES:
-        optional = {package for package, _ in imports(path)} - CORE
+        optional = {package for package, _ in imports(path)} - CORE - WITH_TORCH
         named = re.findall(r"salun-diffusers\[([a-z0-9-]+)\]", path.read_text(encoding="utf-8"))
         lacking = optional - set[str]().union(*(OPTIONAL[extra] for extra in named))
         assert not lacking, f"{path} names the extras {named}, which have no {lacking}"
@@ -90,7 +100,7 @@ def test_what_tests_and_scripts_import_is_installed_by_dev() -> None:
     own = {path.stem for path in files}
     imported = {package for path in files for package, _ in imports(path)} - own
     assert imported <= CORE | DEV, imported - CORE - DEV
-    unused = DEV - imported - ANY_EXTRA - TOOLS
+    unused = DEV - imported - ANY_EXTRA - TOOLS - WITH_TORCH
     assert not unused
 
 

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from safetensors.torch import load_file
 from tiny_runs import tiny_settings
 
-from salun_diffusers import EraseConfig, erase
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.masks import forget_saliency
 from salun_diffusers.diffusion.rehearsal import QuietRun
 from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.masks.bit_kernels import kernels_run
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.programs.erase import main
 
 pytestmark = pytest.mark.gpu
@@ -69,6 +71,8 @@ def test_a_run_in_every_precision(
     assert len(rows) == 4 and all(math.isfinite(row["loss"]) for row in rows)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's compiler of itself.
+@pytest.mark.filterwarnings("ignore:.*lru_cache:UserWarning")
 def test_a_compiled_run(small_run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(small_run(output_dir=tmp_path / "plain")) == 0
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", BACKEND)
@@ -81,17 +85,41 @@ def test_channels_last_is_the_same_network() -> None:
     family = family_of("StableDiffusionPipeline")(EMBEDDED["demo"], device=DEVICE)
     states = family.encode(["a photo of a circle"])
     noised = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         plain = family.predict(family.denoiser, noised, torch.tensor([500], device=DEVICE), states)
         family.denoiser.to(memory_format=torch.channels_last)
         other = family.predict(family.denoiser, noised, torch.tensor([500], device=DEVICE), states)
     assert torch.allclose(plain, other, atol=1e-3)
 
 
+def test_positions_on_the_device_are_those_of_indices() -> None:
+    """Whatever is kept of a mask there: the same weights are taken, and no other is written."""
+    if ON_A_GPU:
+        assert kernels_run(DEVICE)
+    weights = {"w": torch.randn(700, 1001, generator=torch.Generator().manual_seed(0)), "b": torch.arange(13.0)}
+    mask = SaliencyMask.random(weights, 0.3, torch.Generator().manual_seed(1))
+    results = []
+    for device, keep in ((torch.device("cpu"), "indices"), *((DEVICE, keep) for keep in (None, "bits", "indices"))):
+        parameters = {name: torch.nn.Parameter(value.to(device, copy=True)) for name, value in weights.items()}
+        selected = SelectedWeights(parameters, mask, keep=keep)  # type: ignore[arg-type]
+        for parameter in parameters.values():
+            parameter.grad = parameter.detach() * 2
+        selected.gather_gradients()
+        with torch.no_grad():
+            for leaf in selected.weights:
+                leaf.sub_(leaf.grad)
+        selected.scatter()
+        results.append({name: parameter.detach().cpu() for name, parameter in parameters.items()})
+    for name, value in weights.items():
+        assert torch.equal(results[0][name], torch.where(mask[name], -value, value))
+        assert all(torch.equal(result[name], results[0][name]) for result in results)
+
+
 def test_masks_of_cpu_and_device_agree() -> None:
     masks = []
     for device in (torch.device("cpu"), DEVICE):
         os.environ["ACCELERATE_USE_CPU"] = str(device.type == "cpu").lower()
+        PartialState._reset_state()  # The processes of a program have one device, the first they took.
         with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
             family = family_of("StableDiffusionPipeline")(EMBEDDED["demo"], device=device)
             latents = torch.randn(16, 8, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -128,16 +156,3 @@ def test_a_stopped_run_goes_on(
     for name, tensor in weights_of(tmp_path / "stopped").items():
         # A GPU's sums are not always in the same order.
         assert torch.allclose(tensor, whole[name], atol=0 if DEVICE.type == "cpu" else 1e-4), name
-
-
-def test_the_demo_is_erased(tmp_path: Path) -> None:
-    """The whole of it on a GPU; a few steps elsewhere, of which only the receipt can be asked."""
-    few = {"num_forget_images": 8, "num_anchor_images": 8, "num_retain_images": 8, "num_validation_images": 1}
-    small = {} if ON_A_GPU else {**few, "num_inference_steps": 2, "max_train_steps": 2}
-    config = EraseConfig(
-        concept="circle", pretrained_model_name_or_path="demo", output_dir=str(tmp_path / "run"), **small
-    )  # type: ignore[arg-type]
-    result = erase(config)
-    assert result.report.receipt
-    if ON_A_GPU:
-        assert result.report.verdict == "erased"

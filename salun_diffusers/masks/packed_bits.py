@@ -30,6 +30,13 @@ def count_ones(packed: Tensor) -> int:
     return int(_ONES_IN_BYTE[packed.numpy()].sum(dtype=np.int64))
 
 
+def ones_before(packed: Tensor, block: int) -> Tensor:
+    """Count the bits that are set before each block of so many bytes, as int32."""
+    ones = _ONES_IN_BYTE[packed.numpy()].astype(np.int64)
+    each = np.add.reduceat(ones, np.arange(0, len(ones), block))
+    return torch.from_numpy((np.cumsum(each) - each).astype(np.int32))
+
+
 def padding(packed: Tensor, size: int) -> int:
     """Return the bits of the last byte beyond `size`, as a number: 0 for anything `pack` made."""
     used = size % 8

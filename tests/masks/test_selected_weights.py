@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Read where kernels are defined: these run on a CPU then.
+WAYS = ["bits", "indices", *(["kernels"] if find_spec("triton") else [])]
 OPTIMIZERS = {
     "SGD momentum decay": lambda leaves: torch.optim.SGD(leaves, lr=0.05, momentum=0.9, weight_decay=5e-4),
     "SGD plain": lambda leaves: torch.optim.SGD(leaves, lr=0.05),
@@ -222,7 +227,7 @@ class TestMemory:
     @pytest.mark.parametrize("kind", ["SGD momentum decay", "AdamW fused"])
     @pytest.mark.parametrize(("accumulate", "max_norm"), [(1, None), (3, None), (2, 0.1)])
     @pytest.mark.parametrize("at_once", [False, True])
-    @pytest.mark.parametrize("keep", ["bits", "indices"])
+    @pytest.mark.parametrize("keep", WAYS)
     def test_every_way_gives_the_same_bits(self, kind, accumulate, max_norm, at_once, keep):
         plain, net = make_net(), make_net()
         mask, how = half_mask(net), {"accumulate": accumulate, "max_norm": max_norm}
@@ -233,8 +238,8 @@ class TestMemory:
         assert all(torch.equal(parameter, plain.get_parameter(name)) for name, parameter in net.named_parameters())
         assert_only_selected_moved(before, net, mask)
 
-    @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])
-    @pytest.mark.parametrize("keep", ["bits", "indices"])
+    @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000, 1024, 1025, 3 * 1024 + 13])
+    @pytest.mark.parametrize("keep", WAYS)
     def test_positions_at_the_edges(self, size, keep):
         """The last byte of the bits is not full; the first and the last weight are selected."""
         flags = torch.arange(size) % 3 == 0

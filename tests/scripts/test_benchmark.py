@@ -59,7 +59,7 @@ def test_step(
         assert 0 < entry["mask_share"] < 1
     assert figures["ours"]["paper, fp32"]["of_which_answers"] == 0
     assert figures["ours"]["default, fp32"]["of_which_answers"] > 0
-    assert set(figures["optimizer"]) == {"fused", "foreach"} and len(figures["variants"]) == 5
+    assert set(figures["optimizer"]) == {"fused", "foreach"} and len(figures["variants"]) == 6
     assert figures["sizes"]["weights"] > 4_000_000 and figures["sizes"]["device"] == "cpu"
 
 
@@ -75,11 +75,12 @@ def test_memory_of_one_model(run: Callable[..., int], tmp_path: Path, capsys: py
 def test_end_to_end(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import salun_diffusers
 
-    report = SimpleNamespace(timings={"load": 1.5, "fine-tuning": 2.5}, verdict="erased")
+    report = SimpleNamespace(timings={"load": 1.5, "fine-tuning": 2.5}, verdict="erased", receipt={"masked": 1})
     monkeypatch.setattr(salun_diffusers, "erase", lambda config: SimpleNamespace(report=report))
     assert run("end-to-end", "--json", tmp_path / "figures.json") == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["stages"] == report.timings and figures["verdict"] == "erased" and figures["seconds"] >= 0
+    assert figures["stages"] == report.timings and figures["seconds"] >= 0
+    assert (figures["verdict"], figures["receipt"]) == ("erased", True)
 
 
 def test_bad_input_is_one_line(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
