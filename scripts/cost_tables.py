@@ -1,4 +1,4 @@
-"""The tables of docs/costs.md and the README's, made from docs/results/memory.json, step.json and end_to_end.json.
+"""The tables of docs/costs.md and the README's, made from docs/results/.
 
     python scripts/cost_tables.py
     python scripts/cost_tables.py --page README.md
@@ -70,7 +70,7 @@ def step_table(figures: dict[str, Any]) -> str:
 def variant_table(figures: dict[str, Any]) -> str:
     """Seconds of one pass forward and backward."""
     lines = ["| one pass over both halves, forward and backward | seconds |", "|---|--:|"]
-    lines += [f"| {name} | {row['seconds']:.2f} |" for name, row in figures["variants"].items()]
+    lines += [f"| {name} | {row['seconds']:.3g} |" for name, row in figures["variants"].items()]
     return "\n".join(lines)
 
 
@@ -86,6 +86,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "readme": ("memory.json", short_table),
     "step": ("step.json", step_table),
     "variants": ("step.json", variant_table),
+    "gpu-step": ("gpu_step.json", step_table),
+    "gpu-variants": ("gpu_step.json", variant_table),
     "end-to-end": ("end_to_end.json", end_to_end_table),
 }
 
@@ -97,6 +99,8 @@ def with_tables(page: str) -> str:
             continue
         figures = json.loads((DOCS / "results" / file).read_text(encoding="utf-8"))
         machine = f"{figures['machine']['cpus']} CPUs, {figures['machine']['threads']} threads, torch"
+        if figures["machine"].get("gpu"):
+            machine = f"{figures['machine']['gpu']}, torch"
         said = f"`python scripts/benchmark.py {' '.join(figures['command'])}` ({machine} {figures['machine']['torch']})"
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         heading = "" if name == "readme" else f"{said}:\n\n"

@@ -78,7 +78,7 @@ def test_a_compiled_run(small_run: Callable[..., list[str]], tmp_path: Path, mon
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", BACKEND)
     assert main(small_run(output_dir=tmp_path / "compiled")) == 0
     for row, other in zip(rows_of(tmp_path / "plain"), rows_of(tmp_path / "compiled"), strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-2)
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-2, abs=1e-5)  # It begins at 0.
 
 
 def test_channels_last_is_the_same_network() -> None:

@@ -20,14 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from salun_diffusers.errors import one_line, tell
 from salun_diffusers.masks.packed_bits import ones_before, pack
 
 BLOCK = 1024
 """Positions of one program; a multiple of 8."""
 
 
+# Triton looks up the names that annotations of a kernel use, and knows `tl` alone.
 @triton.jit  # type: ignore[untyped-decorator]
-def _take(flat: Any, packed: Any, starts: Any, out: Any, size: Any, block: tl.constexpr) -> None:
+def _take(flat, packed, starts, out, size, block: tl.constexpr):  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
     places = program * block + tl.arange(0, block)
     inside = places < size
@@ -37,7 +39,7 @@ def _take(flat: Any, packed: Any, starts: Any, out: Any, size: Any, block: tl.co
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _put(flat: Any, packed: Any, starts: Any, values: Any, size: Any, block: tl.constexpr) -> None:
+def _put(flat, packed, starts, values, size, block: tl.constexpr):  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
     places = program * block + tl.arange(0, block)
     inside = places < size
@@ -87,6 +89,10 @@ def kernels_run(device: torch.device) -> bool:
         places = BitKernels(pack(flags), int(flags.sum()), device)
         taken = places.take(flat).cpu()
         places.put(flat, torch.full((int(flags.sum()),), -1.0, device=device))
-        return torch.equal(taken, torch.arange(len(flags)).float()[flags]) and torch.equal(flat.cpu(), expected)
-    except Exception:  # Whatever is missing, there is another way.
+        put = flat.cpu()
+    except Exception as error:  # Whatever is missing, there is another way.
+        tell(
+            "note", f"Triton runs no kernel on {device} ({one_line(error, 160)}); taking and putting weights is slower."
+        )
         return False
+    return torch.equal(taken, torch.arange(len(flags)).float()[flags]) and torch.equal(put, expected)
