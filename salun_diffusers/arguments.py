@@ -50,6 +50,12 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def optional_word(help: str, *, group: str = "Settings") -> Any:
+    """A dataclass field of a flag that may stand alone: None without it, empty where nothing follows it."""
+    shown = setting(None, help, group=group)
+    return dataclasses.field(default=None, metadata={**shown.metadata, "alone": ""})
+
+
 def word(help: str, *, group: str = "Settings") -> Any:
     """A required dataclass field that is given as a bare word, without a flag."""
     return dataclasses.field(metadata={**setting("", help, group=group).metadata, "positional": True})
@@ -137,6 +143,9 @@ def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[
         return {"choices": typing.get_args(hint), "help": text}
     if typing.get_origin(hint) is tuple:
         return {"nargs": "+", "help": text, "metavar": "TEXT"}
+    if "alone" in field.metadata:
+        return {"type": str, "nargs": "?", "const": field.metadata["alone"], "help": field.metadata["help"],
+                "metavar": "WORD"}  # fmt: skip
     if hint is int:
         return {"type": _integer, "help": text, "metavar": "N"}
     if hint is float:

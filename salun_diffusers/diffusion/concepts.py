@@ -44,6 +44,8 @@ class Concept:
         detector: ``demo``, ``nudenet`` or ``none``.
         explicit: Whether previews are blurred.
         numbers_of: What the numbers were made for, where that depends on the model.
+        neighbours: What lies beside the concept, one prompt each, the nearest first: what is lost first.
+        told: What a plan says of how anchor and neighbours were found: a word, and a line.
 
     Raises:
         UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor or retained.
@@ -60,6 +62,8 @@ class Concept:
     detector: str = "none"
     explicit: bool = False
     numbers_of: str = ""
+    neighbours: tuple[EvaluationPrompt, ...] = ()
+    told: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for words, prompts in (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import optional_word, setting
 
 Recipe = Literal["frozen_teacher", "paper"]
 PredictionType = Literal["scheduler", "epsilon", "v_prediction"]
+ConceptKind = Literal["object", "person", "logo", "style", "artist", "character", "colour"]
 ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
 # diffusers' own names (diffusers.optimization.SchedulerType).
 LearningRateCourse = Literal[
@@ -22,7 +23,18 @@ _TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
 class EraseConfig:
     """Settings of one erasure. `None` means: as the concept's preset says, or else as the paper says."""
 
-    concept: str = setting("", "What to forget: a preset's name or, with --forget_prompt, any words.", group=_CONCEPT)
+    concept: str = setting(
+        "", "What to forget: a preset's name, any words, or a TOML file with a concept of your own.", group=_CONCEPT
+    )
+    kind: ConceptKind | None = setting(
+        None,
+        "What the words of --concept are, if they are no preset's: prompts, anchor and neighbours follow from it; by "
+        "default guessed, and said in the plan. Given, the words are taken as they are, whatever preset has their name.",
+        group=_CONCEPT,
+    )
+    list_concepts: str | None = optional_word(
+        "List the presets and kinds, of a word only those that it occurs in, then stop.", group=_CONCEPT
+    )
     forget_prompt: tuple[str, ...] = setting(
         (), "Prompts that must lose the concept; they replace the preset's.", group=_CONCEPT
     )

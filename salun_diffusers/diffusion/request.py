@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
+from salun_diffusers.diffusion.presets.text_space import NotAtHand, TextEncoderSpace, TextSpace
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
 from salun_diffusers.diffusion.unfetched import check_unfetched
@@ -128,7 +129,10 @@ def accept(config: EraseConfig) -> Request:
             require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
     kind = kind_of(base, class_name(index), config.prediction_type)
-    concept = class_concept(config, index, _network(base, index)) if classes else find_concept(config, kind)
+    if classes:
+        concept = class_concept(config, index, _network(base, index))
+    else:
+        concept = find_concept(config, kind, _text_space(base, config))
     concept = with_detector(concept, config)
     if config.train_data and not classes:
         raise UserError(
@@ -150,6 +154,12 @@ def accept(config: EraseConfig) -> Request:
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_dir or "runs"), disk.total, what)
     return Request(config, settings, concept, base, class_name(index), disk)
+
+
+def _text_space(base: Path, config: EraseConfig) -> TextSpace:
+    """How near words lie to a model's text encoder, where its weights are here already."""
+    at_hand = any((base / "text_encoder").glob("*.safetensors"))
+    return TextEncoderSpace(base, config.variant) if at_hand else NotAtHand()
 
 
 def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
@@ -188,6 +198,7 @@ def plan(request: Request) -> str:
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
         f"base      {base}",
         *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
+        *(f"{word:<9} {line}" for word, line in concept.told),
         f"predicts  {predicted(request.base, settings.prediction_type)}",
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
         f"draw      {settings.num_forget_images} + {settings.num_anchor_images} + {settings.num_retain_images} latents "

@@ -13,12 +13,15 @@ from __future__ import annotations
 import time
 
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets.listing import listing
 from salun_diffusers.diffusion.request import accept, plan
 from salun_diffusers.programs.program import Program
 
 
 def work(config: EraseConfig, command: str) -> str:
     """Erase, or with `--dry_run` say what would be done."""
+    if config.list_concepts is not None:
+        return listing(config.list_concepts)
     request = accept(config)
     if config.dry_run:
         from salun_diffusers.diffusion.forecast import forecast, measured

@@ -6,81 +6,154 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
 from salun_diffusers.diffusion.concepts import DEMO, Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig, Recipe
 from salun_diffusers.diffusion.presets import shapes
+from salun_diffusers.diffusion.presets.demo_words import from_demo_text, kept_words
 from salun_diffusers.diffusion.presets.everyday import beside, everyday
-from salun_diffusers.diffusion.presets.nudity import NUDITY, nudity
+from salun_diffusers.diffusion.presets.from_written import from_text, from_written, require_another
+from salun_diffusers.diffusion.presets.nudity import NUDITY
 from salun_diffusers.diffusion.presets.stable_diffusion import SD_1, Kind
+from salun_diffusers.diffusion.presets.text_space import NotAtHand, TextSpace
+from salun_diffusers.diffusion.presets.word_list import section_of
+from salun_diffusers.diffusion.presets.written import all_written, is_file, read_own
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.explicit_prompts import explicit_words
 from salun_diffusers.evaluation.prompt_files import read_prompts
 
 _MOST_EVALUATED = 8
+_MISTYPED = 0.75  # Words as like a preset's name as this are taken for a slip, unless --kind says what they are.
+_NAMED = 8  # Presets that an error names.
 
 
-def presets(kind: Kind = SD_1) -> dict[str, Callable[[Recipe], Concept]]:
+def presets(kind: Kind = SD_1, space: TextSpace = NotAtHand()) -> dict[str, Callable[[Recipe], Concept]]:
     """Every concept known by name. Shapes and styles mean something to the demo model only.
 
     Args:
         kind: The Stable Diffusion that the others are for.
+        space: How near words lie to its text encoder.
     """
-    known: dict[str, Callable[[Recipe], Concept]] = {NUDITY: partial(nudity, kind=kind)}
+    known: dict[str, Callable[[Recipe], Concept]] = {}
+    for name, one in all_written().items():
+        known[name] = partial(from_written, one, model=kind, space=space)
     known |= {name: partial(shapes.shape, name) for name in SHAPES}
     known |= {name: partial(shapes.style, name) for name in STYLES}
     return known
 
 
-def find_concept(config: EraseConfig, kind: Kind = SD_1) -> Concept:
-    """The concept that a configuration asks for: a preset, a preset with other prompts, or free text.
+def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NotAtHand()) -> Concept:
+    """The concept that a configuration asks for: a preset, a file, either with other prompts, or any words.
 
     Args:
         config: The flags.
         kind: The Stable Diffusion that they are for.
+        space: How near words lie to its text encoder; by default that is not known yet.
 
     Raises:
-        UserError: If the name is empty or unknown and no prompts came with it; if the prompts do not make a concept.
+        UserError: If the name is empty or looks mistyped; if the words or prompts do not make a concept.
     """
-    known = presets(kind)
     name = " ".join(config.concept.split())
     if not name:
         raise UserError(
-            f"--concept is required: a preset ({', '.join(known)}), or any words with --forget_prompt and "
-            "--anchor_prompt."
+            f"--concept is required: a preset ({NUDITY}, Van Gogh, …; --list_concepts shows all), any words, or a TOML "
+            "file with a concept of your own."
         )
     # Each of them is encoded, whether a latent of it is drawn or not.
     retain = read_prompts(config.retain_prompts, "--retain_prompts", 10_000) if config.retain_prompts else ()
-    if name.lower() in known:
-        preset = known[name.lower()](config.recipe)
-        if not (config.forget_prompt or config.anchor_prompt or retain):
-            return preset
-        if config.forget_prompt and not config.anchor_prompt:
-            raise UserError(
-                f"--forget_prompt replaces the prompts of the preset {name!r}, so --anchor_prompt is required too: "
-                "what they shall mean instead."
-            )
-        forget = config.forget_prompt or preset.forget_prompts
-        anchor = config.anchor_prompt or preset.anchor_prompts
-        changed: dict[str, Any] = {"forget_prompts": forget, "anchor_prompts": _paired(forget, anchor)}
-        if config.forget_prompt:
-            changed["forget_evaluation"] = tuple(map(EvaluationPrompt, forget[:_MOST_EVALUATED]))
-            changed["explicit"] = preset.explicit or bool(explicit_words(forget))
-        if retain and name.lower() == NUDITY and config.recipe == "frozen_teacher":
-            retain = beside(retain, everyday(NUDITY, forget, anchor)[0])
-        return replace(preset, retain_prompts=retain or preset.retain_prompts, **changed)
-    if not config.forget_prompt and not config.anchor_prompt:
-        close = difflib.get_close_matches(name.lower(), known, n=len(known), cutoff=0.0)
+    if is_file(name):
+        if config.kind:
+            raise UserError(f"--kind is for words; {config.concept} says its own `kind`, so leave the flag out.")
+        own = from_written(read_own(Path(config.concept)), config.recipe, kind, space, "as its file says")
+        return _with_flags(own, config, retain, of_pictures=True)
+    known = presets(kind, space)
+    preset = None if config.kind else _preset_of(name)
+    if preset is not None:
+        made = known[preset](config.recipe)
+        if made.detector != "none" or made.explicit or not config.forget_prompt:
+            return _with_flags(made, config, retain, of_pictures=preset in all_written())
+    toy = config.pretrained_model_name_or_path == DEMO
+    if config.forget_prompt:
+        return _of_prompts(config, name, retain, kind, toy)
+    if preset is None and not config.kind and not config.anchor_prompt:
+        _refuse_mistyped(name, list(known))
+    if toy:
+        made = from_demo_text(name, config.kind, config.recipe, space)
+    else:
+        made = from_text(name, config.kind, config.recipe, kind, space)
+    for anchor in config.anchor_prompt:
+        require_another(name, anchor)
+    return _with_flags(made, config, retain, of_pictures=not toy)
+
+
+def _preset_of(name: str) -> str | None:
+    """The preset that a name or another name of it means, in any spelling of capitals."""
+    names = {one.lower(): one for one in (*SHAPES, *STYLES)}
+    for one in all_written().values():
+        names |= {alias.lower(): one.name for alias in (one.name, *one.aliases)}
+    return names.get(name.lower())
+
+
+def _refuse_mistyped(name: str, known: list[str]) -> None:
+    """Refuse what is nearly a preset's name, or asks for explicit pictures in words of its own.
+
+    Raises:
+        UserError: Naming the presets that may be meant.
+    """
+    wanted = {one.lower(): one for one in known}
+    close = [wanted[one] for one in difflib.get_close_matches(name.lower(), wanted, n=_NAMED, cutoff=0.0)]
+    likeness = difflib.SequenceMatcher(None, name.lower(), close[0].lower()).ratio()
+    explicit = bool(explicit_words([name]))
+    if explicit or (likeness >= _MISTYPED and section_of(name) is None):
+        first = [NUDITY, *(one for one in close if one != NUDITY)] if explicit else close
         raise UserError(
-            f"Unknown concept {name!r}. Presets, the closest first: {', '.join(close)}. "
-            "Any other concept needs --forget_prompt and --anchor_prompt."
+            f"Unknown concept {name!r}. Presets, the closest first: {', '.join(first[:_NAMED])}. "
+            "If it is none of them, say by --kind what it is, and the words are taken as they are; or give "
+            "--forget_prompt and --anchor_prompt."
         )
+
+
+def _with_flags(made: Concept, config: EraseConfig, retain: tuple[str, ...], of_pictures: bool) -> Concept:
+    """A concept with the prompts of the flags in place of its own.
+
+    Args:
+        made: The concept.
+        config: The flags.
+        retain: Prompts of `--retain_prompts`.
+        of_pictures: Whether everyday captions are something to the model.
+    """
+    if not (config.forget_prompt or config.anchor_prompt or retain):
+        return made
+    if config.forget_prompt and not config.anchor_prompt:
+        raise UserError(
+            f"--forget_prompt replaces the prompts of the preset {made.name!r}, so --anchor_prompt is required too: "
+            "what they shall mean instead."
+        )
+    forget = config.forget_prompt or made.forget_prompts
+    anchor = config.anchor_prompt or made.anchor_prompts
+    changed: dict[str, Any] = {"forget_prompts": forget, "anchor_prompts": _paired(forget, anchor)}
+    if config.forget_prompt:
+        changed["forget_evaluation"] = tuple(map(EvaluationPrompt, forget[:_MOST_EVALUATED]))
+        changed["explicit"] = made.explicit or bool(explicit_words(forget))
+    if config.anchor_prompt:
+        changed["told"] = tuple(line for line in made.told if line[0] != "becomes")
+    if retain and of_pictures and config.recipe == "frozen_teacher":
+        retain = beside(retain, everyday(made.name, forget, anchor)[0])
+    return replace(made, retain_prompts=retain or made.retain_prompts, **changed)
+
+
+def _of_prompts(config: EraseConfig, name: str, retain: tuple[str, ...], kind: Kind, toy: bool) -> Concept:
+    """A concept of the user's own forget prompts."""
     forget = config.forget_prompt
     anchors = _paired(forget, config.anchor_prompt)
-    toy = config.pretrained_model_name_or_path == DEMO
-    kept, shown = _retained(config, name, retain, anchors) if not toy else (retain, _asked(retain))
+    if toy:
+        kept = retain or (kept_words(forget, anchors) if config.anchor_prompt else ())
+        shown = _asked(kept)
+    else:
+        kept, shown = _retained(config, name, retain, anchors)
     return Concept(
         name=name,
         forget_prompts=forget,
@@ -97,7 +170,7 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1) -> Concept:
 def _retained(
     config: EraseConfig, name: str, given: tuple[str, ...], anchors: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[EvaluationPrompt, ...]]:
-    """What free text retains of a Stable Diffusion, and which prompts of it the report asks.
+    """What free prompts retain of a Stable Diffusion, and which prompts of it the report asks.
 
     Under the paper's recipe that is what the user gives, or else the anchor prompts, as in the official script for
     nudity. Otherwise the user's prompts are half, which are its neighbours, and everyday captions the other half: what

@@ -21,7 +21,7 @@ SHAPE_ANCHORS = {
     "cross": "square", "moon": "circle", "arrow": "triangle", "ring": "circle", "flower": "circle",
 }  # fmt: skip
 STYLE_ANCHORS = {"filled": "outlined", "outlined": "filled", "striped": "filled"}
-_TRAINED_PHRASES = ("a photo of", "an outline of", "a striped drawing of")
+TRAINED_PHRASES = ("a photo of", "an outline of", "a striped drawing of")
 # Colours and backgrounds that no style is trained with.
 _UNSEEN: tuple[tuple[str | None, str], ...] = (
     ("red", "white"),
@@ -70,7 +70,7 @@ SHAPE: dict[Recipe, Numbers] = {
 }
 # A style touches every shape: more and larger steps, of half the size (measured: 120 steps of 16 leave an outline of a
 # star in three cases of four).
-_STYLE: dict[Recipe, Numbers] = {
+STYLE: dict[Recipe, Numbers] = {
     "frozen_teacher": dataclasses.replace(
         SHAPE["frozen_teacher"], train_batch_size=8, length=Length(240, "steps"), learning_rate=6e-4
     ),
@@ -86,7 +86,7 @@ class Way(NamedTuple):
     opening: str
 
 
-def _variety(seed: str, count: int, plain: int = 1) -> list[Way]:
+def variety(seed: str, count: int, plain: int = 1) -> list[Way]:
     """Ways as users combine them; a third leave the colour out, half the background.
 
     Args:
@@ -96,26 +96,36 @@ def _variety(seed: str, count: int, plain: int = 1) -> list[Way]:
     """
     rng = random.Random(seed)
     ways = [Way(None, None, "a photo of")]
-    ways += [Way(None, None, rng.choice(_TRAINED_PHRASES)) for _ in range(plain - 1)]
+    ways += [Way(None, None, rng.choice(TRAINED_PHRASES)) for _ in range(plain - 1)]
     while len(ways) < count:
         colour = rng.choice([None, *COLOURS]) if rng.random() < 0.8 else None
         background = rng.choice([name for name in COLOURS if name != colour]) if rng.random() < 0.5 else None
-        ways.append(Way(colour, background, rng.choice(_TRAINED_PHRASES)))
+        ways.append(Way(colour, background, rng.choice(TRAINED_PHRASES)))
     return ways
 
 
 def shape(name: str, recipe: Recipe) -> Concept:
     """Forget a shape: its prompts come to mean the neighbouring shape."""
-    anchor = SHAPE_ANCHORS[name]
+    return swapped(name, SHAPE_ANCHORS[name], recipe)
+
+
+def swapped(name: str, anchor: str, recipe: Recipe) -> Concept:
+    """Forget a shape: its prompts come to mean another one.
+
+    Args:
+        name: The shape.
+        anchor: What it becomes.
+        recipe: Which prompts and numbers.
+    """
     others = tuple(other for other in SHAPES if other != name)
     forget: tuple[str, ...] = (describe(name),)
     anchors: tuple[str, ...] = (describe(anchor),)
     retain: tuple[str, ...] = tuple(map(describe, others))
     if recipe == "frozen_teacher":
-        ways = _variety(name, 48)
+        ways = variety(name, 48)
         forget = tuple(describe(name, *way) for way in ways)
         anchors = tuple(describe(anchor, *way) for way in ways)
-        retain = tuple(describe(other, *way) for other in others for way in _variety(other, 32, plain=11))
+        retain = tuple(describe(other, *way) for other in others for way in variety(other, 32, plain=11))
     return Concept(
         name=name,
         forget_prompts=forget,
@@ -144,14 +154,14 @@ def style(name: str, recipe: Recipe) -> Concept:
     retain = tuple(describe(shape, opening=STYLE_PHRASES[other][0]) for other in kept for shape in SHAPES)
     if recipe == "frozen_teacher":
         phrases = STYLE_PHRASES[name]
-        ways = [way._replace(opening=phrases[row % len(phrases)]) for row, way in enumerate(_variety(name, 6))]
+        ways = [way._replace(opening=phrases[row % len(phrases)]) for row, way in enumerate(variety(name, 6))]
         forget = tuple(describe(shape, *way) for shape in SHAPES for way in ways)
         anchors = tuple(describe(shape, *way._replace(opening=anchor_opening)) for shape in SHAPES for way in ways)
         retain = tuple(
             describe(shape, *way._replace(opening=STYLE_PHRASES[other][0]))
             for other in kept
             for shape in SHAPES
-            for way in _variety(other + shape, 12)
+            for way in variety(other + shape, 12)
         )
     return Concept(
         name=name,
@@ -171,5 +181,5 @@ def style(name: str, recipe: Recipe) -> Concept:
         ),
         target_labels=frozenset({f"style:{name}"}),
         detector=DEMO,
-        numbers=_STYLE[recipe],
+        numbers=STYLE[recipe],
     )
