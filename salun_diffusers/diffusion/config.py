@@ -29,7 +29,7 @@ class EraseConfig:
     kind: ConceptKind | None = setting(
         None,
         "What the words of --concept are, if they are no preset's: prompts, anchor and neighbours follow from it; by "
-        "default guessed, and said in the plan. Given, the words are taken as they are, whatever preset has their name.",
+        "default guessed, and said in the plan. Given, the words are taken as they are, whatever preset is named so.",
         group=_CONCEPT,
     )
     list_concepts: str | None = optional_word(

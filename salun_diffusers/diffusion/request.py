@@ -18,7 +18,7 @@ from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
-from salun_diffusers.diffusion.presets.text_space import NotAtHand, TextEncoderSpace, TextSpace
+from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextEncoderSpace, TextSpace
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
 from salun_diffusers.diffusion.unfetched import check_unfetched
@@ -159,7 +159,7 @@ def accept(config: EraseConfig) -> Request:
 def _text_space(base: Path, config: EraseConfig) -> TextSpace:
     """How near words lie to a model's text encoder, where its weights are here already."""
     at_hand = any((base / "text_encoder").glob("*.safetensors"))
-    return TextEncoderSpace(base, config.variant) if at_hand else NotAtHand()
+    return TextEncoderSpace(base, config.variant) if at_hand else NOT_AT_HAND
 
 
 def _network(base: Path, index: dict[str, object]) -> dict[str, object]:

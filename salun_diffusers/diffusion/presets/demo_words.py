@@ -117,11 +117,11 @@ def _colour(name: str, others: tuple[str, ...], recipe: Recipe) -> Concept:
         forget_prompts=tuple(forget),
         anchor_prompts=tuple(anchors),
         retain_prompts=tuple(retain),
-        forget_evaluation=tuple(
-            EvaluationPrompt(f"a {name} {shape}", trained_on=False) for shape in SHAPES
-        ),
+        forget_evaluation=tuple(EvaluationPrompt(f"a {name} {shape}", trained_on=False) for shape in SHAPES),
         retain_evaluation=tuple(
-            EvaluationPrompt(f"a {other} {shape}", f"colour:{other}", trained_on=False, expected_across=f"shape:{shape}")
+            EvaluationPrompt(
+                f"a {other} {shape}", f"colour:{other}", trained_on=False, expected_across=f"shape:{shape}"
+            )
             for row, shape in enumerate(SHAPES)
             for other in (others[row % len(others)],)
         ),

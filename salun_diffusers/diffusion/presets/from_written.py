@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import Recipe
 from salun_diffusers.diffusion.presets.everyday import beside, content_words, everyday
@@ -15,7 +13,7 @@ from salun_diffusers.diffusion.presets.surroundings import (
     in_a_sentence,
     without_article,
 )
-from salun_diffusers.diffusion.presets.text_space import NotAtHand, TextSpace
+from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextSpace
 from salun_diffusers.diffusion.presets.written import Written, filled, replaced, written
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.explicit_prompts import explicit_words
@@ -56,7 +54,7 @@ def require_known(name: str, space: TextSpace) -> None:
 
 
 def from_written(
-    one: Written, recipe: Recipe, model: Kind = SD_1, space: TextSpace = NotAtHand(), why: str = "as its preset says"
+    one: Written, recipe: Recipe, model: Kind = SD_1, space: TextSpace = NOT_AT_HAND, why: str = "as its preset says"
 ) -> Concept:
     """The concept of a run.
 

@@ -18,7 +18,7 @@ from salun_diffusers.diffusion.presets.everyday import beside, everyday
 from salun_diffusers.diffusion.presets.from_written import from_text, from_written, require_another
 from salun_diffusers.diffusion.presets.nudity import NUDITY
 from salun_diffusers.diffusion.presets.stable_diffusion import SD_1, Kind
-from salun_diffusers.diffusion.presets.text_space import NotAtHand, TextSpace
+from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextSpace
 from salun_diffusers.diffusion.presets.word_list import section_of
 from salun_diffusers.diffusion.presets.written import all_written, is_file, read_own
 from salun_diffusers.errors import UserError
@@ -30,7 +30,7 @@ _MISTYPED = 0.75  # Words as like a preset's name as this are taken for a slip, 
 _NAMED = 8  # Presets that an error names.
 
 
-def presets(kind: Kind = SD_1, space: TextSpace = NotAtHand()) -> dict[str, Callable[[Recipe], Concept]]:
+def presets(kind: Kind = SD_1, space: TextSpace = NOT_AT_HAND) -> dict[str, Callable[[Recipe], Concept]]:
     """Every concept known by name. Shapes and styles mean something to the demo model only.
 
     Args:
@@ -45,7 +45,7 @@ def presets(kind: Kind = SD_1, space: TextSpace = NotAtHand()) -> dict[str, Call
     return known
 
 
-def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NotAtHand()) -> Concept:
+def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_AT_HAND) -> Concept:
     """The concept that a configuration asks for: a preset, a file, either with other prompts, or any words.
 
     Args:

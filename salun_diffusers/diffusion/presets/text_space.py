@@ -39,6 +39,9 @@ class NotAtHand:
         return {}
 
 
+NOT_AT_HAND = NotAtHand()
+
+
 class TextEncoderSpace:
     """The first text encoder of a pipeline folder, loaded when it is first asked."""
 
