@@ -96,15 +96,16 @@ def around(name: str, kind: str, space: TextSpace) -> Surroundings:
         kind: Its kind.
         space: How near words lie.
     """
-    own = section_of(name, kind)
     within = [one for one in sections() if one.kind == kind and without_article(one.broader) != name.lower()]
+    own = next((one for one in within if name.lower() in map(str.lower, one.words)), None)
     words = tuple(word for one in within for word in one.words if _beside(word, name))
     near = space.similarities(name, words)
     if not near:
-        mine = tuple(word for word in own.words if _beside(word, name)) if own in within and own else ()
-        return Surroundings(own.broader if own else "", mine[:NEIGHBOURS], own.broader if own else "")
+        mine = [word for word in own.words if _beside(word, name)] if own else []
+        broader = own.broader if own else ""
+        return Surroundings(broader, _one_name_each(mine)[:NEIGHBOURS], broader)
     ranked = sorted(near, key=lambda word: -near[word])
-    best = own if own in within and own else max(within, key=lambda one: _nearness(one, near))
+    best = own or max(within, key=lambda one: _nearness(one, near))
     return Surroundings(best.broader, _one_name_each(ranked)[:NEIGHBOURS], best.broader)
 
 

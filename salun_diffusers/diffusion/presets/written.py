@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import tomllib
 import typing
@@ -140,7 +141,7 @@ def filled(patterns: Sequence[tuple[str, ...]], words: Mapping[str, Sequence[str
         for values in itertools.product(*(words[place] for place in places)):
             put = dict(zip(places, values, strict=True))
             for texts in alike:
-                found[tuple(_PLACE.sub(lambda place: put[place[1]], text) for text in texts)] = None  # noqa: B023
+                found[tuple(_PLACE.sub(lambda place: put.get(place[1], place[0]), text) for text in texts)] = None  # noqa: B023
     return list(found)
 
 
@@ -219,26 +220,35 @@ def _check(made: Written) -> None:
     if made.labels and made.detector == "none":
         raise UserError("`labels` are those of a `detector`, which is missing.")
     find_detector(made.detector)
-    known = {*made.words, *_OWN_PLACES}
     if made.words.keys() & set(_OWN_PLACES) or not all(re.fullmatch(r"\w+", name) for name in made.words):
         raise UserError(f"`words` must have names of their own, not {', '.join(_OWN_PLACES)}; got {list(made.words)}.")
-    texts = [*itertools.chain.from_iterable(made.swaps), *made.keep, *made.ask, *made.paper]
-    for text in texts if made.swaps or made.words else ():
-        for place in _PLACE.findall(text):
-            if place not in known:
-                raise UserError(f"{text!r} has a place {{{place}}}, which `words` has no list for.")
-    for patterns in (made.swaps, tuple((text,) for text in made.keep)):
-        for pattern in patterns:
-            count = 1
-            for place in _places(pattern, made.words):
-                count *= len(made.words[place])
-            if count > _MOST:
-                raise UserError(f"{pattern[0]!r} makes {count:,} prompts; at most {_MOST:,} are required.")
+    _check_places(made)
     for numbers in (made.numbers, made.paper_numbers):
         for name in numbers:
             if name not in _NUMBERS:
                 raise UserError(f"`numbers` has no {name[:40]!r}; it may have {', '.join(sorted(_NUMBERS))}.")
         check(EraseConfig(**numbers))
+
+
+def _check_places(made: Written) -> None:
+    """Refuse prompts with places that nothing fills, or that would be too many."""
+    words = dict(made.words) if made.swaps else {**written("templates")[made.kind].words, **made.words}
+    own = {"name", "anchor"}
+    swaps = tuple(itertools.chain.from_iterable(made.swaps))
+    for texts, places in (
+        (made.paper, own),
+        ((*swaps, *made.ask), own | words.keys()),
+        (made.keep, own | words.keys() | {"neighbour"}),
+    ):
+        for text in texts:
+            for place in _PLACE.findall(text):
+                if place not in places:
+                    raise UserError(f"{text!r} has a place {{{place}}}, which nothing fills; `words` may have a list.")
+    for patterns in (made.swaps, tuple((text,) for text in made.keep)):
+        for pattern in patterns:
+            count = math.prod(len(words[place]) for place in _places(pattern, words))
+            if count > _MOST:
+                raise UserError(f"{pattern[0]!r} makes {count:,} prompts; at most {_MOST:,} are required.")
 
 
 def _texts(key: str, value: object) -> tuple[str, ...]:
