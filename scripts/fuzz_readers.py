@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.families.tensor_names import check_tensors
 from salun_diffusers.diffusion.foreseen import check_foreseen
 from salun_diffusers.diffusion.latent_cache import kept_in
 from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.presets.written import read_own
 from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.diffusion.trainer import read_metrics
 from salun_diffusers.evaluation.comparison import compare_runs, read_runs
@@ -69,6 +70,19 @@ class Reader:
 
 _BASE = {"w": torch.arange(40.0).view(8, 5), "b": torch.ones(3)}
 _ERASED = {"w": _BASE["w"].clone().index_fill_(0, torch.tensor([1, 4]), 7.0), "b": torch.ones(3)}
+_CONCEPT = """name = "my mug"
+kind = "object"
+explicit = false
+anchor = "a cup"
+swaps = [["{opening} my mug", "{opening} a cup"]]
+keep = ["a photo of a {thing}"]
+[words]
+opening = ["a photo of", "a drawing of"]
+thing = ["plate", "jug"]
+[numbers]
+learning_rate = 2e-5
+max_train_steps = 50
+"""
 _SETTINGS = resolve(EraseConfig(concept="circle"), find_concept(EraseConfig(concept="circle")).numbers)
 
 
@@ -240,6 +254,10 @@ def _evaluation() -> list[Made]:
         (
             Reader("prompts-text", "p.txt", "bytes", lambda home: read_prompt_file(home / "p.txt").rows),
             lambda home: (home / "p.txt").write_text("a star\na cat\n"),
+        ),
+        (
+            Reader("concept-toml", "c.toml", "bytes", lambda home: read_own(home / "c.toml")),
+            lambda home: (home / "c.toml").write_text(_CONCEPT),
         ),
         (Reader("features", "features.safetensors", "safetensors", read_features), features),
         (

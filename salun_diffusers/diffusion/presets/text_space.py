@@ -111,12 +111,14 @@ class TextEncoderSpace:
         return self._loaded(CLIPTextModel, "text_encoder", **keywords).eval()
 
     def _loaded(self, kind: Any, part: str, **keywords: Any) -> Any:
+        from safetensors import SafetensorError
+
         from salun_diffusers.progress import loading_quietly
 
         try:
             with loading_quietly():
                 return kind.from_pretrained(self._folder / part, local_files_only=True, **keywords)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{self._folder / part} cannot be loaded, and neighbours of the concept are found by it: "
                 f"{one_line(error, 160)}"
