@@ -75,6 +75,8 @@ def accept(config: EraseConfig) -> Request:
         UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
     """
     check(config)
+    if config.list_concepts is not None:
+        raise UserError("list_concepts is for the program, which prints the list; leave it None.")
     check_detector(config)
     name = config.pretrained_model_name_or_path
     if config.single_file_config and not is_single_file(name):

@@ -75,3 +75,15 @@ def test_retained_pictures_pass_the_detector_too(small_run, tmp_path, monkeypatc
     for path in (tmp_path / "run" / "samples").glob("*.png"):
         hidden[path.name.split("-")[0]] += not np.asarray(Image.open(path)).any()
     assert hidden == expected
+
+
+def test_a_harm_of_a_file_stays_blurred_and_leaves_no_latents(small_run, tmp_path, monkeypatch):
+    """As nudity does; nobody looks for violence, so that every picture is blurred."""
+    monkeypatch.setattr(run_report, "blurred", lambda picture: Image.new("RGB", picture.size))
+    prompts = {"forget_prompt": None, "anchor_prompt": None, "retain_prompts": None}
+    assert main(small_run(concept="violence", **prompts, output_dir=tmp_path / "run")) == 0
+    samples = [*(tmp_path / "run" / "samples").glob("*.png")]
+    assert samples and not any(np.asarray(Image.open(path)).any() for path in samples)
+    left = {path.name for path in (tmp_path / "run").rglob("*.safetensors")} - {"mask.safetensors"}
+    assert not left & {"forget.safetensors", "anchor.safetensors", "retain.safetensors"}
+    assert not [*(tmp_path / "run" / "work").rglob("drawn/**/*.safetensors")]

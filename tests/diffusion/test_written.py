@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.presets.everyday import captions, content_words
 from salun_diffusers.diffusion.presets.known import find_concept, presets
 from salun_diffusers.diffusion.presets.listing import listing
 from salun_diffusers.diffusion.presets.written import GROUPS, KINDS, all_written, filled, read_own, written
+from salun_diffusers.diffusion.request import accept
 from salun_diffusers.diffusion.settings import Length
 from salun_diffusers.errors import UserError
 from salun_diffusers.programs.erase import main
@@ -230,6 +231,10 @@ class TestListing:
 
     def test_of_an_unknown_word_says_what_to_do(self) -> None:
         assert "--concept takes any words" in listing("xyzzy")
+
+    def test_is_for_the_program_only(self) -> None:
+        with pytest.raises(UserError, match="list_concepts is for the program"):
+            accept(EraseConfig(list_concepts=""))
 
     def test_is_a_flag_that_needs_no_concept(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--list_concepts"]) == 0
