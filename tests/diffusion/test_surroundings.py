@@ -195,6 +195,10 @@ class TestTextEncoderSpace:
         ranked = sorted(near, key=lambda word: -near[word])
         assert set(ranked[:5]) < set(COLOURS)
 
+    def test_what_all_have_in_common_does_not_count(self, demo_space: TextEncoderSpace) -> None:
+        """Of two states, less their mean, one is the other's opposite."""
+        assert demo_space.similarities("star", ["moon"]) == {"moon": -1.0}
+
     def test_batches_change_nothing(self, demo_space: TextEncoderSpace) -> None:
         words = [*SHAPES, *COLOURS]
         assert demo_space.similarities("star", words) == demo_space.similarities("star", words * 9)
