@@ -145,6 +145,17 @@ class TestAnOwnFile:
         made = find_concept(EraseConfig(concept=str(tmp_path / "a.toml")))
         assert made.forget_prompts == find_concept(EraseConfig(concept="Acme", kind="logo")).forget_prompts
 
+    def test_neighbours_stay_in_the_words_of_their_kind(self, own: Path) -> None:
+        own.write_text(
+            'name = "Ann Doe"\nkind = "artist"\nswaps = [["a {thing} by Ann Doe", "a {thing}"]]\n'
+            'neighbours = ["Monet", "Klimt"]\n[words]\nthing = ["sheet"]\n'
+        )
+        made = find_concept(EraseConfig(concept=str(own)))
+        assert {"a painting by Monet", "a village by Klimt"} <= set(made.retain_prompts)
+        assert not any("{" in prompt for prompt in (*made.retain_prompts, *made.forget_prompts))
+        assert [one.prompt for one in made.neighbours] == ["a painting by Monet", "a painting by Klimt"]
+        assert dict(made.told) == {"kind": "artist, as its file says", "beside": "Monet, Klimt (as written)"}
+
     def test_takes_the_flags_for_its_prompts(self, own: Path, retain_file: Path) -> None:
         asked = EraseConfig(concept=str(own), anchor_prompt=("a glass",), retain_prompts=str(retain_file))
         made = find_concept(asked)

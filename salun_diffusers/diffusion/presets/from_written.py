@@ -87,14 +87,15 @@ def from_written(
     [swap] = filled([_pair(one.paper or template.paper)], places)
     pairs = filled(list(swaps), places) if recipe == "frozen_teacher" else [swap]
     forgets, anchors = (tuple(side) for side in zip(*pairs, strict=True))
-    kept = tuple(text for (text,) in filled([(text,) for text in (*keep, *by_kind)], places) if text not in forgets)
+    of_kind = {**template.words, **places}
+    kept = tuple(text for (text,) in filled([(text,) for text in (*keep, *by_kind)], of_kind) if text not in forgets)
     if recipe == "paper":
         retains = one.paper_keep or (anchors[0],)
     else:
         seen, unseen = everyday(one.name, forgets, anchors)
         retains = beside(kept, seen)
     asked = tuple(text for (text,) in filled([(text,) for text in ask], places))
-    beside_it = _measured(by_kind, stay, places) or kept[:_MEASURED]
+    beside_it = _measured(by_kind, stay, of_kind) or kept[:_MEASURED]
     others = one.ask_kept
     if not others:
         others = (*beside_it[:_ASKED], *(unseen[:_ASKED] if recipe == "frozen_teacher" else retains[:_ASKED]))
@@ -122,10 +123,11 @@ def _told(
 ) -> tuple[tuple[str, str], ...]:
     """What a plan says of how the concept was made."""
     lines = [("kind", f"{one.kind}, {why}")]
-    if one.swaps:
+    if not one.swaps:
+        origin = "the nearest broader word" if anchor == found.section else "of its kind"
+        lines.append(("becomes", f"{anchor} ({'as written' if one.anchor else origin})"))
+    elif not neighbours:
         return tuple(lines)
-    origin = "the nearest broader word" if anchor == found.section else "of its kind"
-    lines.append(("becomes", f"{anchor} ({'as written' if one.anchor else origin})"))
     source = "as written" if one.neighbours else "the nearest by the model's text encoder, or of the list"
     listed = ", ".join(neighbours) if neighbours else "none yet: they are found when the weights are there"
     lines.append(("beside", f"{listed} ({source})" if neighbours else listed))
