@@ -329,6 +329,7 @@ class TestBadInput:
 
     def test_prompts_make_no_sense(self, refused):
         refused("knows classes, not prompts", forget_prompt="a dog")
+        refused("knows classes, not prompts or kinds", kind="object")
 
     def test_one_class(self, refused, tmp_path):
         folder = build_ddpm(tmp_path / "one", names=("dog",))

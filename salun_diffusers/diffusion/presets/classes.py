@@ -89,9 +89,9 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any], network: Mappin
     names = {int(number): str(name) for number, name in dict(index.get("id2label") or {}).items()}
     if not names:
         raise UserError("The model's classes are not known: its model_index.json must hold id2label.")
-    if config.forget_prompt or config.retain_prompts:
+    if config.forget_prompt or config.retain_prompts or config.kind:
         raise UserError(
-            "A class-conditional model knows classes, not prompts: --concept names the class to forget, "
+            "A class-conditional model knows classes, not prompts or kinds: --concept names the class to forget, "
             "--anchor_prompt the class it becomes; all others are retained."
         )
     forget = _class_of(config.concept, names, "--concept")
