@@ -62,7 +62,7 @@ def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
     return DiskSpace(2 * copy, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
 
 
-def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None) -> int:
+def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None, concepts: int = 1) -> int:
     """Check settings against the headers of the denoiser's weights and the scheduler's configuration.
 
     Args:
@@ -70,9 +70,10 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
         scheduler: The scheduler's folder.
         settings: Of the run.
         variant: Variant of the weight files.
+        concepts: How many the run forgets.
 
     Returns:
-        How many weights may move.
+        How many weights may move at most.
 
     Raises:
         UserError: If no weight can be selected, the user's mask has none in common with the model, or sampling takes
@@ -99,6 +100,8 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
                 f"--mask_ratio {settings.mask_ratio:g} selects no weight of the {sum(sizes):,} in question "
                 f"(--train_method {settings.train_method}, --mask_scope {settings.mask_scope})."
             )
+        if settings.mask == "saliency" and settings.concept_masks == "union":
+            selected = min(sum(sizes), concepts * selected)
     file = scheduler / "scheduler_config.json"
     timesteps = (
         read_object(file, constants=float).get("num_train_timesteps", 1000)

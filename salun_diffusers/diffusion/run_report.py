@@ -16,8 +16,9 @@ from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import recorded
+from salun_diffusers.diffusion.several_report import detectors_of, measure_all
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.diffusion.validation import Pictures, Samples, measure
+from salun_diffusers.diffusion.validation import Pictures, Samples
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.files.loading import loading_line
@@ -84,22 +85,21 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     config, settings, concept = request.config, request.settings, request.concept
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
-    comparisons, measurements = measure(concept, detector, before, after, run.command)
-    verdict, reason = judge(comparisons, measurements)
+    judged = measure_all(concept, detector, before, after, run.command, judge)
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
     report = EvaluationReport(
         concept=concept.name,
-        verdict=verdict,
-        verdict_reason=reason,
+        verdict=judged.verdict,
+        verdict_reason=judged.reason,
         base=config.pretrained_model_name_or_path,
         recipe=f"{settings.objective}, {settings.recipe} settings" if baseline else settings.recipe,
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
         receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        measurements=tuple(measurements),
-        comparisons=tuple(comparisons),
+        measurements=judged.measurements,
+        comparisons=judged.comparisons,
         timings=dict(run.clock.seconds),
         # The same scheduler draws both sides; `own` alone does not say which.
         config={**recorded(config, settings), "drawn_by": before.drawn_by},
@@ -110,7 +110,9 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     )
     hidden = concept.explicit and not config.show_explicit
     if hidden:
-        before, after = (_without_explicit(both, concept, detector) for both in (before, after))
+        for one, its_own in zip(concept.looked_for, detectors_of(detector), strict=True):
+            if one.explicit:
+                before, after = (_without_explicit(both, one, its_own) for both in (before, after))
     rows = tuple(
         GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
         for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)

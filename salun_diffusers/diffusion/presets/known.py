@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
+from salun_diffusers.diffusion.concept_rows import name_of
 from salun_diffusers.diffusion.concepts import DEMO, Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig, Recipe
 from salun_diffusers.diffusion.presets import shapes
@@ -45,7 +46,7 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1) -> Concept:
         UserError: If the name is empty or unknown and no prompts came with it; if the prompts do not make a concept.
     """
     known = presets(kind)
-    name = " ".join(config.concept.split())
+    name = " ".join(name_of(config).split())
     if not name:
         raise UserError(
             f"--concept is required: a preset ({', '.join(known)}), or any words with --forget_prompt and "
