@@ -123,7 +123,7 @@ def _plain(value: Any, hint: Any) -> Any:
     """What argparse made of a flag as its field has it: words as a tuple, one as a text where that will do."""
     if not isinstance(value, list):
         return value
-    return value[0] if len(value) == 1 and str in typing.get_args(hint) else tuple(value)
+    return value[0] if len(value) == 1 and _fits(value[0], hint) else tuple(value)
 
 
 def _expanded(value: Any) -> Any:

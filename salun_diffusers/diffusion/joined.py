@@ -166,7 +166,7 @@ def _settled(part: Concept, others: Sequence[_Marks]) -> Concept:
         other = next(other for other in others if other.names(part.anchor_prompts[0]))
         raise UserError(
             f"{part.name!r} would become {part.anchor_prompts[0]!r}, which {other.concept.name!r} asks to forget; name "
-            " another anchor in the table of --concepts, or erase one after the other."
+            "another anchor in the table of --concepts, or erase one after the other."
         )
     targets = frozenset().union(*(other.concept.target_labels for other in others))
 

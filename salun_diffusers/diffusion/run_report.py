@@ -16,9 +16,9 @@ from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import recorded
-from salun_diffusers.diffusion.several_report import detectors_of, measure_all
+from salun_diffusers.diffusion.several_report import Judged, detectors_of, measure_several
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.diffusion.validation import Pictures, Samples
+from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.files.loading import loading_line
@@ -85,7 +85,7 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     config, settings, concept = request.config, request.settings, request.concept
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
-    judged = measure_all(concept, detector, before, after, run.command, judge)
+    judged = _judged(concept, detector, before, after, run.command)
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
@@ -123,6 +123,14 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     write_text(run.folder.root / "report.html", html)
     run.folder.write_json("report.json", report.to_json())
     return report
+
+
+def _judged(concept: Concept, detector: Detector, before: Pictures, after: Pictures, command: str) -> Judged:
+    """Figures and verdict."""
+    if len(concept.looked_for) > 1:
+        return measure_several(concept, detector, (before, after), command, judge)
+    comparisons, measurements = measure(concept, detector, before, after, command)
+    return Judged(tuple(comparisons), tuple(measurements), *judge(comparisons, measurements))
 
 
 def judge(comparisons: Sequence[Comparison], measurements: Sequence[Measurement]) -> tuple[Verdict, str]:

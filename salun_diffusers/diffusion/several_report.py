@@ -1,4 +1,4 @@
-"""From pictures to figures and a verdict, of one concept or of several, and of those that were lost in earlier runs."""
+"""Figures and a verdict of several concepts: of those erased together, and of those that were lost in earlier runs."""
 
 from __future__ import annotations
 
@@ -46,25 +46,24 @@ def detectors_of(detector: Detector) -> tuple[Detector, ...]:
     return detector.parts if isinstance(detector, SeveralDetectors) else (detector,)
 
 
-def measure_all(
-    concept: Concept, detector: Detector, before: Pictures, after: Pictures, command: str, judge: Judge
+def measure_several(
+    concept: Concept, detector: Detector, pictures: tuple[Pictures, Pictures], command: str, judge: Judge
 ) -> Judged:
-    """All figures of a report and its verdict.
+    """All figures of a report and its verdict, where more than one concept is looked for.
 
     Of a join first the concepts together, each by its own detector, and everything else together; then each concept by
     itself, and what the erasure of all did to its rate elsewhere. A join is erased if each of its concepts is.
 
     Args:
         concept: What was erased.
-        detector: Looks for it; of a join, or where concepts were lost earlier, a `SeveralDetectors`.
-        before: Pictures of the base model.
-        after: The erased model's, at the same seeds.
+        detector: Looks for each.
+        pictures: Of the base model, and the erased model's at the same seeds.
         command: The command that made them, for the record.
         judge: The verdict on one concept's figures.
     """
-    detectors, own = detectors_of(detector), len(concept.parts or (concept,))
+    detectors, own, (before, after) = detectors_of(detector), len(concept.parts or (concept,)), pictures
     if concept.parts:
-        judged = _judged_together(concept, detectors[:own], (before, after), command, judge)
+        judged = _judged_together(concept, detectors[:own], pictures, command, judge)
     else:
         comparisons, measurements = measure(concept, detectors[0], before, after, command)
         judged = Judged((*comparisons,), (*measurements,), *judge(comparisons, measurements))

@@ -1,0 +1,253 @@
+"""A run that forgets several concepts: shares of a step, masks, the report, and what is looked for again afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from two_processes import run_two
+
+from salun_diffusers.diffusion.batches import shuffled, stratified
+from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.presets.known import presets
+from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.programs.erase import main
+
+UNET = Path("pipeline/unet/diffusion_pytorch_model.safetensors")
+GROUPS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+class TestStratified:
+    @pytest.mark.parametrize("batch", [3, 6])
+    def test_every_step_holds_the_concepts_in_equal_shares(self, batch):
+        for step in range(10):
+            rows = stratified(GROUPS, batch, step * batch, seed=0)
+            assert Counter(GROUPS[rows].tolist()) == dict.fromkeys(range(3), batch // 3)
+
+    def test_of_another_size_none_has_two_more(self):
+        rows = torch.cat([stratified(GROUPS, 4, step * 4, seed=0) for step in range(9)])
+        for step in range(9):
+            counts = Counter(GROUPS[rows[4 * step : 4 * step + 4]].tolist())
+            assert max(counts.values()) - min(counts[group] for group in range(3)) <= 1
+        assert Counter(GROUPS[rows].tolist()) == {0: 12, 1: 12, 2: 12}
+
+    def test_goes_through_all_latents_of_a_concept_before_one_comes_again(self):
+        rows = stratified(GROUPS, 9, 0, seed=3)
+        for group, members in ((0, {0, 3, 6}), (1, {1, 4, 7})):
+            assert set(rows[GROUPS[rows] == group].tolist()) == members
+
+    @pytest.mark.parametrize("cut", [1, 2, 5, 7])
+    def test_is_told_by_the_position_alone(self, cut):
+        """So a resumed run goes on with the same rows, and processes take theirs of one step."""
+        whole = stratified(GROUPS, 12, 5, seed=1)
+        parts = torch.cat([stratified(GROUPS, cut, 5, seed=1), stratified(GROUPS, 12 - cut, 5 + cut, seed=1)])
+        assert torch.equal(whole, parts)
+
+    def test_of_one_concept_it_is_the_shuffle_of_before(self):
+        alone = stratified(torch.zeros(8, dtype=torch.int64), 5, 10, seed=2)
+        assert torch.equal(alone, shuffled(8, 5, 10, seed=2, name="forget"))
+
+    def test_shares_of_processes_are_of_one_step(self):
+        shares = GlobalBatch(size=6, processes=2, accumulation=1)
+        assert [len(shares.rows(part)) for part in range(2)] == [3, 3]
+
+
+@pytest.fixture(scope="module")
+def words(small_run: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """The command of a small run on some concepts."""
+
+    def command(*concepts: str, **flags: object) -> list[str]:
+        plain = {"concept": None, "forget_prompt": None, "anchor_prompt": None, "retain_prompts": None,
+                 "num_retain_images": 8, "train_batch_size": 4, "num_anchor_images": 2}  # fmt: skip
+        return [*small_run(**plain | flags), "--concept", *concepts]
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def finished(words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several") / "run"
+    assert main(words("star", "striped", output_dir=folder, checkpointing_steps=2)) == 0
+    return folder
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / UNET)
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+class TestRun:
+    def test_record_and_report_name_every_concept(self, finished):
+        config = json.loads((finished / "config.json").read_text())
+        assert config["concept"] == ["star", "striped"]
+        assert config["concept_prompts"]["concepts"] == ["star", "striped"]
+        told = report(finished)
+        assert told["concept"] == "star + striped"
+        assert [pair["name"] for pair in told["comparisons"] if pair["after"]["group"] == "concept"] == [
+            "star + striped appear for their prompts"
+        ]
+        each = [pair["name"] for pair in told["comparisons"] if pair["after"]["group"] == "concept by concept"]
+        assert each == ["star appears for its prompts", "striped appears for its prompts"]
+        table = [pair["name"] for pair in told["comparisons"] if pair["after"]["group"] == "interference"]
+        assert table == [
+            "star appears for prompts of the other concepts", "star appears for prompts of what stays",
+            "striped appears for prompts of the other concepts", "striped appears for prompts of what stays",
+        ]  # fmt: skip
+
+    def test_the_whole_is_the_sum_of_the_concepts(self, finished):
+        pairs = report(finished)["comparisons"]
+        whole = next(pair["after"] for pair in pairs if pair["after"]["group"] == "concept")
+        each = [pair["after"] for pair in pairs if pair["after"]["group"] == "concept by concept"]
+        assert whole["n"] == sum(one["n"] for one in each) == 2 * 3 + 2 * 4
+        assert whole["value"] * whole["n"] == pytest.approx(sum(one["value"] * one["n"] for one in each))
+
+    def test_half_of_the_forget_set_is_of_each(self, finished):
+        drawn = load_file(finished / "work" / "forget.safetensors")
+        assert (drawn["prompt_index"] % 2).tolist() == [0, 1, 0, 1, 0, 1]
+
+    def test_resumes_to_the_bit(self, words, finished, tmp_path):
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        shutil.rmtree(folder / "checkpoint-4")
+        (folder / "work" / "pipeline.json").unlink()
+        assert (
+            main(words("star", "striped", output_dir=folder, checkpointing_steps=2, resume_from_checkpoint="latest"))
+            == 0
+        )
+        assert same(folder, finished)
+
+    def test_in_another_order_it_is_another_run(self, words, finished, tmp_path, capsys):
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        assert main(words("striped", "star", output_dir=folder, resume_from_checkpoint="latest")) == 2
+        assert "another base model, seed or set of prompts" in capsys.readouterr().err
+
+    def test_the_plan_names_them(self, words, capsys):
+        assert main(words("star", "striped", dry_run=True)) == 0
+        out = capsys.readouterr().out
+        assert "concept   star: " in out and "concept   striped: " in out
+
+
+class TestMasks:
+    def test_a_union_holds_the_mask_of_each(self, finished):
+        mask = SaliencyMask.load(finished / "mask.safetensors")
+        assert mask.recipe["kind"] == "union" and mask.recipe["concept"] == ["star", "striped"]
+        assert mask.recipe["densities"] == pytest.approx([0.5, 0.5], abs=1e-4)
+        assert 0.5 < mask.density < 1
+
+    def test_a_joint_mask_has_the_ratio(self, words, finished, tmp_path):
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        command = words("star", "striped", output_dir=folder, concept_masks="joint", resume_from_checkpoint="latest")
+        assert main(command) == 0
+        mask = SaliencyMask.load(folder / "mask.safetensors")
+        assert mask.number_selected == int(0.5 * mask.number_of_weights)
+        assert not same(folder, finished)
+
+
+class TestFingerprintsOfOneConcept:
+    def test_are_those_of_before(self):
+        """Taken before there were joins: a folder of then goes on, and keeps its latents."""
+        from salun_diffusers.diffusion.config import EraseConfig
+        from salun_diffusers.diffusion.settings import resolve
+
+        concept = presets()["circle"]("frozen_teacher")
+        settings = resolve(EraseConfig(concept="circle"), concept.numbers)
+        marks = stage_marks(concept, settings, Sources("base", None, (), {}, 1))
+        found = {
+            "run": marks.run,
+            **marks.sets,
+            "mask": marks.mask,
+            "training": marks.training,
+            "pipeline": marks.pipeline,
+        }
+        assert {name: mark[:12] for name, mark in found.items()} == BEFORE
+
+
+BEFORE: dict[str, str] = {
+    "run": "a82e22dddad1",
+    "forget": "c3b1e38f8b8f",
+    "anchor": "d22f33d71442",
+    "retain": "f657008d4805",
+    "mask": "4a9eb5ca0004",
+    "training": "153a5aefb4c1",
+    "pipeline": "768ec6e5060a",
+}
+
+
+@pytest.fixture(scope="module")
+def second(words: Callable[..., list[str]], finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Moons are erased from what has lost stars and stripes."""
+    folder = tmp_path_factory.mktemp("second") / "run"
+    assert main(words("moon", output_dir=folder, pretrained_model_name_or_path=finished / "pipeline")) == 0
+    return folder
+
+
+class TestEarlier:
+    def earlier(self, folder: Path) -> list[str]:
+        return [pair["name"] for pair in report(folder)["comparisons"] if pair["after"]["group"] == "erased earlier"]
+
+    def test_are_looked_for_again(self, second):
+        assert self.earlier(second) == [
+            f"{name} (erased earlier) appears for its prompts" for name in ("star", "striped")
+        ]
+
+    def test_stay_in_the_record_of_the_next(self, second, words, tmp_path):
+        folder = tmp_path / "run"
+        assert main(words("cross", output_dir=folder, pretrained_model_name_or_path=second / "pipeline")) == 0
+        assert self.earlier(folder) == [
+            f"{name} (erased earlier) appears for its prompts" for name in ("star", "striped", "moon")
+        ]
+
+    def test_are_not_what_is_erased_now(self, finished, words, tmp_path):
+        folder = tmp_path / "run"
+        assert main(words("star", output_dir=folder, pretrained_model_name_or_path=finished / "pipeline")) == 0
+        assert self.earlier(folder) == ["striped (erased earlier) appears for its prompts"]
+
+    def test_a_damaged_record_is_told_and_no_obstacle(self, finished, words, tmp_path, capsys):
+        base = Path(shutil.copytree(finished, tmp_path / "base"))
+        (base / "config.json").write_text('{"concept": 3}')
+        assert main(words("moon", dry_run=True, pretrained_model_name_or_path=base / "pipeline")) == 0
+        shown = capsys.readouterr()
+        assert "cannot be looked for again" in shown.err and "earlier" not in shown.out.split("base ")[1]
+
+    def test_an_explicit_one_makes_the_run_explicit(self, finished, words, tmp_path, monkeypatch):
+        from salun_diffusers.arguments import parse
+        from salun_diffusers.diffusion.config import EraseConfig
+        from salun_diffusers.diffusion.request import accept
+
+        base = Path(shutil.copytree(finished, tmp_path / "base"))
+        (base / "config.json").write_text(json.dumps({"concept": "nudity"}))
+        monkeypatch.setattr("salun_diffusers.evaluation.detector_choice._require_nudenet", lambda: None)
+        request = accept(parse(EraseConfig, words("moon", pretrained_model_name_or_path=base / "pipeline")))
+        assert [one.name for one in request.concept.earlier] == ["nudity"] and request.concept.explicit
+        assert [one.name for one in request.detector.parts] == ["demo", "nudenet"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(words, finished, tmp_path):
+    """A step's rows are drawn as a whole and cut; only the order of sums is another."""
+    (tmp_path / "erase.py").write_text(
+        "import sys\nfrom salun_diffusers.programs.erase import main\nsys.exit(main())\n"
+    )
+    command = words("star", "striped", output_dir=tmp_path / "run", train_batch_size=2)
+    run_two(tmp_path / "erase.py", *map(str, command))
+    mask = SaliencyMask.load(tmp_path / "run" / "mask.safetensors")
+    assert mask.overlap(SaliencyMask.load(finished / "mask.safetensors")) > 0.99
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "run", finished)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
