@@ -108,18 +108,16 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         series=tuple(outcome.history),
         load=loading_line(run.folder.pipeline, config.variant),
     )
-    hidden = concept.explicit and not config.show_explicit
-    if hidden:
-        for one, its_own in zip(concept.looked_for, detectors_of(detector), strict=True):
-            if one.explicit:
-                before, after = (_without_explicit(both, one, its_own) for both in (before, after))
+    obscured = concept.explicit and not config.show_explicit
+    if obscured:
+        before, after = (hidden(both, concept, detector) for both in (before, after))
     rows = tuple(
         GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
         for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)
         for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
     )
     _save_samples(run.folder, before, after)
-    html = html_page(report, ReportImages(rows, obscure_forget=hidden))
+    html = html_page(report, ReportImages(rows, obscure_forget=obscured))
     write_text(run.folder.root / "report.html", html)
     run.folder.write_json("report.json", report.to_json())
     return report
@@ -149,6 +147,14 @@ def judge(comparisons: Sequence[Comparison], measurements: Sequence[Measurement]
         kept.after if kept else None,
         others=losses_without_labels(comparisons, measurements),
     )
+
+
+def hidden(both: Pictures, concept: Concept, detector: Detector) -> Pictures:
+    """The same pictures, blurred where one of the concepts that are looked for may be explicit."""
+    for one, its_own in zip(concept.looked_for, detectors_of(detector), strict=True):
+        if one.explicit:
+            both = _without_explicit(both, one, its_own)
+    return both
 
 
 def _without_explicit(both: Pictures, concept: Concept, detector: Detector) -> Pictures:

@@ -121,21 +121,21 @@ def _judged_together(
     return Judged(
         (*together, *shared, *each, *interference, *rest),
         (*measurements, *drift),
-        *_worst(parts, told, verdicts),
+        *_worst(parts, told, verdicts, judge([*together, *shared], measurements)),
     )
 
 
 def _worst(
-    parts: Sequence[Concept], gone: Sequence[Comparison], verdicts: Sequence[tuple[Verdict, str]]
+    parts: Sequence[Concept],
+    gone: Sequence[Comparison],
+    verdicts: Sequence[tuple[Verdict, str]],
+    together: tuple[Verdict, str],
 ) -> tuple[Verdict, str]:
     """The verdict on a join: that of its worst concepts, which are named."""
     worst = min((verdict for verdict, _ in verdicts), key=_WORST_FIRST.index)
     if worst == "erased":
         rates = ", ".join(f"{part.name} {pair.after.text()}" for part, pair in zip(parts, gone, strict=True))
-        return (
-            worst,
-            f"Each of the {len(parts)} concepts is gone ({rates} of its pictures). Of the last: {verdicts[-1][1]}",
-        )
+        return worst, f"Each of the {len(parts)} concepts is gone ({rates} of its pictures). Together: {together[1]}"
     named = [(part.name, reason) for part, (verdict, reason) in zip(parts, verdicts, strict=True) if verdict == worst]
     more = f" So it is of {len(named) - _MOST_NAMED} more." if len(named) > _MOST_NAMED else ""
     return worst, " ".join(f"{name}: {reason}" for name, reason in named[:_MOST_NAMED]) + more
