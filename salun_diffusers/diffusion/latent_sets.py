@@ -128,6 +128,11 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
             if run.main:
                 sets[name].save(path)
                 run.folder.mark_done(name, mark, path)
+    if concept.parts:
+        there = set((sets["forget"].prompt_index % concept.groups).tolist())
+        lacks = [part.name for number, part in enumerate(concept.parts) if number not in there]
+        if lacks:
+            raise UserError(f"The forget set must hold something of every concept, it has nothing of {lacks[0]!r}.")
     # Rows beyond those that something was drawn for are never asked for.
     sets["retain"] = sets["retain"].distinct()
     pairs = 1 + int(torch.cat([sets["forget"].prompt_index, sets["anchor"].prompt_index]).max())

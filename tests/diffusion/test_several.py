@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
+from salun_diffusers.diffusion import run_report
 from salun_diffusers.diffusion.batches import shuffled, stratified
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.presets.known import presets
@@ -139,6 +140,44 @@ class TestRun:
         assert main(words("star", "striped", dry_run=True)) == 0
         out = capsys.readouterr().out
         assert "concept   star: " in out and "concept   striped: " in out
+
+
+class TestOtherModels:
+    def test_free_text_of_a_table_on_the_layout_of_1_4(self, words, sd14, retain_file, tmp_path):
+        table = tmp_path / "c.csv"
+        table.write_text("concept,anchor,kind\nVan Gogh,,style\nGrumpy Cat,a cat,\n")
+        flags = small(words, pretrained_model_name_or_path=sd14, retain_prompts=retain_file, concepts=table)
+        assert main([*flags, "--output_dir", str(tmp_path / "run")]) == 0
+        assert report(tmp_path / "run")["concept"] == "Van Gogh + Grumpy Cat"
+        told = json.loads((tmp_path / "run" / "config.json").read_text())["concept_prompts"]
+        assert told["forget"] == ["Van Gogh", "Grumpy Cat"] and told["anchor"] == ["a painting", "a cat"]
+
+    def test_classes(self, words, tiny_ddpm, tmp_path):
+        table = tmp_path / "c.csv"
+        table.write_text("concept,anchor\ncat,dog\n7,dog\n")
+        flags = small(words, pretrained_model_name_or_path=tiny_ddpm, concepts=table)
+        assert main([*flags, "--output_dir", str(tmp_path / "run")]) == 0
+        told = json.loads((tmp_path / "run" / "config.json").read_text())["concept_prompts"]
+        assert told == {"forget": ["cat", "7"], "anchor": ["dog"] * 2, "retain": ["dog"] * 2, "concepts": ["cat", "7"]}
+
+    def test_classes_whose_anchors_are_each_other(self, words, tiny_ddpm, capsys):
+        flags = small(words, pretrained_model_name_or_path=tiny_ddpm)
+        assert main([*flags, "--concept", "cat", "7"]) == 2
+        assert "'7' would become 'cat', which 'cat' asks to forget" in capsys.readouterr().err
+
+    def test_explicit_with_another(self, words, tmp_path, monkeypatch):
+        """What holds for an explicit concept holds for all of the run: no latents stay, forget pictures are blurred."""
+        seen = []
+        monkeypatch.setattr(run_report, "blurred", lambda picture: seen.append(1) or picture)
+        assert main(words("nudity", "striped", output_dir=tmp_path / "run", detector="none")) == 0
+        assert not [*(tmp_path / "run" / "work").rglob("*.safetensors")]
+        # Seven prompts to forget, five of people and ten of shapes to keep, two pictures each, before and after.
+        assert len(seen) == 2 * 2 * (7 + 5 + 10)
+
+
+def small(words: Callable[..., list[str]], **flags: object) -> list[str]:
+    """A small run's command without concepts."""
+    return words(**flags)[:-1]
 
 
 class TestMasks:
