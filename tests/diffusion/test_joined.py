@@ -65,6 +65,13 @@ class TestJoined:
         ]
         assert found == []
 
+    def test_a_prompt_that_should_show_what_another_concept_loses_is_not_asked(self):
+        asked = (EvaluationPrompt("a park", "shape:tree"), EvaluationPrompt("a road", "shape:road"))
+        made = joined(
+            [replace(concept("cat", "dog", "a car"), retain_evaluation=asked), concept("tree", "rock", "a cup")]
+        )
+        assert [prompt.prompt for prompt in made.parts[0].retain_evaluation] == ["a road"]
+
     def test_is_explicit_if_one_is(self):
         assert joined([preset("nudity"), preset("striped")]).explicit
         assert not joined([preset("star"), preset("striped")]).explicit
