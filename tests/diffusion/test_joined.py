@@ -174,6 +174,10 @@ class TestNumbers:
         three = joined_numbers([numbers] * 3)
         assert three.length.amount * 15 == 3 * 120 * 16
 
+    def test_of_pictures_for_the_report_it_is_the_most(self):
+        few, many = (replace(preset("star").numbers, num_validation_images=count) for count in (3, 7))
+        assert joined_numbers([few, many]).num_validation_images == 7
+
     def test_epochs_are_counted_in_steps(self):
         numbers = STABLE_DIFFUSION["paper"]  # One epoch of 800 in batches of 8: 100 steps.
         made = joined_numbers([numbers, numbers])

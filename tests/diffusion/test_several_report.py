@@ -175,6 +175,12 @@ class TestEarlier:
         assert came_back(Comparison("6", *rates)) == expected
 
 
+def test_what_is_rarer_than_what_counts_as_gone_has_not_come_back():
+    rates = [Measurement.rate("6", hits, 2000, direction="lower", protocol="by hand") for hits in (0, 30, 60)]
+    assert not came_back(Comparison("6", rates[0], rates[1]))
+    assert came_back(Comparison("6", rates[0], rates[2]))
+
+
 class TestDetectors:
     def test_of_one_name_are_loaded_once(self):
         one = DetectorChoice("none")
