@@ -39,6 +39,10 @@ class TestJoined:
         assert (made.name, made.groups, made.retain_prompts) == ("cat + tree", 2, ("a car", "a cup"))
         assert [part.name for part in made.looked_for] == ["cat", "tree"]
 
+    def test_a_concept_with_fewer_prompts_goes_round_its_own(self):
+        made = joined([concept("cat", "dog", "a car", prompts=3), concept("tree", "rock", "a cup", prompts=2)])
+        assert made.forget_prompts[1::2] == ("a tree", "a red tree", "a tree")
+
     def test_of_one_concept_there_is_one_group(self):
         assert (concept("cat", "dog", "a car").groups, concept("cat", "dog", "a car").parts) == (1, ())
 
@@ -66,11 +70,12 @@ class TestJoined:
         assert found == []
 
     def test_a_prompt_that_should_show_what_another_concept_loses_is_not_asked(self):
-        asked = (EvaluationPrompt("a park", "shape:tree"), EvaluationPrompt("a road", "shape:road"))
+        road = EvaluationPrompt("a road", "shape:road", expected_across="shape:tree")
+        asked = (EvaluationPrompt("a park", "shape:tree"), road)
         made = joined(
             [replace(concept("cat", "dog", "a car"), retain_evaluation=asked), concept("tree", "rock", "a cup")]
         )
-        assert [prompt.prompt for prompt in made.parts[0].retain_evaluation] == ["a road"]
+        assert made.parts[0].retain_evaluation == (replace(road, expected_across=""),)
 
     def test_is_explicit_if_one_is(self):
         assert joined([preset("nudity"), preset("striped")]).explicit
