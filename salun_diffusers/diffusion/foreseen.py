@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salun_diffusers.diffusion.families.attention import ATTENTION
@@ -44,6 +44,18 @@ class DiskSpace:
     def __str__(self) -> str:
         kept = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'} of {self.checkpoint / 1e9:.3g} GB"
         return f"about {self.total / 1e9:.3g} GB, in it {kept}"
+
+
+def at_most(settings: Settings, concepts: int) -> Settings:
+    """The settings with the ratio that a mask may have at most: of a union of k masks k times that of each.
+
+    Args:
+        settings: Of the run.
+        concepts: How many it forgets.
+    """
+    if settings.mask != "saliency" or settings.concept_masks != "union" or concepts == 1:
+        return settings
+    return replace(settings, mask_ratio=min(1.0, concepts * settings.mask_ratio))
 
 
 def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
@@ -100,8 +112,7 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
                 f"--mask_ratio {settings.mask_ratio:g} selects no weight of the {sum(sizes):,} in question "
                 f"(--train_method {settings.train_method}, --mask_scope {settings.mask_scope})."
             )
-        if settings.mask == "saliency" and settings.concept_masks == "union":
-            selected = min(sum(sizes), concepts * selected)
+        selected = sum(int(at_most(settings, concepts).mask_ratio * part) for part in parts)
     file = scheduler / "scheduler_config.json"
     timesteps = (
         read_object(file, constants=float).get("num_train_timesteps", 1000)

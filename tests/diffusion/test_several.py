@@ -7,16 +7,25 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tiny_settings
 from two_processes import run_two
 
+from salun_diffusers.arguments import parse
 from salun_diffusers.diffusion import run_report
-from salun_diffusers.diffusion.batches import shuffled, stratified
+from salun_diffusers.diffusion.baselines import make_objective
+from salun_diffusers.diffusion.batches import Draws, shuffled, stratified
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.foreseen import at_most
 from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.presets.known import presets
+from salun_diffusers.diffusion.request import accept
+from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
@@ -58,6 +67,33 @@ class TestStratified:
     def test_shares_of_processes_are_of_one_step(self):
         shares = GlobalBatch(size=6, processes=2, accumulation=1)
         assert [len(shares.rows(part)) for part in range(2)] == [3, 3]
+
+
+class TestDraws:
+    """Of three concepts in four forget and five anchor latents; a condition is the number of its prompt."""
+
+    @pytest.fixture
+    def data(self) -> EraseData:
+        sets = [LatentSet(torch.zeros(n, 1, 1, 1), torch.arange(n), tuple("abcdef")) for n in (4, 5, 3)]
+        rows = {"row": torch.arange(6)}
+        return EraseData(sets[0], sets[2], sets[1], rows, rows, rows, {}, groups=3)
+
+    def test_a_step_holds_the_concepts_in_equal_shares(self, data):
+        schedule = SimpleNamespace(
+            sample=lambda count, generator: torch.zeros(count), noised=lambda x, *_: x, target=lambda x, *_: x
+        )
+        family = SimpleNamespace(schedule=schedule, device=torch.device("cpu"))
+        settings = tiny_settings()
+        shares = GlobalBatch(size=6, processes=2, accumulation=1).shares(range(4), 0)
+        draws = Draws(family, data, make_objective(settings), settings, shares)
+        for share in shares:
+            other = share._replace(rows=range(3, 6))
+            drawn = [row for half in (share, other) for row in draws.batch(half).conditions["row"][:3].tolist()]
+            assert Counter(row % 3 for row in drawn) == {0: 2, 1: 2, 2: 2}
+
+    def test_the_latents_of_one_concept(self, data):
+        assert [data.forget_of(group).forget.prompt_index.tolist() for group in range(3)] == [[0, 3], [1], [2]]
+        assert data.forget_of(0).groups == 1
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +223,13 @@ class TestMasks:
         assert mask.recipe["densities"] == pytest.approx([0.5, 0.5], abs=1e-4)
         assert 0.5 < mask.density < 1
 
+    @pytest.mark.parametrize(("flags", "expected"), [({}, 0.6), ({"mask_ratio": 0.4}, 1.0), ({"mask": "random"}, 0.2),
+                                                     ({"concept_masks": "joint"}, 0.2)])  # fmt: skip
+    def test_memory_is_counted_for_a_union_without_overlap(self, flags, expected):
+        settings = resolve(EraseConfig(**{"mask_ratio": 0.2} | flags), presets()["star"]("paper").numbers)
+        assert at_most(settings, 3).mask_ratio == pytest.approx(expected)
+        assert at_most(settings, 1) == settings
+
     def test_a_joint_mask_has_the_ratio(self, words, finished, tmp_path):
         folder = Path(shutil.copytree(finished, tmp_path / "run"))
         command = words("star", "striped", output_dir=folder, concept_masks="joint", resume_from_checkpoint="latest")
@@ -199,9 +242,6 @@ class TestMasks:
 class TestFingerprintsOfOneConcept:
     def test_are_those_of_before(self):
         """Taken before there were joins: a folder of then goes on, and keeps its latents."""
-        from salun_diffusers.diffusion.config import EraseConfig
-        from salun_diffusers.diffusion.settings import resolve
-
         concept = presets()["circle"]("frozen_teacher")
         settings = resolve(EraseConfig(concept="circle"), concept.numbers)
         marks = stage_marks(concept, settings, Sources("base", None, (), {}, 1))
@@ -263,10 +303,6 @@ class TestEarlier:
         assert "cannot be looked for again" in shown.err and "earlier" not in shown.out.split("base ")[1]
 
     def test_an_explicit_one_makes_the_run_explicit(self, finished, words, tmp_path, monkeypatch):
-        from salun_diffusers.arguments import parse
-        from salun_diffusers.diffusion.config import EraseConfig
-        from salun_diffusers.diffusion.request import accept
-
         base = Path(shutil.copytree(finished, tmp_path / "base"))
         (base / "config.json").write_text(json.dumps({"concept": "nudity"}))
         monkeypatch.setattr("salun_diffusers.evaluation.detector_choice._require_nudenet", lambda: None)
