@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from salun_diffusers.diffusion.batches import Draws, shuffled, stratified
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.foreseen import at_most
 from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.joined import joined
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.presets.known import presets
 from salun_diffusers.diffusion.request import accept
@@ -240,6 +242,15 @@ class TestMasks:
 
 
 class TestFingerprintsOfOneConcept:
+    def test_two_concepts_are_another_run_than_one_of_their_prompts(self):
+        """Alone a concept is drawn from as one; of two, each step takes as much of each."""
+        two = joined([presets()[name]("paper") for name in ("star", "moon")])
+        settings = resolve(EraseConfig(concept="star"), two.numbers)
+        sources = Sources("base", None, (), {}, 1)
+        one, other = (stage_marks(concept, settings, sources) for concept in (two, replace(two, parts=())))
+        assert one.sets == other.sets
+        assert len({one.run, other.run}) == len({one.mask, other.mask}) == len({one.training, other.training}) == 2
+
     def test_are_those_of_before(self):
         """Taken before there were joins: a folder of then goes on, and keeps its latents."""
         concept = presets()["circle"]("frozen_teacher")
