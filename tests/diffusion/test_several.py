@@ -250,6 +250,10 @@ class TestFingerprintsOfOneConcept:
         one, other = (stage_marks(concept, settings, sources) for concept in (two, replace(two, parts=())))
         assert one.sets == other.sets
         assert len({one.run, other.run}) == len({one.mask, other.mask}) == len({one.training, other.training}) == 2
+        # Whatever the mask looks at.
+        full = replace(settings, mask="full")
+        one, other = (stage_marks(concept, full, sources) for concept in (two, replace(two, parts=())))
+        assert one.mask == other.mask and one.training != other.training
 
     def test_are_those_of_before(self):
         """Taken before there were joins: a folder of then goes on, and keeps its latents."""
