@@ -118,10 +118,18 @@ def parse(
     for text in words:
         if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
             raise UserError(f"The command line must be UTF-8, {text!a} is not.")
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(parser.parse_args(words)).items()}
+    given = vars(parser.parse_args(words))
+    values = {name: _plain(value, hints[name]) for name, value in given.items()}
     config = config_type(**{name: _expanded(value) for name, value in values.items()})
     check(config)
     return config
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """What argparse made of a flag as its field has it: words as a tuple, one as a text where that will do."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if len(value) == 1 and _fits(value[0], hint) else tuple(value)
 
 
 def _expanded(value: Any) -> Any:
@@ -141,7 +149,7 @@ def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[
     text += f" (default: {shown})" if shown not in ((), "") else ""
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint), "help": text}
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) is tuple or any(typing.get_origin(part) is tuple for part in inner):
         return {"nargs": "+", "help": text, "metavar": "TEXT"}
     if "alone" in field.metadata:
         return {"type": str, "nargs": "?", "const": field.metadata["alone"], "help": field.metadata["help"],

@@ -13,6 +13,7 @@ from fuzz_pipeline import small_pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from salun_diffusers.diffusion.concept_rows import read_concepts
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families.tensor_names import check_tensors
 from salun_diffusers.diffusion.foreseen import check_foreseen
@@ -258,6 +259,10 @@ def _evaluation() -> list[Made]:
         (
             Reader("concept-toml", "c.toml", "bytes", lambda home: read_own(home / "c.toml")),
             lambda home: (home / "c.toml").write_text(_CONCEPT),
+        ),
+        (
+            Reader("concepts-csv", "c.csv", "bytes", lambda home: read_concepts(str(home / "c.csv"))),
+            lambda home: (home / "c.csv").write_text("concept,anchor,kind\nVan Gogh,a painting,style\nstar,,\n"),
         ),
         (Reader("features", "features.safetensors", "safetensors", read_features), features),
         (

@@ -35,6 +35,33 @@ def shuffled(count: int, batch: int, position: int, *, seed: int, name: str) -> 
     return torch.tensor(picked)
 
 
+def stratified(groups: Tensor, batch: int, position: int, *, seed: int) -> Tensor:
+    """Rows `position … position + batch` of an endless sequence that goes round the concepts, each row in its turn.
+
+    Row p of the sequence is of concept p mod k, and of that concept the ⌊p / k⌋-th of its own shuffled passes. So every
+    k rows on end hold each concept once: a batch of a multiple of k holds all in equal shares, and in one of any other
+    size none has two more than another.
+
+    Args:
+        groups: `(n,)` concept of each latent, 0 … k - 1; of one concept only, this is `shuffled`.
+        batch: How many rows.
+        position: The first of them.
+        seed: Of the run.
+    """
+    k = 1 + int(groups.max())
+    if k == 1:
+        return shuffled(len(groups), batch, position, seed=seed, name="forget")
+    picked = torch.empty(batch, dtype=torch.int64)
+    for group in range(k):
+        places = torch.arange(position, position + batch)
+        mine = (places % k == group).nonzero().squeeze(1)
+        if len(mine):
+            members, first = (groups == group).nonzero().squeeze(1), int(places[mine[0]]) // k
+            name = f"forget, concept {group}"
+            picked[mine] = members[shuffled(len(members), len(mine), first, seed=seed, name=name)]
+    return picked
+
+
 class Draws:
     """What each micro-batch of a run sees, in order, and what its prediction is compared with.
 
@@ -62,6 +89,7 @@ class Draws:
         self.objective = objective
         self.family, self._data, self._settings = family, data, settings
         self._known = data.forget + data.anchor
+        self._concept_of = self._known.prompt_index % data.groups
         self._shares = deque(shares)
         self._targets: Targets  # Of the base, once they are computed: by the number of their share.
         self._taken = 0
@@ -94,7 +122,7 @@ class Draws:
         """The draws of one micro-batch: its rows of the whole step's."""
         family, data, settings, halves = self.family, self._data, self._settings, self.objective.halves
         size, mine = share.size, slice(share.rows.start, share.rows.stop)
-        forget = shuffled(len(self._known), size, share.step * size, seed=settings.seed, name="forget")[mine]
+        forget = stratified(self._concept_of, size, share.step * size, seed=settings.seed)[mine]
         retain = shuffled(len(data.retain), size, share.step * size, seed=settings.seed, name="retain")[mine]
         generator = stream(settings.seed, "draw", share.step)
         latents = torch.cat([self._known.latents[forget], data.retain.latents[retain]])

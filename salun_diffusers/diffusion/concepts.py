@@ -46,6 +46,8 @@ class Concept:
         numbers_of: What the numbers were made for, where that depends on the model.
         neighbours: What lies beside the concept, one prompt each, the nearest first: what is lost first.
         told: What a plan says of how anchor and neighbours were found: a word, and a line.
+        parts: Of a join, the concepts that it is made of; see `joined`.
+        earlier: What the base lost in runs before this one, and shall not get back.
 
     Raises:
         UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor or retained.
@@ -64,6 +66,8 @@ class Concept:
     numbers_of: str = ""
     neighbours: tuple[EvaluationPrompt, ...] = ()
     told: tuple[tuple[str, str], ...] = ()
+    parts: tuple[Concept, ...] = ()
+    earlier: tuple[Concept, ...] = ()
 
     def __post_init__(self) -> None:
         for words, prompts in (
@@ -80,17 +84,30 @@ class Concept:
                 f"{len(self.anchor_prompts)} anchor prompts; give one --anchor_prompt for all, or one for each."
             )
         for prompt, anchor in zip(self.forget_prompts, self.anchor_prompts, strict=True):
-            if _same_words(prompt) == _same_words(anchor):
+            if same_words(prompt) == same_words(anchor):
                 raise UserError(
                     f"The anchor prompt must differ from the forget prompt, both are {prompt!r}; "
                     "an anchor says what the words shall mean instead."
                 )
             if not prompt.strip():
                 raise UserError("A forget prompt is empty; write the words that must lose the concept.")
-        forgotten = {_same_words(prompt): prompt for prompt in self.forget_prompts}
+        forgotten = {same_words(prompt): prompt for prompt in self.forget_prompts}
         for prompt in self.retain_prompts:
-            if _same_words(prompt) in forgotten:
+            if same_words(prompt) in forgotten:
                 raise UserError(f"{prompt!r} is to be forgotten and to be retained; take it out of one of the lists.")
+
+    @property
+    def groups(self) -> int:
+        """How many concepts its prompts belong to: prompt i to forget, and its anchor, are those of part i mod groups.
+
+        So is what is drawn by going round them, and no list has to say whose a latent is.
+        """
+        return max(1, len(self.parts))
+
+    @property
+    def looked_for(self) -> tuple[Concept, ...]:
+        """The concepts that a report looks for, each by its own detector: its own, then those lost earlier."""
+        return (*(self.parts or (self,)), *self.earlier)
 
     def sets(self, numbers: Numbers) -> tuple[tuple[str, tuple[str, ...], int], ...]:
         """Name, prompts and number of latents of the three sets that fine-tuning draws from."""
@@ -101,5 +118,6 @@ class Concept:
         )
 
 
-def _same_words(prompt: str) -> str:
+def same_words(prompt: str) -> str:
+    """A prompt without capitals and superfluous spaces: equal of two that say the same."""
     return " ".join(prompt.lower().split())

@@ -23,8 +23,11 @@ _TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
 class EraseConfig:
     """Settings of one erasure. `None` means: as the concept's preset says, or else as the paper says."""
 
-    concept: str = setting(
-        "", "What to forget: a preset's name, any words, or a TOML file with a concept of your own.", group=_CONCEPT
+    concept: str | tuple[str, ...] = setting(
+        "",
+        "What to forget: a preset's name, any words, or a TOML file with a concept of your own; several at once, each "
+        "in quotes if it has spaces.",
+        group=_CONCEPT,
     )
     kind: ConceptKind | None = setting(
         None,
@@ -47,6 +50,18 @@ class EraseConfig:
     retain_prompts: str | None = setting(
         None,
         "Text file, one prompt a line, of what must stay as it is; everyday captions join them unless --recipe paper.",
+        group=_CONCEPT,
+    )
+
+    concepts: str | None = setting(
+        None,
+        "Table of several concepts to forget at once, instead of --concept: columns concept, anchor and kind, of which "
+        "the last two may be left out or empty.",
+        group=_CONCEPT,
+    )
+    concept_masks: Literal["union", "joint"] = setting(
+        "union",
+        "Saliency of several concepts: a mask of --mask_ratio for each, joined, or one mask of the loss on all.",
         group=_CONCEPT,
     )
 

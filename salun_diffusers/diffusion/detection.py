@@ -8,7 +8,14 @@ from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.class_names import find_label, nearest
-from salun_diffusers.evaluation.detector_choice import FACE, DetectorChoice, cached_clip, find_detector, require_clip
+from salun_diffusers.evaluation.detector_choice import (
+    FACE,
+    DetectorChoice,
+    cached_clip,
+    find_detector,
+    require_clip,
+    several,
+)
 from salun_diffusers.evaluation.protocols import PROTOCOLS
 
 
@@ -39,6 +46,13 @@ def with_detector(concept: Concept, config: EraseConfig) -> Concept:
     Raises:
         UserError: If a label is none of the detector's, or none of them is the concept.
     """
+    if concept.parts:
+        if config.detector.startswith("clip:"):
+            raise UserError(
+                f"--detector {config.detector} describes one concept, got {len(concept.parts)}; take a classifier that "
+                "knows all, or each concept's own (preset)."
+            )
+        return replace(concept, parts=tuple(with_detector(part, config) for part in concept.parts))
     if config.detector in ("preset", "none"):
         if config.detector == "preset":
             find_detector(concept.detector)
@@ -83,6 +97,10 @@ def chosen_detector(concept: Concept, config: EraseConfig) -> DetectorChoice:
     Raises:
         UserError: If it cannot be had.
     """
+    if len(concept.looked_for) > 1:
+        # Concepts lost earlier have detectors of their own, whatever this run's is.
+        own = tuple(chosen_detector(part, config) for part in concept.parts or (replace(concept, earlier=()),))
+        return several([*own, *(find_detector(one.detector, config.clip) for one in concept.earlier)])
     choice = find_detector("none" if config.detector == "none" else concept.detector, config.clip)
     if choice.name == "clip":
         instead = tuple(anchor or "a picture" for anchor in dict.fromkeys(concept.anchor_prompts))

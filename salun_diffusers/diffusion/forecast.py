@@ -10,6 +10,7 @@ from typing import cast
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.fitting import DRIVER, fitting
+from salun_diffusers.diffusion.foreseen import at_most
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.probe import Probed, probe
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
@@ -63,7 +64,7 @@ def _lines(request: Request, probed: Probed | None) -> Iterator[str]:
         fetch_configurations(name, request.base, config.revision, config.cache_dir)
     try:
         model = QuickPeaks(ModelShape.of(request.base, settings.resolution))
-        yield _memory(model.peaks(settings, precision))
+        yield _memory(model.peaks(at_most(settings, request.concept.groups), precision))
         if config.vram is not None:
             fit = fitting(model, settings, precision, config.vram)
             flags = " ".join(fit.flags) or "no further flag"

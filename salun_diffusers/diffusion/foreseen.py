@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salun_diffusers.diffusion.families.attention import ATTENTION
@@ -46,6 +46,18 @@ class DiskSpace:
         return f"about {self.total / 1e9:.3g} GB, in it {kept}"
 
 
+def at_most(settings: Settings, concepts: int) -> Settings:
+    """The settings with the ratio that a mask may have at most: of a union of k masks k times that of each.
+
+    Args:
+        settings: Of the run.
+        concepts: How many it forgets.
+    """
+    if settings.mask != "saliency" or settings.concept_masks != "union" or concepts == 1:
+        return settings
+    return replace(settings, mask_ratio=min(1.0, concepts * settings.mask_ratio))
+
+
 def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
     """What a run needs.
 
@@ -62,7 +74,7 @@ def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
     return DiskSpace(2 * copy, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
 
 
-def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None) -> int:
+def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None, concepts: int = 1) -> int:
     """Check settings against the headers of the denoiser's weights and the scheduler's configuration.
 
     Args:
@@ -70,9 +82,10 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
         scheduler: The scheduler's folder.
         settings: Of the run.
         variant: Variant of the weight files.
+        concepts: How many the run forgets.
 
     Returns:
-        How many weights may move.
+        How many weights may move at most.
 
     Raises:
         UserError: If no weight can be selected, the user's mask has none in common with the model, or sampling takes
@@ -99,6 +112,7 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
                 f"--mask_ratio {settings.mask_ratio:g} selects no weight of the {sum(sizes):,} in question "
                 f"(--train_method {settings.train_method}, --mask_scope {settings.mask_scope})."
             )
+        selected = sum(int(at_most(settings, concepts).mask_ratio * part) for part in parts)
     file = scheduler / "scheduler_config.json"
     timesteps = (
         read_object(file, constants=float).get("num_train_timesteps", 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ class EraseData:
         anchor_conditions: c′, one row per forget prompt.
         retain_conditions: c_r, one row per retain prompt.
         empty: ∅, one row; nothing where the family has no such branch.
+        groups: How many concepts share the forget prompts, as `Concept.groups` says.
     """
 
     forget: LatentSet
@@ -96,6 +97,13 @@ class EraseData:
     anchor_conditions: Conditions
     retain_conditions: Conditions
     empty: Conditions
+    groups: int = 1
+
+    def forget_of(self, group: int) -> EraseData:
+        """The same with the forget latents of one concept only."""
+        mine = (self.forget.prompt_index % self.groups == group).nonzero().squeeze(1)
+        forget = LatentSet(self.forget.latents[mine], self.forget.prompt_index[mine], self.forget.prompts)
+        return replace(self, forget=forget, groups=1)
 
 
 def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet]) -> EraseData:
@@ -120,6 +128,11 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
             if run.main:
                 sets[name].save(path)
                 run.folder.mark_done(name, mark, path)
+    if concept.parts:
+        there = set((sets["forget"].prompt_index % concept.groups).tolist())
+        lacks = [part.name for number, part in enumerate(concept.parts) if number not in there]
+        if lacks:
+            raise UserError(f"The forget set must hold something of every concept, it has nothing of {lacks[0]!r}.")
     # Rows beyond those that something was drawn for are never asked for.
     sets["retain"] = sets["retain"].distinct()
     pairs = 1 + int(torch.cat([sets["forget"].prompt_index, sets["anchor"].prompt_index]).max())
@@ -132,6 +145,7 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
         anchor_conditions=family.encode(concept.anchor_prompts[:pairs]),
         retain_conditions=family.encode(sets["retain"].prompts[:kept]),
         empty=family.encode([""]) if family.has_empty_prompt else {},
+        groups=concept.groups,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
         return SaliencyMask.load(run.folder.mask).matched_to(parameters)
     trained = trained_parameters(parameters, settings.train_method, family.attention)
     recipe: dict[str, JSON] = {
-        "concept": request.config.concept,
+        "concept": [part.name for part in request.concept.parts] or _typed(request),
         "base": _public_name(request.config.pretrained_model_name_or_path),
         "base_sha256": run.base,
         "train_method": settings.train_method,
@@ -47,9 +49,8 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     ratio, scope = settings.mask_ratio, settings.mask_scope
     match settings.mask:
         case "saliency":
-            scores = forget_saliency(run, family, trained, data, settings)
             recipe |= {"guidance": settings.saliency_guidance}
-            mask = SaliencyMask.from_saliency(scores, ratio, scope, recipe)
+            mask = saliency_mask(run, family, trained, data, settings, recipe)
         case "magnitude":
             scores = Saliency({name: tensor.detach().abs() for name, tensor in trained.items()})
             recipe |= {"scores": "magnitude"}
@@ -73,6 +74,11 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     return mask
 
 
+def _typed(request: Request) -> str:
+    """The concept as it was typed; by its name where a table says it."""
+    return request.config.concept if isinstance(request.config.concept, str) else request.concept.name
+
+
 def _public_name(model: str) -> str:
     """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
     return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
@@ -83,6 +89,31 @@ def trained_parameters(
 ) -> dict[str, nn.Parameter]:
     """The parameters that a train method lets into the mask; see `trained_names`."""
     return {name: parameters[name] for name in trained_names(parameters, method, attention)}
+
+
+def saliency_mask(
+    run: Run,
+    family: Family,
+    parameters: Mapping[str, nn.Parameter],
+    data: EraseData,
+    settings: Settings,
+    recipe: Mapping[str, JSON],
+) -> SaliencyMask:
+    """The mask of the forget loss; of several concepts m = m₁ | … | m_k, unless the joint loss is asked for.
+
+    Each m_i has the ratio of the settings, so that a concept has in the join the weights that it would have alone; the
+    join has between ratio and k·ratio of all. The joint loss has exactly the ratio, for all concepts together.
+    """
+    alone = settings.concept_masks == "joint" or data.groups == 1
+    masks = []
+    for group in range(1 if alone else data.groups):
+        scores = forget_saliency(run, family, parameters, data if alone else data.forget_of(group), settings)
+        masks.append(SaliencyMask.from_saliency(scores, settings.mask_ratio, settings.mask_scope, recipe))
+    if len(masks) == 1:
+        return masks[0]
+    joined = reduce(or_, masks)
+    densities: list[JSON] = [mask.density for mask in masks]
+    return SaliencyMask(joined.packed, joined.shapes, {**masks[0].recipe, "kind": "union", "densities": densities})
 
 
 def forget_saliency(

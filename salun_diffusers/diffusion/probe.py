@@ -15,6 +15,7 @@ from torch import Tensor
 from salun_diffusers.accelerator import sharding_plugin
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.fitting import fitting
+from salun_diffusers.diffusion.foreseen import at_most
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.out_of_memory import saving_flags
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
@@ -116,7 +117,9 @@ def probe(accelerator: Accelerator, family: Family, request: Request) -> Probed:
         shapes = {name: tensor.shape for name, tensor in family.denoiser.named_parameters()}
         with (
             stage("fine-tuning"),
-            rehearsed_training(run, family, mask_of_size(shapes, settings, family.attention), data, settings) as (
+            rehearsed_training(
+                run, family, mask_of_size(shapes, at_most(settings, concept.groups), family.attention), data, settings
+            ) as (
                 step,
                 _,
             ),

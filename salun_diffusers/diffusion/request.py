@@ -12,9 +12,11 @@ from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
+from salun_diffusers.diffusion.earlier import with_earlier
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.joined import concept_of
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
@@ -111,7 +113,7 @@ def accept(config: EraseConfig) -> Request:
         scheduler_class(str(config.scheduler))
     check_output(config.output_dir, config.resume_from_checkpoint)
     if is_single_file(name):
-        with_detector(find_concept(config), config)
+        with_detector(concept_of(config, find_concept), config)
     elif not is_local(name):
         check_unfetched(config)
     base = find_model(
@@ -131,11 +133,12 @@ def accept(config: EraseConfig) -> Request:
             require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
     kind = kind_of(base, class_name(index), config.prediction_type)
-    if classes:
-        concept = class_concept(config, index, _network(base, index))
-    else:
-        concept = find_concept(config, kind, _text_space(base, config))
-    concept = with_detector(concept, config)
+    network, space = _network(base, index), _text_space(base, config)
+
+    def find(one: EraseConfig) -> Concept:
+        return class_concept(one, index, network) if classes else find_concept(one, kind, space)
+
+    concept = with_earlier(with_detector(concept_of(config, find), config), base, find)
     if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
@@ -147,11 +150,16 @@ def accept(config: EraseConfig) -> Request:
             "one size."
         )
     settings = resolve(config, concept.numbers)
+    if settings.num_forget_images < concept.groups:
+        raise UserError(
+            f"--num_forget_images must be at least {concept.groups}, one latent for each concept; got "
+            f"{settings.num_forget_images}."
+        )
     disk = None
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
         denoiser = base / denoiser_folder(index, base)
-        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant)
+        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant, concept.groups)
         disk = disk_space(size_of_copy(base, config.variant), selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_dir or "runs"), disk.total, what)
@@ -172,10 +180,12 @@ def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
 
 def prompts(concept: Concept) -> dict[str, list[str]]:
     """The prompts that decide the result, for the record and the fingerprint."""
+    shared = {"concepts": [part.name for part in concept.parts]} if concept.parts else {}
     return {
         "forget": list(concept.forget_prompts),
         "anchor": list(concept.anchor_prompts),
         "retain": list(concept.retain_prompts),
+        **shared,
     }
 
 
@@ -199,6 +209,12 @@ def plan(request: Request) -> str:
     lines = [
         json.dumps(recorded(request.config, settings), indent=2, ensure_ascii=False),
         f"base      {base}",
+        *(
+            f"concept   {part.name}: {len(part.forget_prompts)} prompts, such as {part.forget_prompts[0]!r} → "
+            f"{part.anchor_prompts[0]!r}"
+            for part in concept.parts
+        ),
+        *(f"earlier   {one.name}, looked for again" for one in concept.earlier),
         *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
         *(f"{word:<9} {line}" for word, line in concept.told),
         f"predicts  {predicted(request.base, settings.prediction_type)}",

@@ -16,6 +16,7 @@ from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import recorded
+from salun_diffusers.diffusion.several_report import Judged, detectors_of, measure_several
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 from salun_diffusers.evaluation.detectors import Detector
@@ -84,22 +85,21 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     config, settings, concept = request.config, request.settings, request.concept
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
-    comparisons, measurements = measure(concept, detector, before, after, run.command)
-    verdict, reason = judge(comparisons, measurements)
+    judged = _judged(concept, detector, before, after, run.command)
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
     report = EvaluationReport(
         concept=concept.name,
-        verdict=verdict,
-        verdict_reason=reason,
+        verdict=judged.verdict,
+        verdict_reason=judged.reason,
         base=config.pretrained_model_name_or_path,
         recipe=f"{settings.objective}, {settings.recipe} settings" if baseline else settings.recipe,
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
         receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        measurements=tuple(measurements),
-        comparisons=tuple(comparisons),
+        measurements=judged.measurements,
+        comparisons=judged.comparisons,
         timings=dict(run.clock.seconds),
         # The same scheduler draws both sides; `own` alone does not say which.
         config={**recorded(config, settings), "drawn_by": before.drawn_by},
@@ -108,19 +108,27 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         series=tuple(outcome.history),
         load=loading_line(run.folder.pipeline, config.variant),
     )
-    hidden = concept.explicit and not config.show_explicit
-    if hidden:
-        before, after = (_without_explicit(both, concept, detector) for both in (before, after))
+    obscured = concept.explicit and not config.show_explicit
+    if obscured:
+        before, after = (hidden(both, concept, detector) for both in (before, after))
     rows = tuple(
         GridRow(prompt.prompt, side, list(old[:8]), list(new[:8]), prompt.trained_on)
         for (side, early), (_, late) in zip(before.sides(), after.sides(), strict=True)
         for prompt, old, new in zip(early.prompts, early.pictures, late.pictures, strict=True)
     )
     _save_samples(run.folder, before, after)
-    html = html_page(report, ReportImages(rows, obscure_forget=hidden))
+    html = html_page(report, ReportImages(rows, obscure_forget=obscured))
     write_text(run.folder.root / "report.html", html)
     run.folder.write_json("report.json", report.to_json())
     return report
+
+
+def _judged(concept: Concept, detector: Detector, before: Pictures, after: Pictures, command: str) -> Judged:
+    """Figures and verdict."""
+    if len(concept.looked_for) > 1:
+        return measure_several(concept, detector, (before, after), command, judge)
+    comparisons, measurements = measure(concept, detector, before, after, command)
+    return Judged(tuple(comparisons), tuple(measurements), *judge(comparisons, measurements))
 
 
 def judge(comparisons: Sequence[Comparison], measurements: Sequence[Measurement]) -> tuple[Verdict, str]:
@@ -139,6 +147,14 @@ def judge(comparisons: Sequence[Comparison], measurements: Sequence[Measurement]
         kept.after if kept else None,
         others=losses_without_labels(comparisons, measurements),
     )
+
+
+def hidden(both: Pictures, concept: Concept, detector: Detector) -> Pictures:
+    """The same pictures, blurred where one of the concepts that are looked for may be explicit."""
+    for one, its_own in zip(concept.looked_for, detectors_of(detector), strict=True):
+        if one.explicit:
+            both = _without_explicit(both, one, its_own)
+    return both
 
 
 def _without_explicit(both: Pictures, concept: Concept, detector: Detector) -> Pictures:

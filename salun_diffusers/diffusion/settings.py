@@ -76,6 +76,7 @@ class Settings(Numbers):
     mask: str
     mask_ratio: float
     mask_scope: Literal["global", "per_tensor"]
+    concept_masks: Literal["union", "joint"]
     saliency_micro_batch_size: float
     offload_saliency: bool
     train_method: str

@@ -85,6 +85,8 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
         )
         for name, texts, count in concept.sets(settings)
     }
+    # How many concepts share the forget set; nothing is said of one.
+    shared = {"concepts": concept.groups} if concept.parts else {}
     made = settings.mask in ("saliency", "magnitude", "random")
     mask = fingerprint(
         base=sources.base,
@@ -94,10 +96,11 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
         **chosen(_MASK),
         # Only a saliency mask looks at pictures.
         **({"set": sets["forget"], **chosen(_SALIENCY)} if settings.mask == "saliency" else {}),
+        **({"of": settings.concept_masks, **shared} if concept.parts and settings.mask == "saliency" else {}),
     )
     batch = GlobalBatch.of(settings, sources.processes).size
     # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.
-    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING))
+    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared)
     pipeline = fingerprint(
         training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
     )
@@ -113,4 +116,5 @@ def run_mark(base: str, concept: Concept, settings: Settings) -> str:
         settings: The seed.
     """
     prompts = (concept.forget_prompts, concept.anchor_prompts, concept.retain_prompts)
-    return fingerprint(base=base, prompts=prompts, seed=settings.seed)
+    names = {"concepts": [part.name for part in concept.parts]} if concept.parts else {}
+    return fingerprint(base=base, prompts=prompts, seed=settings.seed, **names)

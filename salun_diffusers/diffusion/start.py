@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
+from salun_diffusers.diffusion.earlier import EARLIER, earlier_records
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
@@ -128,7 +129,13 @@ def _open(request: Request, mark: str, given: bool) -> str:
     if concept.explicit:
         folder.work.mkdir(exist_ok=True)
         folder.work.chmod(0o700)
-    folder.write_json("config.json", {**recorded(config, settings), "concept_prompts": prompts(concept)})
+    before = earlier_records(request.base)
+    record = {
+        **recorded(config, settings),
+        "concept_prompts": prompts(concept),
+        **({EARLIER: before} if before else {}),
+    }
+    folder.write_json("config.json", record)
     return str(folder.root)
 
 
@@ -159,7 +166,9 @@ def require_empty_prompt(family: Family, settings: Settings) -> None:
 
 
 def _note_kind(request: Request) -> None:
-    """Say what is unusual about the model."""
+    """Say what is unusual about the model, and which concepts the words are taken for, if several."""
+    if parts := request.concept.parts:
+        tell("note", f"{len(parts)} concepts: {', '.join(repr(part.name) for part in parts)}.")
     if few := few_steps(request.base):
         tell("note", few)
     if request.settings.prediction_type != "scheduler":

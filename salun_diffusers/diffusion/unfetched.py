@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import chosen_detector, with_detector
 from salun_diffusers.diffusion.families.erasable import require_erasable
+from salun_diffusers.diffusion.joined import concept_of
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.errors import UserError
@@ -23,7 +25,7 @@ def check_unfetched(config: EraseConfig) -> None:
     """
     words: UserError | None = None
     try:
-        with_detector(find_concept(config), config)
+        with_detector(concept_of(config, find_concept), config)
     except UserError as error:  # They may still name a class of the model.
         words = error
     try:
@@ -39,7 +41,11 @@ def check_unfetched(config: EraseConfig) -> None:
     require_erasable(base, index)
     file = base / denoiser_folder(index, base) / "config.json"
     network = read_object(file) if file.is_file() else {}
-    concept = with_detector(class_concept(config, index, network) if classes else find_concept(config), config)
+
+    def find(one: EraseConfig) -> Concept:
+        return class_concept(one, index, network) if classes else find_concept(one)
+
+    concept = with_detector(concept_of(config, find), config)
 
     # Heavy imports wait until the words are known to be good.
     from salun_diffusers.accelerator import decided_by_main, engine

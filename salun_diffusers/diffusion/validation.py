@@ -41,11 +41,13 @@ class Pictures:
         forget: Of the concept's prompts.
         retain: Of what must stay.
         drawn_by: Class and settings of the scheduler.
+        earlier: Of each concept that the base lost before.
     """
 
     forget: Samples
     retain: Samples
     drawn_by: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[Samples, ...] = ()
 
     def sides(self) -> tuple[tuple[Side, Samples], tuple[Side, Samples]]:
         """Both, with their names."""
@@ -64,6 +66,7 @@ def draw_pictures(sampler: Sampler, concept: Concept, when: str) -> Pictures:
         draw_samples(sampler, concept.forget_evaluation, f"{when}, forget"),
         draw_samples(sampler, concept.retain_evaluation, f"{when}, retain"),
         describe_scheduler(sampler.family.pipe),
+        tuple(draw_samples(sampler, one.forget_evaluation, f"{when}, {one.name}") for one in concept.earlier),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,29 @@ class DetectorChoice:
     """A detector, as far as it can be named without loading it.
 
     Args:
-        name: ``nudenet``, ``clip``, ``classifier``, ``none``, or an embedded model.
+        name: ``nudenet``, ``clip``, ``classifier``, ``none``, an embedded model, or ``several``.
         weights: Folder or hub id of CLIP or the classifier.
         labels: What it can find: the classifier's labels; of CLIP the texts that it chooses from.
         clip: CLIP that compares retained pictures with the base's; empty where none does.
+        parts: Of several, each of them.
     """
 
     name: str
     weights: str = ""
     labels: tuple[str, ...] = ()
     clip: str = ""
+    parts: tuple[DetectorChoice, ...] = ()
 
     def __str__(self) -> str:
+        if self.parts:
+            return ", ".join(dict.fromkeys(map(str, self.parts)))
         words = f" of {self.weights}" if self.weights else ""
         return f"{self.name}{words}" + (f", retained pictures by {self.clip}" if self.clip else "")
+
+
+def several(choices: Sequence[DetectorChoice]) -> DetectorChoice:
+    """One detector for each of several concepts."""
+    return DetectorChoice("several", parts=tuple(choices))
 
 
 def find_detector(text: str, clip: str | None = None) -> DetectorChoice:

@@ -155,6 +155,9 @@ def make_detector(choice: DetectorChoice | str) -> Detector:
         UserError: If it cannot be had.
     """
     chosen = find_detector(choice) if isinstance(choice, str) else choice
+    if chosen.parts:
+        loaded = {part: make_detector(part) for part in dict.fromkeys(chosen.parts)}
+        return SeveralDetectors(tuple(loaded[part] for part in chosen.parts))
     made: Detector
     if chosen.name in EMBEDDED:
         made = GroupDetector(embedded_detector(chosen.name))
@@ -189,3 +192,24 @@ class WithClip:
     def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
         """The detector's."""
         return self.detector.labels(pictures)
+
+
+@dataclass(frozen=True)
+class SeveralDetectors:
+    """A detector for each of several concepts; those of the same name are one.
+
+    Args:
+        parts: In the order of the concepts.
+    """
+
+    parts: tuple[Detector, ...]
+
+    @property
+    def protocol(self) -> str:
+        """All of theirs."""
+        return "; ".join(dict.fromkeys(part.protocol for part in self.parts))
+
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        """What any of them finds."""
+        found = [part.labels(pictures) for part in dict.fromkeys(self.parts)]
+        return [frozenset().union(*row) for row in zip(*found, strict=True)]

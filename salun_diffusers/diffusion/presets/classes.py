@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from salun_diffusers.diffusion.concept_rows import name_of
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig, Recipe
 from salun_diffusers.diffusion.settings import Length, Numbers
@@ -94,7 +95,7 @@ def class_concept(config: EraseConfig, index: Mapping[str, Any], network: Mappin
             "A class-conditional model knows classes, not prompts or kinds: --concept names the class to forget, "
             "--anchor_prompt the class it becomes; all others are retained."
         )
-    forget = _class_of(config.concept, names, "--concept")
+    forget = _class_of(name_of(config), names, "--concept")
     if len(names) == 1:
         raise UserError(f"The model has one class, {names[forget]!r}: relabelling needs another one.")
     if len(config.anchor_prompt) > 1:

@@ -39,7 +39,7 @@ def everyday(
     seen: list[str] = []
     unseen: list[str] = []
     for number, caption in enumerate(captions(), 1):
-        if not any(_same(word, other) for word in words for other in content_words(caption)):
+        if not any(same_word(word, other) for word in words for other in content_words(caption)):
             (unseen if number % _HELD_OUT == 0 else seen).append(caption)
     return tuple(seen), tuple(unseen)
 
@@ -67,6 +67,7 @@ def beside(neighbours: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, .
     return tuple(prompt for pair in pairs for prompt in pair)
 
 
-def _same(word: str, other: str) -> bool:
+def same_word(word: str, other: str) -> bool:
+    """Whether one of two words begins like the other: dog and dogs."""
     short, long = sorted((word, other), key=len)
     return len(short) >= _SHORTEST and long.startswith(short)

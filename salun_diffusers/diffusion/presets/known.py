@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.demo.vocabulary import SHAPES, STYLES
+from salun_diffusers.diffusion.concept_rows import name_of
 from salun_diffusers.diffusion.concepts import DEMO, Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig, Recipe
 from salun_diffusers.diffusion.presets import shapes
@@ -56,7 +57,7 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_
     Raises:
         UserError: If the name is empty or looks mistyped; if the words or prompts do not make a concept.
     """
-    name = " ".join(config.concept.split())
+    name = " ".join(name_of(config).split())
     if not name:
         raise UserError(
             f"--concept is required: a preset ({NUDITY}, Van Gogh, …; --list_concepts shows all), any words, or a TOML "
@@ -66,8 +67,8 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_
     retain = read_prompts(config.retain_prompts, "--retain_prompts", 10_000) if config.retain_prompts else ()
     if is_file(name):
         if config.kind:
-            raise UserError(f"--kind is for words; {config.concept} says its own `kind`, so leave the flag out.")
-        own = from_written(read_own(Path(config.concept)), config.recipe, kind, space, "as its file says")
+            raise UserError(f"--kind is for words; {name} says its own `kind`, so leave the flag out.")
+        own = from_written(read_own(Path(name_of(config))), config.recipe, kind, space, "as its file says")
         return _with_flags(own, config, retain, of_pictures=True)
     known = presets(kind, space)
     preset = None if config.kind else _preset_of(name)
