@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.detection import check_detector, chosen_detector,
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.own_sets import OwnSets, check_own_flags, read_own_sets, sized, with_own_sets
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
@@ -50,6 +51,7 @@ class Request:
         base: Folder of the base model.
         class_name: Its pipeline class.
         disk: What it will write; None while the weights are not at hand.
+        own: Pictures of the user's.
     """
 
     config: EraseConfig
@@ -58,6 +60,7 @@ class Request:
     base: Path
     class_name: str
     disk: DiskSpace | None = None
+    own: OwnSets = field(default_factory=OwnSets)
 
     @property
     def detector(self) -> DetectorChoice:
@@ -106,11 +109,15 @@ def accept(config: EraseConfig) -> Request:
         from salun_diffusers.evaluation.drawing_pipeline import scheduler_class  # imports torch
 
         scheduler_class(str(config.scheduler))
+    check_own_flags(config)
     check_output(config.output_dir, config.resume_from_checkpoint)
     if is_single_file(name):
         with_detector(find_concept(config), config)
     elif not is_local(name):
         check_unfetched(config)
+    # A model that lies here is looked at first, one that has to be fetched or written out last.
+    early = is_single_file(name) or not is_local(name)
+    own = read_own_sets(config) if early else OwnSets()
     base = find_model(
         name,
         revision=config.revision,
@@ -140,7 +147,8 @@ def accept(config: EraseConfig) -> Request:
             f"--resolution is for models of latents; {base} is a {class_name(index)}, whose network draws pictures of "
             "one size."
         )
-    settings = resolve(config, concept.numbers)
+    own, concept = with_own_sets(own if early else read_own_sets(config), concept, classes)
+    settings = sized(own, resolve(config, concept.numbers), concept, config)
     disk = None
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)
@@ -149,7 +157,7 @@ def accept(config: EraseConfig) -> Request:
         disk = disk_space(size_of_copy(base, config.variant), selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_dir or "runs"), disk.total, what)
-    return Request(config, settings, concept, base, class_name(index), disk)
+    return Request(config, settings, concept, base, class_name(index), disk, own)
 
 
 def _network(base: Path, index: dict[str, object]) -> dict[str, object]:
@@ -181,7 +189,9 @@ def plan(request: Request) -> str:
     base = f"{name}, to be written out as a folder, configured as {request.base}" if new else request.base
     scheduler = settings.scheduler if settings.scheduler != OWN_SCHEDULER else _own_scheduler(request.base)
     processes, real = int(os.environ.get("WORLD_SIZE", "1")), bool(request.config.train_data)
-    stages = row_forwards(concept, settings, scheduler, processes, real_pictures=real)
+    own = request.own
+    stages = row_forwards(concept, settings, scheduler, processes, real_pictures=real, own_pictures=own.count)
+    drawn = [count - own.pictures_of(side) for side, _, count in concept.sets(settings)]
     retained = tuple(dict.fromkeys(concept.retain_prompts))
     sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": retained}
     lines = [
@@ -190,7 +200,8 @@ def plan(request: Request) -> str:
         *([f"numbers   {concept.numbers_of}"] if concept.numbers_of else []),
         f"predicts  {predicted(request.base, settings.prediction_type)}",
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
-        f"draw      {settings.num_forget_images} + {settings.num_anchor_images} + {settings.num_retain_images} latents "
+        *([f"pictures  {own.in_words()}"] if own else []),
+        f"draw      {drawn[0]} + {drawn[1]} + {drawn[2]} latents "
         f"(forget, anchor, retain) of {settings.num_inference_steps} steps by {scheduler}, "
         f"{settings.generation_batch_size} at once",
         f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",

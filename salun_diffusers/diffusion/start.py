@@ -11,10 +11,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
+from salun_diffusers.diffusion.encoding import require_room
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
-from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
+from salun_diffusers.diffusion.latent_set import LatentSet
+from salun_diffusers.diffusion.latent_sets import real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.presets.everyday import captions
@@ -89,6 +91,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
                 _require_fit(mask, settings.mask, family)
             require_empty_prompt(family, settings)
             real = real_sets(family, concept, settings, config.train_data)
+            require_room(family, request.own)
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
                 _note_kind(request)
@@ -102,7 +105,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
                 base,
                 config.variant,
                 tuple(mask.sha256 for mask in given),
-                {name: pictures.sha256 for name, pictures in real.items()},
+                {name: pictures.sha256 for name, pictures in real.items()} | request.own.marks,
                 accelerator.num_processes,
             ),
         )
@@ -128,7 +131,8 @@ def _open(request: Request, mark: str, given: bool) -> str:
     if concept.explicit:
         folder.work.mkdir(exist_ok=True)
         folder.work.chmod(0o700)
-    folder.write_json("config.json", {**recorded(config, settings), "concept_prompts": prompts(concept)})
+    told = {"concept_prompts": prompts(concept), **request.own.recorded()}
+    folder.write_json("config.json", {**recorded(config, settings), **told})
     return str(folder.root)
 
 
