@@ -15,7 +15,8 @@ from salun_diffusers.diffusion.detection import check_detector, chosen_detector,
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
-from salun_diffusers.diffusion.own_sets import OwnSets, check_own_flags, read_own_sets, sized, with_own_sets
+from salun_diffusers.diffusion.own_reading import check_own_flags, read_own_sets
+from salun_diffusers.diffusion.own_sets import OwnSets, sized, with_own_sets
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of

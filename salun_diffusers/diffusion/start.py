@@ -33,6 +33,8 @@ from salun_diffusers.files.run_folder import RunFolder, check_output, identity_o
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
 
+_MOST_WARNINGS = 10  # Captions of pictures may be thousands.
+
 
 def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Family:
     """Load a pipeline folder of the request's kind for a run's device and precision, with the scheduler that draws."""
@@ -172,8 +174,12 @@ def _note_kind(request: Request) -> None:
 
 def _warn_of_cut_words(family: Family, request: Request) -> None:
     """Say which words of the user's prompts lie beyond the tokenizer's limit."""
+    cuts = 0
     drawn = (prompt for _, prompts, count in request.concept.sets(request.settings) for prompt in prompts[:count])
     for prompt in dict.fromkeys((*drawn, *request.concept.anchor_prompts[: request.settings.num_forget_images])):
         cut = "" if prompt in captions() else family.cut_words(prompt)
-        if cut:
+        cuts += bool(cut)
+        if cut and cuts <= _MOST_WARNINGS:
             tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")
+    if cuts > _MOST_WARNINGS:
+        tell("warning", f"nor can it take the end of {cuts - _MOST_WARNINGS} other prompts.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,41 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 """Where imagefolders (the `datasets` package) keep what is known of each picture."""
 COLUMNS = ("text", "caption")
 """Columns that hold captions where the user names none."""
+IMAGENETTE = {
+    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
+    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
+    "n03445777": "golf ball", "n03888257": "parachute",
+}  # fmt: skip
+"""Names of the class folders of fastai/imagenette."""
 _FILE_NAME = "file_name"
 _PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")
+
+
+def class_name(label: str) -> str:
+    """The words of a class folder's name; Imagenette's folders have ids of WordNet.
+
+    >>> class_name("garbage_truck"), class_name("n03417042")
+    ('garbage truck', 'garbage truck')
+
+    Raises:
+        UserError: If it is an id that is none of Imagenette's.
+    """
+    known = IMAGENETTE.get(label, label)
+    if re.fullmatch(r"n\d{8}", known):
+        raise UserError(
+            f"A class folder must be named in words, {label} is an id of WordNet; only Imagenette's ten are known "
+            "here. Rename it."
+        )
+    return " ".join(known.replace("_", " ").replace("-", " ").split())
 
 
 def class_caption(label: str) -> str:
     """The caption of a class as the official code words it, ``an image of a <class>``, whatever its first letter.
 
-    >>> class_caption("garbage_truck")
-    'an image of a garbage truck'
+    >>> class_caption("English-springer")
+    'an image of a English springer'
     """
-    return f"an image of a {' '.join(label.replace('_', ' ').replace('-', ' ').split())}"
+    return f"an image of a {class_name(label)}"
 
 
 def folder_captions(root: Path, files: Sequence[Path], column: str | None) -> dict[Path, str]:

@@ -122,9 +122,9 @@ def data_set_pictures(name: str, configuration: str | None, columns: tuple[str, 
 
 
 def _texts(feature: Any, cells: Sequence[Any]) -> Sequence[Any]:
-    """Captions as they are, classes by their names."""
+    """Captions as they are, classes by their names; -1 is no class."""
     names = getattr(feature, "names", None)
-    return [names[cell] for cell in cells] if names else cells
+    return [names[cell] if cell is not None and cell >= 0 else "" for cell in cells] if names else cells
 
 
 def _cell(rows: Any, column: str, number: int, name: str) -> Image.Image:
