@@ -133,9 +133,9 @@ class EraseConfig:
         False, "Cut the centre of own pictures; else a place drawn once for each picture.", group=_OWN
     )
     random_flip: bool = setting(False, "Every draw of an own picture mirrors it with probability 1/2.", group=_OWN)
-    generated_share: float | None = setting(
-        None,
-        "Share of generated latents in a set that has own pictures, below 1; by default none are generated for it.",
+    generated_share: float = setting(
+        0.0,
+        "Share of generated latents in a set that has own pictures, below 1; 0: own pictures alone.",
         group=_OWN,
         minimum=0,
         maximum=0.99,

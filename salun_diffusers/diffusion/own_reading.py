@@ -26,7 +26,7 @@ def check_own_flags(config: EraseConfig) -> None:
     for name in ("center_crop", "random_flip", "caption_column"):
         if getattr(config, name) and not own:
             raise UserError(f"--{name} is for own pictures: --forget_dir, --retain_dir or --dataset_name is required.")
-    if config.generated_share is not None and not own:
+    if config.generated_share and not own:
         raise UserError(
             "--generated_share mixes generated latents with own pictures: --forget_dir, --retain_dir or --dataset_name "
             "is required."
@@ -124,7 +124,7 @@ def _by_class(found: list[OwnPicture], config: EraseConfig) -> tuple[list[OwnPic
 def _chosen(candidates: list[OwnPicture], config: EraseConfig, name: str, where: str) -> OwnSet:
     """All pictures that can be read, or as many as a set of the wanted size takes beside its generated share."""
     found = readable(candidates, where)
-    share, size = config.generated_share or 0.0, getattr(config, f"num_{name}_images")
+    share, size = config.generated_share, getattr(config, f"num_{name}_images")
     wanted = len(found) if size is None else size - round(share * size)
     drawn = round(len(found) * share / (1 - share)) if size is None else size - wanted
     if wanted > len(found):
