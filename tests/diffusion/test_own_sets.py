@@ -1,4 +1,4 @@
-"""Sets of the user's own pictures: encoded once, sampled at every draw, the same wherever and however often a run stops."""
+"""Sets of the user's own pictures: encoded once, sampled at every draw, the same wherever a run stops."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class TestPosterior:
 
 class TestStableDiffusion:
     def test_a_folder_as_of_stable_diffusion_1_4(self, run, sd14, own):
-        """Both sets are the user's; the VAE's posterior of each, scaled, is what is kept of a picture, and no pixels."""
+        """Both sets are the user's; the VAE's posterior, scaled, is what is kept of a picture, and no pixels."""
         folder = run(pretrained_model_name_or_path=sd14)
         vae = StableDiffusion(sd14, device=CPU).pipe.vae
         for name, files in (
@@ -301,7 +301,7 @@ class TestStops:
 
 class TestXL:
     def test_is_told_the_size_of_each_picture(self, sdxl, own, run, monkeypatch):
-        """Original height and width, the corner of the cut, and the size wanted; of generated latents the model's own."""
+        """Original height and width, corner of the cut, and the size wanted; of generated latents the model's own."""
         seen: list[torch.Tensor] = []
         predict = StableDiffusionXL.predict
 
@@ -320,7 +320,7 @@ class TestXL:
         torch.testing.assert_close(kept.latents[0], 0.13025 * posterior.mean[0], atol=1e-4, rtol=1e-3)
 
     def test_a_vae_with_statistics_of_its_latents(self, sdxl):
-        """As the pipeline decodes: z = x · std / s + mean, so x = (z - mean) · s / std; back again it is the picture's."""
+        """As the pipeline decodes: z = x · std / s + mean, so x = (z - mean) · s / std, and back again."""
         family = StableDiffusionXL(sdxl, device=CPU)
         mean, deviation = [0.5, -1.0, 2.0, 0.0], [2.0, 3.0, 0.5, 1.0]
         family.pipe.vae.register_to_config(latents_mean=mean, latents_std=deviation)
@@ -438,7 +438,7 @@ class TestRefused:
             ({"forget_dir": "{own}/forget", "num_forget_images": 1, "generated_share": 0.9}, "leaves no own picture"),
             ({"retain_dir": "{own}/forget"}, "Captions are required for pictures to retain"),
             ({"forget_dir": "{own}/forget", "caption_column": "words"}, "has neither"),
-            ({"forget_dir": "{own}/keep/star", "retain_dir": "{own}/copy"}, "The same picture is to be forgotten and to"),
+            ({"forget_dir": "{own}/keep/star", "retain_dir": "{own}/copy"}, "The same picture is to be forgotten"),
             ({"retain_dir": "{own}/circle"}, "is to be forgotten and to be retained"),
         ],
     )  # fmt: skip
