@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,8 +110,9 @@ class OwnSets:
 def with_own_sets(own: OwnSets, concept: Concept, classes: bool) -> tuple[OwnSets, Concept]:
     """Every picture with its caption, and the concept with the captions as its prompts.
 
-    A picture to forget without a caption is one of the forget prompts, in turn. What a caption of the user's means
-    afterwards are the anchor prompts, in turn: one of them for all, or of a caption that is a forget prompt its own.
+    A picture to forget without a caption is one of the forget prompts, in turn. A caption means afterwards what it says
+    with the words exchanged in which a forget prompt differs from its anchor; where it has no such words, an anchor
+    prompt, in turn.
 
     Args:
         own: As they were read.
@@ -131,7 +133,10 @@ def with_own_sets(own: OwnSets, concept: Concept, classes: bool) -> tuple[OwnSet
         sets["forget"] = _captioned(sets["forget"], shown, tuple(given))
         prompts = _prompts(sets["forget"])
         turn = list(anchors.values())
-        pairs = [anchors.get(prompt, turn[row % len(turn)]) for row, prompt in enumerate(prompts)]
+        pairs = [
+            anchors.get(prompt) or _swapped(prompt, anchors) or turn[row % len(turn)]
+            for row, prompt in enumerate(prompts)
+        ]
         explicit = concept.explicit or bool(explicit_words(prompts))
         changed |= {"forget_prompts": prompts, "anchor_prompts": tuple(pairs), "explicit": explicit}
     if "retain" in sets:
@@ -150,6 +155,28 @@ def with_own_sets(own: OwnSets, concept: Concept, classes: bool) -> tuple[OwnSet
             dataclasses.replace(one, trained_on=one.trained_on and one.prompt in seen) for one in asked
         )
     return dataclasses.replace(own, sets=sets), dataclasses.replace(concept, **changed)
+
+
+def _swapped(caption: str, anchors: Mapping[str, str]) -> str:
+    """A caption with the words exchanged in which a forget prompt differs from its anchor; empty where it has none.
+
+    >>> _swapped("a red circle", {"a photo of a circle": "a photo of a square"})
+    'a red square'
+    >>> _swapped("Boats by Van Gogh, 1888", {"a painting by Van Gogh": "a painting"})
+    'Boats, 1888'
+    """
+    for forget, anchor in anchors.items():
+        old, new = forget.split(), anchor.split()
+        while old and new and old[0] == new[0]:
+            old, new = old[1:], new[1:]
+        while old and new and old[-1] == new[-1]:
+            old, new = old[:-1], new[:-1]
+        words = r"\s+".join(map(re.escape, old))
+        around = re.split(rf"\b{words}\b" if new else rf"\s*\b{words}\b", caption, flags=re.IGNORECASE)
+        exchanged = " ".join(" ".join(new).join(around).split())
+        if old and len(around) > 1 and exchanged:
+            return exchanged
+    return ""
 
 
 def _captioned(one: OwnSet, captions: list[str], prompts: tuple[str, ...]) -> OwnSet:

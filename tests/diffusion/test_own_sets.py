@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from two_processes import run_two
 
 from salun_diffusers.diffusion import encoding
 from salun_diffusers.diffusion.batches import Draws, shuffled
+from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.encoding import require_room
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
@@ -24,7 +26,7 @@ from salun_diffusers.diffusion.global_batch import Share
 from salun_diffusers.diffusion.latent_set import LatentSet, Views
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import PromptSwap
-from salun_diffusers.diffusion.own_sets import OwnSet, OwnSets
+from salun_diffusers.diffusion.own_sets import OwnSet, OwnSets, with_own_sets
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.errors import UserError
 from salun_diffusers.pictures.own_pictures import OwnPicture
@@ -191,7 +193,7 @@ class TestStableDiffusion:
         folder = run(forget_dir=pictures)
         prompts = json.loads((folder / "config.json").read_text())["concept_prompts"]
         assert prompts["forget"] == ["a red circle", "a photo of a circle"]
-        assert prompts["anchor"] == ["a photo of a heart"] * 2
+        assert prompts["anchor"] == ["a red heart", "a photo of a heart"]
         assert LatentSet.load(folder / "work" / "forget.safetensors").prompt_index.tolist() == [0, 1, 0]
 
     def test_mixed_with_generated_latents(self, run, own):
@@ -235,6 +237,27 @@ class TestStableDiffusion:
         folder = run(forget_prompt="a nude circle")
         assert not [*(folder / "work").rglob("*.safetensors")]
         assert not [*folder.rglob("forget.safetensors")]
+
+
+class TestAnchorsOfCaptions:
+    @pytest.mark.parametrize(
+        ("caption", "expected"),
+        [
+            ("Two  GARBAGE trucks", "a photo of a gas pump"), ("a Garbage Truck in snow", "a gas pump in snow"),
+            ("boats by van gogh", "boats"), ("Van Gogh", "a painting"), ("by Van Gogh", "a photo of a gas pump"),
+        ],
+    )  # fmt: skip
+    def test_have_the_words_exchanged(self, caption, expected):
+        """Those in which a forget prompt differs from its anchor; else an anchor prompt, in turn."""
+        numbers = tiny_settings()
+        concept = Concept(
+            "x", ("a photo of a garbage truck", "a painting by Van Gogh"), ("a photo of a gas pump", "a painting"),
+            ("a dog",), (), (), numbers,
+        )  # fmt: skip
+        first = OwnPicture("0", lambda: Image.new("RGB", (8, 8)), "a word" if expected == "a painting" else caption)
+        both = OwnSet((first, dataclasses.replace(first, caption=caption)), 0, 2)
+        _, found = with_own_sets(OwnSets({"forget": both}), concept, False)
+        assert found.anchor_prompts[-1] == expected
 
 
 class TestStops:
