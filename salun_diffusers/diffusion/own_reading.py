@@ -65,7 +65,7 @@ def read_own_sets(config: EraseConfig) -> OwnSets:
         UserError: If there are none or too few, one has no caption, or a picture is to be forgotten and to be retained.
     """
     sets: dict[str, OwnSet] = {}
-    forget_dir = Path(config.forget_dir) if config.forget_dir else None
+    forget_dir = local_folder(config.forget_dir, "--forget_dir: a folder of pictures") if config.forget_dir else None
     if forget_dir:
         found = folder_pictures(forget_dir, config.caption_column, apart=None)
         sets["forget"] = _chosen(found, config, "forget", str(forget_dir))
@@ -77,7 +77,7 @@ def read_own_sets(config: EraseConfig) -> OwnSets:
         if others and not config.retain_dir:
             sets["retain"] = _chosen(others, config, "retain", config.dataset_name)
     if config.retain_dir:
-        root = Path(config.retain_dir)
+        root = local_folder(config.retain_dir, "--retain_dir: a folder of pictures")
         # A column that was named for the forget set's data set need not be one of this folder.
         column = None if config.dataset_name else config.caption_column
         found = [_with_caption(one, config) for one in folder_pictures(root, column, apart=forget_dir)]

@@ -210,6 +210,11 @@ class TestStableDiffusion:
 
     def test_as_many_as_are_asked_for(self, run):
         folder = run(num_forget_images=2, num_retain_images=4, generated_share=0.5)
+        page = " ".join((folder / "report.html").read_text().split())
+        told = (
+            "trained on pictures of the user's: 1 to forget beside 1 generated latents, 2 to retain beside 2 generated"
+        )
+        assert told in page.replace("&#39;", "'")
         own = json.loads((folder / "report.json").read_text())["config"]["own_pictures"]
         assert [(one["pictures"], one["of"], one["generated_beside"]) for one in own.values()] == [(1, 3, 1), (2, 4, 2)]
 
