@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_runs import tiny_settings
+from tiny_runs import run_in, tiny_settings
 from two_processes import run_two
 
-from salun_diffusers.diffusion import encoding
+from salun_diffusers.accelerator import engine
+from salun_diffusers.diffusion import encoding, masks
 from salun_diffusers.diffusion.batches import Draws, shuffled
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
@@ -120,11 +121,12 @@ class TestPosterior:
             others = torch.tensor([item for item in range(4) if item not in generated])
             assert set(loaded.draw(others, stream(0, "a")).latents.flatten().tolist()) & {7.0} == set()
 
-    def test_training_sees_it(self, tiny_pipeline):
+    def test_training_sees_it(self, sdxl):
         """x_t = √ᾱ (μ + σ ε) + √(1-ᾱ) n, with another ε in every step, and no matter how a step is cut up."""
-        family = StableDiffusion(tiny_pipeline, device=CPU)
+        family = StableDiffusionXL(sdxl, device=CPU)
         shape = (3, 4, 4, 4)
-        views = Views(torch.full(shape, 5.0), torch.zeros(3, 6), torch.arange(3), torch.ones(3, dtype=torch.int64))
+        sizes = torch.tensor([[20.0 + row, 30, row, 4, 16, 16] for row in range(3)])
+        views = Views(torch.full(shape, 5.0), sizes, torch.arange(3), torch.ones(3, dtype=torch.int64))
         forget = LatentSet(torch.randn(shape, generator=stream(0, "m")), torch.zeros(3).long(), ("a star",), views)
         plain = LatentSet(torch.zeros(shape), torch.zeros(3).long(), ("a heart",))
         conditions = [family.encode([word]) for word in ("a star", "a circle", "a heart", "")]
@@ -144,8 +146,34 @@ class TestPosterior:
             noise = torch.randn((4, *shape[1:]), generator=generator)
             expected = family.schedule.noised(sample, noise[:2], timesteps[:2])
             assert torch.equal(batch.noised[:2], expected)
+            own = torch.tensor([[16.0, 16, 0, 0, 16, 16]]).expand(2, 6)
+            for told in (batch.conditions, batch.anchor_conditions, batch.empty_conditions):
+                assert torch.equal(told["time_ids"], torch.cat([sizes[items], own]))
             samples.append((sample - forget.latents[items]) / 5)
         assert not torch.equal(*samples)
+
+    @pytest.mark.parametrize("at_once", [3, 1])
+    def test_so_does_the_saliency(self, sdxl, tmp_path, monkeypatch, at_once):
+        """A sample of each picture's posterior, and its sizes, however many are in memory at once."""
+        family, shape, seen = StableDiffusionXL(sdxl, device=CPU), (3, 4, 4, 4), []
+        sizes = torch.tensor([[20.0 + row, 30, row, 4, 16, 16] for row in range(3)])
+        views = Views(torch.full(shape, 5.0), sizes, torch.arange(3), torch.ones(3, dtype=torch.int64))
+        forget = LatentSet(torch.randn(shape, generator=stream(0, "m")), torch.zeros(3).long(), ("a star",), views)
+        conditions = [family.encode([word]) for word in ("a star", "a circle", "a heart", "")]
+        data = EraseData(forget, forget, LatentSet.empty(("a circle",)), *conditions)
+        loss = masks.guided_noise_loss
+        monkeypatch.setattr(masks, "guided_noise_loss", lambda *words: seen.append(words[2]) or loss(*words))
+        settings = tiny_settings(saliency_batch_size=3, saliency_micro_batch_size=at_once)
+        parameters = dict(family.denoiser.named_parameters())
+        with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+            masks.forget_saliency(run_in(tmp_path, accelerator), family, parameters, data, settings)
+        sample = forget.draw(torch.arange(3), stream(settings.seed, "posterior", "saliency", 0)).latents
+        generator = stream(settings.seed, "saliency", 0)
+        timesteps = family.schedule.sample(3, generator)
+        noise = torch.randn(shape, generator=generator)
+        assert torch.equal(torch.cat([one.noised for one in seen]), family.schedule.noised(sample, noise, timesteps))
+        for name in ("conditions", "empty_conditions"):
+            assert torch.equal(torch.cat([getattr(one, name)["time_ids"] for one in seen]), sizes)
 
 
 class TestStableDiffusion:
