@@ -9,15 +9,18 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from salun_diffusers.__main__ import PROGRAMS
 from salun_diffusers.arguments import parse
+from salun_diffusers.diffusion import own_reading
 from salun_diffusers.diffusion.presets.known import presets
+from salun_diffusers.pictures.own_pictures import OwnPicture
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -153,6 +156,13 @@ def test_erasures_would_run(line: str, tmp_path: Path, tiny_pipeline: Path, monk
     """Of a small Stable Diffusion where they name no model: the plan is made, nothing is fetched."""
     (tmp_path / "keep.txt").write_text("a painting by Monet\n")
     monkeypatch.chdir(tmp_path)
+    classes = []
+    for number, name in enumerate(("n03417042", "n03425413")):
+        folder = tmp_path / "imagenette2-160" / "train" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / "0.png")
+        classes.append(OwnPicture(name, partial(Image.open, folder / "0.png"), label=name))
+    monkeypatch.setattr(own_reading, "data_set_pictures", lambda *_: classes)
     words = shlex.split(line)
     if "--pretrained_model_name_or_path" not in words:
         words += ["--pretrained_model_name_or_path", str(tiny_pipeline)]

@@ -122,14 +122,17 @@ class Draws:
         """The draws of one micro-batch: its rows of the whole step's."""
         family, data, settings, halves = self.family, self._data, self._settings, self.objective.halves
         size, mine = share.size, slice(share.rows.start, share.rows.stop)
-        forget = stratified(self._concept_of, size, share.step * size, seed=settings.seed)[mine]
-        retain = shuffled(len(data.retain), size, share.step * size, seed=settings.seed, name="retain")[mine]
+        forget = stratified(self._concept_of, size, share.step * size, seed=settings.seed)
+        retain = shuffled(len(data.retain), size, share.step * size, seed=settings.seed, name="retain")
+        known = self._known.draw(forget, stream(settings.seed, "posterior", "forget", share.step)).of(mine)
+        kept = data.retain.draw(retain, stream(settings.seed, "posterior", "retain", share.step)).of(mine)
+        drawn, forget, retain = known.beside(kept), forget[mine], retain[mine]
         generator = stream(settings.seed, "draw", share.step)
-        latents = torch.cat([self._known.latents[forget], data.retain.latents[retain]])
+        latents = drawn.latents
         timesteps = family.schedule.sample(2 * size, generator)
         noise = torch.randn((2 * size, *latents.shape[1:]), generator=generator)
         blank = (torch.rand(size, generator=generator) < settings.empty_prompt_share)[mine]
-        timesteps, noise = (_both_halves(drawn, mine) for drawn in (timesteps, noise))
+        timesteps, noise = (_both_halves(values, mine) for values in (timesteps, noise))
         timesteps, noise, latents = (one.to(family.device) for one in (timesteps, noise, latents))
         retained = rows(data.retain_conditions, data.retain.prompt_index[retain])
         for name, tensor in data.empty.items():
@@ -141,7 +144,7 @@ class Draws:
             _join(rows(data.anchor_conditions, prompts), retained),
             {name: tensor.expand(2 * half, *tensor.shape[1:]) for name, tensor in data.empty.items()},
         )
-        conditions, anchors, empty = ({name: tensor[used] for name, tensor in one.items()} for one in both)
+        conditions, anchors, empty = ({name: tensor[used] for name, tensor in drawn.told(one).items()} for one in both)
         return EraseBatch(
             noised=family.schedule.noised(latents, noise, timesteps)[used],
             timesteps=timesteps[used],

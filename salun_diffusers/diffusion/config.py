@@ -16,6 +16,7 @@ LearningRateCourse = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
 ]
 _MODEL, _CONCEPT, _DATA, _MASK = "Model", "Concept", "Generated data", "Saliency mask"
+_OWN = "Own pictures"
 _TRAIN, _EVALUATION, _RUN = "Fine-tuning", "Evaluation", "Run"
 
 
@@ -84,7 +85,7 @@ class EraseConfig:
     )
 
     num_forget_images: int | None = setting(
-        None, "Latents generated for the forget set.", group=_DATA, minimum=1, maximum=10**7
+        None, "Latents of the forget set; of own pictures all by default.", group=_DATA, minimum=1, maximum=10**7
     )
     num_anchor_images: int | None = setting(
         None,
@@ -93,7 +94,7 @@ class EraseConfig:
         minimum=0,
     )
     num_retain_images: int | None = setting(
-        None, "Latents generated for the retain set.", group=_DATA, minimum=1, maximum=10**7
+        None, "Latents of the retain set; of own pictures all by default.", group=_DATA, minimum=1, maximum=10**7
     )
     train_data: str | None = setting(
         None,
@@ -128,6 +129,43 @@ class EraseConfig:
         "Keep the base model's latents here too, and take up those that are there: runs that compare masks or "
         "objectives then draw them once.",
         group=_DATA,
+    )
+
+    forget_dir: str | None = setting(
+        None,
+        "Folder of pictures to forget, instead of generated ones; captions from its metadata.jsonl or .csv, else the "
+        "forget prompt.",
+        group=_OWN,
+    )
+    retain_dir: str | None = setting(
+        None,
+        "Folder of pictures that must stay: with metadata, or one folder per class (captions: an image of a <class>). "
+        "--forget_dir may lie in it, and is left out.",
+        group=_OWN,
+    )
+    dataset_name: str | None = setting(
+        None,
+        "Hub id or path of a `datasets` data set, whose part `train` is the forget set. The retain set is that of "
+        "--retain_dir, or generated.",
+        group=_OWN,
+    )
+    dataset_config_name: str | None = setting(None, "Configuration of --dataset_name.", group=_OWN)
+    image_column: str = setting("image", "Column of --dataset_name with the pictures.", group=_OWN)
+    caption_column: str | None = setting(
+        None,
+        "Column with captions, of --dataset_name and of metadata; by default `text`, else `caption`.",
+        group=_OWN,
+    )
+    center_crop: bool = setting(
+        False, "Cut the centre of own pictures; else a place drawn once for each picture.", group=_OWN
+    )
+    random_flip: bool = setting(False, "Every draw of an own picture mirrors it with probability 1/2.", group=_OWN)
+    generated_share: float = setting(
+        0.0,
+        "Share of generated latents in a set that has own pictures, below 1; 0: own pictures alone.",
+        group=_OWN,
+        minimum=0,
+        maximum=0.99,
     )
 
     mask: str = setting("saliency", "saliency, random, magnitude, full, or a mask file.", group=_MASK)

@@ -94,7 +94,11 @@ def _time(request: Request, probed: Probed | None) -> str:
     if probed is None:
         return "not known; --probe on loads the model and measures its rate on this machine"
     stages = row_forwards(
-        request.concept, request.settings, probed.scheduler, real_pictures=bool(request.config.train_data)
+        request.concept,
+        request.settings,
+        probed.scheduler,
+        real_pictures=bool(request.config.train_data),
+        own_pictures=request.own.count,
     )
     seconds = {
         stage.stage: stage.rows * (probed.gradient_row_seconds if stage.gradient else probed.row_seconds)

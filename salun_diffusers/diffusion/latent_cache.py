@@ -40,14 +40,13 @@ def kept_in(folder: Path, generate: Generate, **model: str) -> Generate:
             place / f"{fingerprint(prompt=prompt, seed=seed)[:32]}.safetensors"
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        found = [_read(path) for path in paths]
+        found = [read_latent(path) for path in paths]
         if any(latent is None for latent in found):
             drawn = generate(prompts, seeds, **how).cpu()
             with full_disk_is_told("what the model draws"):
                 for item, latent in enumerate(drawn):
                     if found[item] is None:
-                        tensors = {"latent": latent}
-                        write_tensors(paths[item], tensors, {"sha256": weights_sha256(tensors)}, shared=True)
+                        write_latent(paths[item], latent)
                         found[item] = latent
         return torch.stack([latent for latent in found if latent is not None])
 
@@ -88,7 +87,13 @@ def draw_all(
     return torch.cat([drawn[number] for number in range(len(batches))])
 
 
-def _read(path: Path) -> Tensor | None:
+def write_latent(path: Path, latent: Tensor) -> None:
+    """Keep a latent with its hash; several processes may write the same one."""
+    tensors = {"latent": latent}
+    write_tensors(path, tensors, {"sha256": weights_sha256(tensors)}, shared=True)
+
+
+def read_latent(path: Path) -> Tensor | None:
     """The latent, or None where there is none that is as it was written; it is then drawn again."""
     try:
         with safe_open(path, framework="pt") as file:

@@ -2,76 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from salun_diffusers.diffusion.concepts import Concept
+from salun_diffusers.diffusion.encoding import encoded
 from salun_diffusers.diffusion.families.family import Conditions, Family
+from salun_diffusers.diffusion.latent_set import LatentSet
+from salun_diffusers.diffusion.own_sets import OwnSets
 from salun_diffusers.diffusion.sampler import Sampler
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.stored_weights import weights_sha256, write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.seeds import stream, stream_seed
-
-
-@dataclass(frozen=True)
-class LatentSet:
-    """Latents and the prompt that made each of them.
-
-    Args:
-        latents: `(n, channels, height, width)`, scaled as the denoiser sees them, fp32 on the CPU.
-        prompt_index: `(n,)` row of `prompts` for each latent.
-        prompts: The distinct prompts.
-    """
-
-    latents: Tensor
-    prompt_index: Tensor
-    prompts: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of latents and rows."""
-        return weights_sha256({"latents": self.latents, "prompt_index": self.prompt_index})
-
-    @classmethod
-    def empty(cls, prompts: Sequence[str]) -> LatentSet:
-        """No latents of some prompts."""
-        return cls(torch.empty(0), torch.empty(0, dtype=torch.int64), tuple(prompts))
-
-    def distinct(self) -> LatentSet:
-        """The same latents with every prompt once, however often the list that was gone round has it."""
-        place = {prompt: row for row, prompt in enumerate(dict.fromkeys(self.prompts))}
-        rows = torch.tensor([place[prompt] for prompt in self.prompts])
-        return LatentSet(self.latents, rows[self.prompt_index], tuple(place))
-
-    def __add__(self, other: LatentSet) -> LatentSet:
-        """Both sets, this one first; row i of both prompt lists stands for the same pair of prompts."""
-        latents = torch.cat([self.latents, other.latents]) if len(other) else self.latents
-        return LatentSet(latents, torch.cat([self.prompt_index, other.prompt_index]), self.prompts)
-
-    def save(self, path: Path) -> None:
-        """Write latents and manifest as one safetensors file."""
-        tensors = {"latents": self.latents, "prompt_index": self.prompt_index}
-        write_tensors(path, tensors, {"prompts": json.dumps(self.prompts)})
-
-    @classmethod
-    def load(cls, path: Path) -> LatentSet:
-        """Read a file written by `save`."""
-        with safe_open(path, framework="pt") as file:
-            prompts = tuple(json.loads(file.metadata()["prompts"]))
-            return cls(file.get_tensor("latents"), file.get_tensor("prompt_index"), prompts)
 
 
 @dataclass(frozen=True)
@@ -103,11 +51,17 @@ class EraseData:
         """The same with the forget latents of one concept only."""
         mine = (self.forget.prompt_index % self.groups == group).nonzero().squeeze(1)
         forget = LatentSet(self.forget.latents[mine], self.forget.prompt_index[mine], self.forget.prompts)
-        return replace(self, forget=forget, groups=1)
+        return dataclasses.replace(self, forget=forget, groups=1)
 
 
-def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet]) -> EraseData:
-    """Draw the forget, anchor and retain set, or take up those of an interrupted run, or the user's `real` ones.
+def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet], own: OwnSets) -> EraseData:
+    """Draw the forget, anchor and retain set, or take up those of an interrupted run, or the user's pictures.
+
+    Args:
+        sampler: Draws, and encodes.
+        concept: Its prompts.
+        real: Sets of `--train_data`; there are all of them or none.
+        own: Pictures of the user's that make up a set or a part of it.
 
     Raises:
         UserError: If the model draws what is not finite.
@@ -124,8 +78,12 @@ def latent_sets(sampler: Sampler, concept: Concept, real: Mapping[str, LatentSet
             sets[name] = LatentSet.load(path)
             continue
         with full_disk_is_told("the latent set"):
-            sets[name] = generate_latents(sampler, prompts, count, name)
-            if run.main:
+            if name in own.sets:
+                sets[name] = own_set(sampler, own, name, prompts)
+            else:
+                sets[name] = generate_latents(sampler, prompts, count, name)
+            # Where nothing encodes them, latents are the pictures themselves, which are not copied.
+            if run.main and (name not in own.sets or family.has_encoder):
                 sets[name].save(path)
                 run.folder.mark_done(name, mark, path)
     if concept.parts:
@@ -170,6 +128,27 @@ def generate_latents(sampler: Sampler, prompts: Sequence[str], count: int, name:
         f"latents, {name}",
     )
     return LatentSet(latents, torch.arange(count) % len(prompts), tuple(prompts))
+
+
+def own_set(sampler: Sampler, own: OwnSets, name: str, prompts: Sequence[str]) -> LatentSet:
+    """A set of the user's pictures, then of what is generated beside them.
+
+    Args:
+        sampler: Encodes and draws.
+        own: The pictures.
+        name: Which set.
+        prompts: All of its prompts: captions, and what is drawn for.
+
+    Raises:
+        UserError: If a picture cannot be read any more, or a latent is not finite.
+    """
+    chosen = own.sets[name]
+    pictures = encoded(sampler, own, name, prompts)
+    if not chosen.drawn:
+        return pictures
+    beside = generate_latents(sampler, chosen.prompts, chosen.drawn, name)
+    place = torch.tensor([prompts.index(prompt) for prompt in chosen.prompts])
+    return pictures + dataclasses.replace(beside, prompt_index=place[beside.prompt_index])
 
 
 def real_sets(family: Family, concept: Concept, settings: Settings, source: str | None) -> dict[str, LatentSet]:

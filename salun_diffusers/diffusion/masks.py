@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from salun_diffusers.diffusion.families.family import Family, rows
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
+from salun_diffusers.diffusion.latent_set import Drawn
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, guided_noise_loss
 from salun_diffusers.diffusion.request import Request
@@ -146,14 +147,15 @@ def forget_saliency(
         index = torch.arange(start, min(start + size, len(data.forget)))
         generator = stream(settings.seed, "saliency", start)
         timesteps = family.schedule.sample(len(index), generator)
-        noise = torch.randn(data.forget.latents[index].shape, generator=generator)
+        drawn = data.forget.draw(index, stream(settings.seed, "posterior", "saliency", start))
+        noise = torch.randn(drawn.latents.shape, generator=generator)
         value = 0.0
         for rows_of in torch.arange(len(index)).split(int(min(len(index), settings.saliency_micro_batch_size))):
             with precision():
                 loss = guided_noise_loss(
                     family,
                     family.denoiser,
-                    _batch(family, data, index[rows_of], timesteps[rows_of], noise[rows_of]),
+                    _batch(family, data, index[rows_of], drawn.of(rows_of), (timesteps[rows_of], noise[rows_of])),
                     settings.saliency_guidance,
                 )
             share = len(rows_of) / len(index)
@@ -179,14 +181,15 @@ def forget_saliency(
         )
 
 
-def _batch(family: Family, data: EraseData, index: Tensor, timesteps: Tensor, noise: Tensor) -> EraseBatch:
-    """What the saliency loss sees of some forget latents."""
-    latents = data.forget.latents[index].to(family.device)
-    timesteps, noise = timesteps.to(family.device), noise.to(family.device)
+def _batch(family: Family, data: EraseData, index: Tensor, drawn: Drawn, noising: tuple[Tensor, Tensor]) -> EraseBatch:
+    """What the saliency loss sees of some forget latents, noised to some timesteps by some noise."""
+    latents = drawn.latents.to(family.device)
+    timesteps, noise = (one.to(family.device) for one in noising)
+    empty = {name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()}
     return EraseBatch(
         noised=family.schedule.noised(latents, noise, timesteps),
         timesteps=timesteps,
         truth=family.schedule.target(latents, noise, timesteps),
-        conditions=rows(data.forget_conditions, data.forget.prompt_index[index]),
-        empty_conditions={name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()},
+        conditions=drawn.told(rows(data.forget_conditions, data.forget.prompt_index[index])),
+        empty_conditions=drawn.told(empty),
     )

@@ -101,7 +101,8 @@ class PromptSwap(Objective):
     equal seed.
 
     Differs from the official code (OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/nsfw_removal.py): there the
-    teacher's input is a second sample of the VAE posterior; latents generated here have no posterior to sample.
+    teacher's input is a second sample of the VAE posterior. Generated latents have none, and of a picture both see the
+    same sample.
 
     Args:
         retain_weight: α, the weight of the retain term.

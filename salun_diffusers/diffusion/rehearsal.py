@@ -22,7 +22,8 @@ from salun_diffusers.diffusion.batches import Draws
 from salun_diffusers.diffusion.families.family import Conditions, Family
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
 from salun_diffusers.diffusion.global_batch import GlobalBatch, Share
-from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
+from salun_diffusers.diffusion.latent_set import LatentSet
+from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch
 from salun_diffusers.diffusion.optimizer import make_optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from salun_diffusers.diffusion.families.erasable import few_steps, predicted, re
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.joined import concept_of
+from salun_diffusers.diffusion.own_reading import check_own_flags, read_own_sets
+from salun_diffusers.diffusion.own_sets import OwnSets, sized, with_own_sets
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
@@ -53,6 +55,7 @@ class Request:
         base: Folder of the base model.
         class_name: Its pipeline class.
         disk: What it will write; None while the weights are not at hand.
+        own: Pictures of the user's.
     """
 
     config: EraseConfig
@@ -61,6 +64,7 @@ class Request:
     base: Path
     class_name: str
     disk: DiskSpace | None = None
+    own: OwnSets = field(default_factory=OwnSets)
 
     @property
     def detector(self) -> DetectorChoice:
@@ -111,11 +115,15 @@ def accept(config: EraseConfig) -> Request:
         from salun_diffusers.evaluation.drawing_pipeline import scheduler_class  # imports torch
 
         scheduler_class(str(config.scheduler))
+    check_own_flags(config)
     check_output(config.output_dir, config.resume_from_checkpoint)
     if is_single_file(name):
         with_detector(concept_of(config, find_concept), config)
     elif not is_local(name):
         check_unfetched(config)
+    # A model that lies here is looked at first, one that has to be fetched or written out last.
+    early = is_single_file(name) or not is_local(name)
+    own = read_own_sets(config) if early else OwnSets()
     base = find_model(
         name,
         revision=config.revision,
@@ -149,7 +157,13 @@ def accept(config: EraseConfig) -> Request:
             f"--resolution is for models of latents; {base} is a {class_name(index)}, whose network draws pictures of "
             "one size."
         )
-    settings = resolve(config, concept.numbers)
+    if concept.parts and (config.forget_dir or config.retain_dir or config.dataset_name):
+        raise UserError(
+            f"Own pictures belong to one concept, got {len(concept.parts)}; erase them one after the other, or leave "
+            "--forget_dir, --retain_dir and --dataset_name out."
+        )
+    own, concept = with_own_sets(own if early else read_own_sets(config), concept, classes)
+    settings = sized(own, resolve(config, concept.numbers), concept, config)
     if settings.num_forget_images < concept.groups:
         raise UserError(
             f"--num_forget_images must be at least {concept.groups}, one latent for each concept; got "
@@ -163,7 +177,7 @@ def accept(config: EraseConfig) -> Request:
         disk = disk_space(size_of_copy(base, config.variant), selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_dir or "runs"), disk.total, what)
-    return Request(config, settings, concept, base, class_name(index), disk)
+    return Request(config, settings, concept, base, class_name(index), disk, own)
 
 
 def _text_space(base: Path, config: EraseConfig) -> TextSpace:
@@ -203,7 +217,9 @@ def plan(request: Request) -> str:
     base = f"{name}, to be written out as a folder, configured as {request.base}" if new else request.base
     scheduler = settings.scheduler if settings.scheduler != OWN_SCHEDULER else _own_scheduler(request.base)
     processes, real = int(os.environ.get("WORLD_SIZE", "1")), bool(request.config.train_data)
-    stages = row_forwards(concept, settings, scheduler, processes, real_pictures=real)
+    own = request.own
+    stages = row_forwards(concept, settings, scheduler, processes, real_pictures=real, own_pictures=own.count)
+    drawn = [count - own.pictures_of(side) for side, _, count in concept.sets(settings)]
     retained = tuple(dict.fromkeys(concept.retain_prompts))
     sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": retained}
     lines = [
@@ -219,7 +235,8 @@ def plan(request: Request) -> str:
         *(f"{word:<9} {line}" for word, line in concept.told),
         f"predicts  {predicted(request.base, settings.prediction_type)}",
         *(f"{side:<9} {len(texts)} prompts, first: {texts[0]!r}" for side, texts in sides.items()),
-        f"draw      {settings.num_forget_images} + {settings.num_anchor_images} + {settings.num_retain_images} latents "
+        *([f"pictures  {own.in_words()}"] if own else []),
+        f"draw      {drawn[0]} + {drawn[1]} + {drawn[2]} latents "
         f"(forget, anchor, retain) of {settings.num_inference_steps} steps by {scheduler}, "
         f"{settings.generation_batch_size} at once",
         f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",

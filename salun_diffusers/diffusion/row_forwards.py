@@ -53,7 +53,13 @@ def sampling_calls(scheduler: str, steps: int) -> int:
 
 
 def row_forwards(
-    concept: Concept, settings: Settings, scheduler: str, processes: int = 1, *, real_pictures: bool = False
+    concept: Concept,
+    settings: Settings,
+    scheduler: str,
+    processes: int = 1,
+    *,
+    real_pictures: bool = False,
+    own_pictures: int = 0,
 ) -> list[StageRows]:
     """The rows of every stage of a run, over all of its processes.
 
@@ -63,10 +69,11 @@ def row_forwards(
         scheduler: Class of the one that draws.
         processes: How many take part.
         real_pictures: Whether the sets are the user's pictures, and not drawn.
+        own_pictures: How many items of the sets are the user's pictures, where some are.
     """
     # Guided sampling asks for ε(c) and ε(∅).
     each = sampling_calls(scheduler, settings.num_inference_steps) * (2 if settings.guidance_scale > 1 else 1)
-    drawn = 0 if real_pictures else sum(count for _, _, count in concept.sets(settings))
+    drawn = 0 if real_pictures else sum(count for _, _, count in concept.sets(settings)) - own_pictures
     asked = len(concept.forget_evaluation) + len(concept.retain_evaluation)
     pictures = asked * settings.num_validation_images * each
     batch = GlobalBatch.of(settings, processes).size

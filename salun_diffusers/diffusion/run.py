@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from salun_diffusers.diffusion.latent_sets import LatentSet, latent_sets
+from salun_diffusers.diffusion.latent_set import LatentSet
+from salun_diffusers.diffusion.latent_sets import latent_sets
 from salun_diffusers.diffusion.masks import make_mask
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
@@ -62,7 +63,7 @@ def _erase(run: Run, request: Request, sampler: Sampler, real: Mapping[str, Late
     """
     family, settings = sampler.family, request.settings
     with run.stage("latent sets"):
-        data = latent_sets(sampler, request.concept, real)
+        data = latent_sets(sampler, request.concept, real, request.own)
         watch = watcher(sampler, request)
     family.release_encoders()
 

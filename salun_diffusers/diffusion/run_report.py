@@ -102,7 +102,7 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         comparisons=judged.comparisons,
         timings=dict(run.clock.seconds),
         # The same scheduler draws both sides; `own` alone does not say which.
-        config={**recorded(config, settings), "drawn_by": before.drawn_by},
+        config={**recorded(config, settings), "drawn_by": before.drawn_by, **request.own.recorded()},
         environment={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         command=run.command,
         series=tuple(outcome.history),

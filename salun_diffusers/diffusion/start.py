@@ -12,10 +12,12 @@ from accelerate.utils import set_seed
 
 from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
 from salun_diffusers.diffusion.earlier import EARLIER, earlier_records
+from salun_diffusers.diffusion.encoding import require_room
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.families.known import family_of
-from salun_diffusers.diffusion.latent_sets import LatentSet, real_sets
+from salun_diffusers.diffusion.latent_set import LatentSet
+from salun_diffusers.diffusion.latent_sets import real_sets
 from salun_diffusers.diffusion.masks import given_masks
 from salun_diffusers.diffusion.out_of_memory import out_of_memory_is_told
 from salun_diffusers.diffusion.presets.everyday import captions
@@ -31,6 +33,8 @@ from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, requi
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
+
+_MOST_WARNINGS = 10  # Captions of pictures may be thousands.
 
 
 def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Family:
@@ -90,6 +94,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
                 _require_fit(mask, settings.mask, family)
             require_empty_prompt(family, settings)
             real = real_sets(family, concept, settings, config.train_data)
+            require_room(family, request.own)
             if accelerator.is_main_process:
                 _warn_of_cut_words(family, request)
                 _note_kind(request)
@@ -103,7 +108,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
                 base,
                 config.variant,
                 tuple(mask.sha256 for mask in given),
-                {name: pictures.sha256 for name, pictures in real.items()},
+                {name: pictures.sha256 for name, pictures in real.items()} | request.own.marks,
                 accelerator.num_processes,
             ),
         )
@@ -130,12 +135,8 @@ def _open(request: Request, mark: str, given: bool) -> str:
         folder.work.mkdir(exist_ok=True)
         folder.work.chmod(0o700)
     before = earlier_records(request.base)
-    record = {
-        **recorded(config, settings),
-        "concept_prompts": prompts(concept),
-        **({EARLIER: before} if before else {}),
-    }
-    folder.write_json("config.json", record)
+    told = {"concept_prompts": prompts(concept), **request.own.recorded(), **({EARLIER: before} if before else {})}
+    folder.write_json("config.json", {**recorded(config, settings), **told})
     return str(folder.root)
 
 
@@ -177,8 +178,12 @@ def _note_kind(request: Request) -> None:
 
 def _warn_of_cut_words(family: Family, request: Request) -> None:
     """Say which words of the user's prompts lie beyond the tokenizer's limit."""
+    cuts = 0
     drawn = (prompt for _, prompts, count in request.concept.sets(request.settings) for prompt in prompts[:count])
     for prompt in dict.fromkeys((*drawn, *request.concept.anchor_prompts[: request.settings.num_forget_images])):
         cut = "" if prompt in captions() else family.cut_words(prompt)
-        if cut:
+        cuts += bool(cut)
+        if cut and cuts <= _MOST_WARNINGS:
             tell("warning", f"the text encoder cannot take the end of {prompt!r}; it will not see: {cut!r}")
+    if cuts > _MOST_WARNINGS:
+        tell("warning", f"nor can it take the end of {cuts - _MOST_WARNINGS} other prompts.")

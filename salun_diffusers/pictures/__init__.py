@@ -1,1 +1,1 @@
-"""Labelled pictures, and where they come from."""
+"""Pictures, where they come from, and what they show."""

@@ -116,8 +116,9 @@ def read_headers(root: Path, files: Sequence[Path]) -> list[Header]:
 
 @functools.cache
 def tell_once(text: str) -> None:
-    """A note on stderr: a program may look at a folder several times, its user reads about it once."""
-    tell("note", text)
+    """A note on stderr: a program may look at a folder several times, in several processes; its user reads it once."""
+    if os.environ.get("RANK", "0") == "0":
+        tell("note", text)
 
 
 def no_pictures(root: Path, left_out: Counter[str]) -> UserError:

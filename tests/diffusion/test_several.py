@@ -183,15 +183,20 @@ class TestRun:
 class TestOtherModels:
     def test_free_text_of_a_table_on_the_layout_of_1_4(self, words, sd14, retain_file, tmp_path):
         table = tmp_path / "c.csv"
-        table.write_text("concept,anchor,kind\na heart,,object\nmoon,a circle,object\n")
+        table.write_text("concept,anchor,kind\na heart,,object\nsquare,a circle,object\n")
         flags = small(words, pretrained_model_name_or_path=sd14, retain_prompts=retain_file, concepts=table)
         assert main([*flags, "--output_dir", str(tmp_path / "run")]) == 0
-        assert report(tmp_path / "run")["concept"] == "a heart + moon"
+        assert report(tmp_path / "run")["concept"] == "a heart + square"
         told = json.loads((tmp_path / "run" / "config.json").read_text())["concept_prompts"]
         assert all("heart" in prompt for prompt in told["forget"][::2])
-        assert all("moon" in prompt for prompt in told["forget"][1::2])
+        assert all("square" in prompt for prompt in told["forget"][1::2])
         assert all("circle" in anchor for anchor in told["anchor"][1::2])
-        assert not any("moon" in prompt or "heart" in prompt for prompt in told["retain"][:4])
+        assert not any("square" in prompt or "heart" in prompt for prompt in told["retain"][:4])
+
+    def test_own_pictures_belong_to_one_concept(self, words, noise_folder, capsys):
+        flags = ["--concept", "star", "striped", "--forget_dir", str(noise_folder(3))]
+        assert main([*small(words), *flags]) == 2
+        assert "Own pictures belong to one concept, got 2" in capsys.readouterr().err
 
     def test_classes(self, words, tiny_ddpm, tmp_path):
         table = tmp_path / "c.csv"

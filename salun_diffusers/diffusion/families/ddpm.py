@@ -20,6 +20,7 @@ class ClassConditionalDDPM(UNetFamily):
     """A class-conditional DDPM, seen by the erasing code. The empty prompt is the null class."""
 
     kind = "class-conditional DDPM"
+    has_encoder = False
     attention = ATTENTION["UNet2DModel"]
 
     def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:

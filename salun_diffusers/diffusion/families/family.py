@@ -29,11 +29,31 @@ class TextToLatents(Protocol):
 
     Attributes:
         has_empty_prompt: Whether there is an unconditional branch, ∅; a guidance-distilled model has none.
+        has_encoder: Whether a network encodes pictures; else their latents are the pictures themselves.
+        side: Of the pictures that are drawn and encoded, in pixels.
+        picture_channels: Of what is encoded: 3, or 1 where pictures are grey.
+        latent_shape: Channels, height and width of a latent of such a picture.
         pipe: The pipeline that draws; its scheduler may be another one than the model's, whose noise `Schedule` has.
     """
 
     has_empty_prompt: bool
+    has_encoder: bool
     pipe: Any
+
+    @property
+    def side(self) -> int:
+        """Pixels along a picture."""
+        ...
+
+    @property
+    def picture_channels(self) -> int:
+        """Of what is encoded."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """Conditions of the prompts, one row each."""

@@ -91,18 +91,32 @@ class LatentUNetFamily(UNetFamily):
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of scaled latents; large ones one at a time, as eight of 512 pixels at once take 6.4 GB."""
         vae, at_once = self.pipe.vae, max(1, 64 * 64 // latents[0, 0].numel())
-        scaled = latents.to(device=self.device, dtype=vae.dtype) / vae.config.scaling_factor
+        shift, scale = self._shift_and_scale()
+        scaled = latents.to(device=self.device, dtype=vae.dtype) / scale + shift
         images = torch.cat([vae.decode(one).sample.float() for one in scaled.split(at_once)])
         pictures: list[Image.Image] = self.pipe.image_processor.postprocess(images, output_type="pil")
         return pictures
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the VAE's posterior, scaled as the denoiser sees latents."""
+        """Mean and standard deviation of the VAE's posterior in the scale of the denoiser: (μ - shift)·s and σ·s."""
         vae = self.pipe.vae
         posterior = vae.encode(pixels.to(device=self.device, dtype=vae.dtype)).latent_dist
-        scale = vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+        shift, scale = self._shift_and_scale()
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    def _shift_and_scale(self) -> tuple[Any, Any]:
+        """What makes the denoiser's latents of the VAE's, (z - shift)·scale; by channel where the VAE says so.
+
+        As diffusers' pipelines of XL decode them: z = x · latents_std / scaling_factor + latents_mean.
+        """
+        vae = self.pipe.vae
+        scale, mean = vae.config.scaling_factor, getattr(vae.config, "latents_mean", None)
+        if mean is None:
+            return getattr(vae.config, "shift_factor", None) or 0.0, scale
+        shape = {"device": self.device, "dtype": vae.dtype}
+        mean, deviation = (torch.tensor(one, **shape).view(1, -1, 1, 1) for one in (mean, vae.config.latents_std))
+        return mean, scale / deviation
 
     def release_encoders(self) -> None:
         """Free the VAE and the text encoders."""

@@ -27,6 +27,7 @@ class UNetFamily(ABC):
     denoiser_folder = "unet"
     attention: Mapping[str, str] = ATTENTION["UNet2DConditionModel"]
     has_empty_prompt = True
+    has_encoder = True
     pipe: Any  # mypy does not see through diffusers' lazy imports.
 
     def __init__(
@@ -66,6 +67,27 @@ class UNetFamily(ABC):
         self.denoiser: nn.Module = self.pipe.unet
         self.folder, self.device, self._dtype, self._resolution = folder, device, dtype, resolution
         self.schedule: Schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
+
+    @property
+    def side(self) -> int:
+        """Pixels along a picture: as wanted, or the model's own."""
+        size: Any = self.pipe.unet.config.sample_size
+        return self._resolution or int(size if isinstance(size, int) else size[0]) * self._scale
+
+    @property
+    def picture_channels(self) -> int:
+        """Of what is encoded."""
+        return 3 if self.has_encoder else int(self.pipe.unet.config.in_channels)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the denoiser sees."""
+        return int(self.pipe.unet.config.in_channels), self.side // self._scale, self.side // self._scale
+
+    @property
+    def _scale(self) -> int:
+        """Pixels along the side of a latent's cell."""
+        return int(self.pipe.vae_scale_factor) if self.has_encoder else 1
 
     @abstractmethod
     def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
