@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from salun_diffusers.arguments import check
+from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
@@ -24,10 +25,8 @@ from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
-from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.output_places import require_outside_components, require_writable
-from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
     class_name,
@@ -50,6 +49,7 @@ class Request:
         concept: What to forget.
         base: Folder of the base model.
         class_name: Its pipeline class.
+        model: The base model itself, in its folder or in memory.
         disk: What it will write; None while the weights are not at hand.
     """
 
@@ -58,6 +58,7 @@ class Request:
     concept: Concept
     base: Path
     class_name: str
+    model: BaseModel
     disk: DiskSpace | None = None
 
     @property
@@ -66,10 +67,14 @@ class Request:
         return chosen_detector(self.concept, self.config)
 
 
-def accept(config: EraseConfig) -> Request:
+def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     """Check a request: values, prompts, mask file, output folder and base model, in the order of what they cost.
 
     Nothing is made or written. With `dry_run` no weights are fetched from the hub either.
+
+    Args:
+        config: What the user said.
+        held: The base model, where it lies in memory; else it is found by its name.
 
     Raises:
         UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
@@ -110,11 +115,13 @@ def accept(config: EraseConfig) -> Request:
 
         scheduler_class(str(config.scheduler))
     check_output(config.output_dir, config.resume_from_checkpoint)
-    if is_single_file(name):
+    if held is not None:
+        pass  # Nothing is to be found.
+    elif is_single_file(name):
         with_detector(find_concept(config), config)
     elif not is_local(name):
         check_unfetched(config)
-    base = find_model(
+    base = held.folder if held is not None else find_model(
         name,
         revision=config.revision,
         variant=config.variant,
@@ -123,6 +130,7 @@ def accept(config: EraseConfig) -> Request:
         single_file_config=config.single_file_config,
         check=require_erasable,
     )
+    model = held if held is not None else FolderModel(base, config.variant)
     index = model_index(base)
     require_erasable(base, index)
     denoiser_folder(index, base)
@@ -148,14 +156,15 @@ def accept(config: EraseConfig) -> Request:
         )
     settings = resolve(config, concept.numbers)
     disk = None
-    if not config.dry_run or is_local(name):
-        check_complete(base, config.variant)
+    if held is not None or not config.dry_run or is_local(name):
+        model.require_complete()
         denoiser = base / denoiser_folder(index, base)
-        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant)
-        disk = disk_space(size_of_copy(base, config.variant), selected, settings)
+        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant, sizes=model.sizes())
+        # A run that cannot be taken up again writes no checkpoints.
+        disk = disk_space(model.bytes_of_result(), 0 if model.is_held else selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_dir or "runs"), disk.total, what)
-    return Request(config, settings, concept, base, class_name(index), disk)
+    return Request(config, settings, concept, base, class_name(index), model, disk)
 
 
 def _text_space(base: Path, config: EraseConfig) -> TextSpace:
