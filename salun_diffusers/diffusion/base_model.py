@@ -78,7 +78,7 @@ class BaseModel(Protocol):
         """
         ...
 
-    def sizes(self) -> Mapping[str, int] | None:
+    def counts(self) -> Mapping[str, int] | None:
         """Weights of each tensor of the denoiser; None where its files say it."""
         ...
 
@@ -141,7 +141,7 @@ class FolderModel:
         """
         check_complete(self.folder, self.variant)
 
-    def sizes(self) -> None:
+    def counts(self) -> None:
         """The headers of its files say it."""
 
     def bytes_of_result(self) -> int:

@@ -67,7 +67,7 @@ def check_foreseen(
     scheduler: Path,
     settings: Settings,
     variant: str | None,
-    sizes: Mapping[str, int] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> int:
     """Check settings against the headers of the denoiser's weights and the scheduler's configuration.
 
@@ -76,7 +76,7 @@ def check_foreseen(
         scheduler: The scheduler's folder.
         settings: Of the run.
         variant: Variant of the weight files.
-        sizes: Weights of each tensor, of a denoiser that has no files.
+        counts: Weights of each tensor, of a denoiser that has no files.
 
     Returns:
         How many weights may move.
@@ -85,7 +85,7 @@ def check_foreseen(
         UserError: If no weight can be selected, the user's mask has none in common with the model, or sampling takes
             more steps than there are timesteps.
     """
-    shapes = sizes if sizes is not None else _stored_sizes(denoiser, variant)
+    shapes = counts if counts is not None else _stored_counts(denoiser, variant)
     kind = read_object(denoiser / "config.json", constants=float).get("_class_name")
     names = trained_names(shapes, settings.train_method, ATTENTION.get(str(kind), {}))
     sizes = [shapes[name] for name in names]
@@ -117,7 +117,7 @@ def check_foreseen(
     return selected
 
 
-def _stored_sizes(denoiser: Path, variant: str | None) -> dict[str, int]:
+def _stored_counts(denoiser: Path, variant: str | None) -> dict[str, int]:
     return {
         name: math.prod(entry["shape"])
         for file in weight_files(denoiser, variant)

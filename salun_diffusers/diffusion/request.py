@@ -121,14 +121,18 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         with_detector(find_concept(config), config)
     elif not is_local(name):
         check_unfetched(config)
-    base = held.folder if held is not None else find_model(
-        name,
-        revision=config.revision,
-        variant=config.variant,
-        cache_dir=config.cache_dir,
-        download=not config.dry_run,
-        single_file_config=config.single_file_config,
-        check=require_erasable,
+    base = (
+        held.folder
+        if held is not None
+        else find_model(
+            name,
+            revision=config.revision,
+            variant=config.variant,
+            cache_dir=config.cache_dir,
+            download=not config.dry_run,
+            single_file_config=config.single_file_config,
+            check=require_erasable,
+        )
     )
     model = held if held is not None else FolderModel(base, config.variant)
     index = model_index(base)
@@ -159,7 +163,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     if held is not None or not config.dry_run or is_local(name):
         model.require_complete()
         denoiser = base / denoiser_folder(index, base)
-        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant, sizes=model.sizes())
+        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant, counts=model.counts())
         # A run that cannot be taken up again writes no checkpoints.
         disk = disk_space(model.bytes_of_result(), 0 if model.is_held else selected, settings)
         what = "The erased pipeline with its work files and checkpoints"

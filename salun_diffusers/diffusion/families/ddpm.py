@@ -20,6 +20,7 @@ class ClassConditionalDDPM(UNetFamily):
     """A class-conditional DDPM, seen by the erasing code. The empty prompt is the null class."""
 
     kind = "class-conditional DDPM"
+    pipeline = ClassConditionalDDPMPipeline
     attention = ATTENTION["UNet2DModel"]
 
     def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
