@@ -120,6 +120,8 @@ def erase_held(
         wanted = dataclasses.replace(config, output_dir=folder, pretrained_model_name_or_path=model.name)
         try:
             request = accept(wanted, model)
+            told: Any = prompts  # The record has the prompts themselves; their file goes.
+            request = dataclasses.replace(request, config=dataclasses.replace(request.config, retain_prompts=told))
             with parked(pipe.unet):
                 run, report = run_erasure(request, command="")
                 patch = model.patch(run.pipeline)
@@ -132,7 +134,7 @@ def erase_held(
         put_weights(erased.unet, model.written[run.pipeline])
         if not in_place and way:
             enable(erased, way, where)
-        report = dataclasses.replace(report, config={**report.config, "retain_prompts": prompts})
+        report = dataclasses.replace(report, config={**report.config, "output_dir": config.output_dir})
         return erased, mask, report, run.root if config.output_dir else None, patch
 
 
