@@ -86,7 +86,7 @@ class HeldModel:
     @property
     def name(self) -> str:
         """What it was loaded from: an embedded model's name, a folder or a hub id, or else its class."""
-        configs = (self.pipe.config, self.pipe.unet.config)
+        configs = (self.pipe.config, getattr(getattr(self.pipe, "unet", None), "config", {}))
         path = next((str(config["_name_or_path"]) for config in configs if config.get("_name_or_path")), "")
         embedded = (name for name, folder in EMBEDDED.items() if path and Path(path).resolve() == folder.resolve())
         return next(embedded, path or type(self.pipe).__name__)
