@@ -111,6 +111,8 @@ def erase_held(
         held.enter_context(random_state_kept())
         way = offloading(pipe)
         where = torch.device(device) if device is not None else _device_of(pipe)
+        if where.type == "cuda":
+            held.enter_context(torch.cuda.device(where))  # Kernels of other libraries go to the present one.
         held.enter_context(without_offloading(pipe))
         model = HeldModel.described(pipe, scratch / "model", where)
         prompts = config.retain_prompts
@@ -133,7 +135,7 @@ def erase_held(
         erased = pipe if in_place else copied(pipe, shared=not way)
         put_weights(erased.unet, model.written[run.pipeline])
         if not in_place and way:
-            enable(erased, way, where)
+            enable(erased, way, torch.device(pipe._offload_device))
         report = dataclasses.replace(report, config={**report.config, "output_dir": config.output_dir})
         return erased, mask, report, run.root if config.output_dir else None, patch
 
