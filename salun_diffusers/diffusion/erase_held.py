@@ -106,8 +106,7 @@ def erase_held(
         raise UserError("erase(pipe, …) works in one process; several share `accelerate launch erase.py`.")
     with ExitStack() as held:
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="salun-")))
-        held.enter_context(torch.inference_mode(False))
-        held.enter_context(torch.enable_grad())
+        held.enter_context(torch.inference_mode(False))  # This lets gradients be taken, whatever the caller said.
         held.enter_context(random_state_kept())
         way = offloading(pipe)
         where = torch.device(device) if device is not None else _device_of(pipe)
