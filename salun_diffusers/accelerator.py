@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     AutocastKwargs,
     DistributedType,
@@ -34,7 +34,12 @@ _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MUL
 
 @contextmanager
 def engine(
-    *, mixed_precision: str | None, gradient_accumulation_steps: int, report_to: str | None, trains: bool = True
+    *,
+    mixed_precision: str | None,
+    gradient_accumulation_steps: int,
+    report_to: str | None,
+    trains: bool = True,
+    device: torch.device | None = None,
 ) -> Iterator[Accelerator]:
     """An `Accelerator` that knows nothing of an earlier one.
 
@@ -46,6 +51,7 @@ def engine(
         gradient_accumulation_steps: Batches per optimizer step.
         report_to: Name of a tracker, or None.
         trains: Whether gradients are taken.
+        device: Where a single process computes; None leaves that to accelerate.
 
     Raises:
         UserError: If accelerate refuses the settings, or is configured for what the mask cannot work with or for what
@@ -57,7 +63,9 @@ def engine(
     shared = AcceleratorState._shared_state
     earlier = dict(shared)
     shared.clear()
+    placed = ExitStack()
     try:
+        placed.enter_context(_computing_on(device))
         # autocast would keep the weights that it casts until its block ends; up to torch 2.10 those cast without
         # gradient, too. A network that is its own teacher in the block then loses its gradients (pytorch#158232).
         handlers = [AutocastKwargs(cache_enabled=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
@@ -86,8 +94,29 @@ def engine(
         finally:
             torch.set_num_threads(threads)
     finally:
+        placed.close()
         shared.clear()
         shared.update(earlier)
+
+
+@contextmanager
+def _computing_on(device: torch.device | None) -> Iterator[None]:
+    """Within the block accelerate takes this device, whatever an earlier engine of the process took."""
+    if device is None:
+        yield
+        return
+    shared, name = PartialState._shared_state, "ACCELERATE_TORCH_DEVICE"
+    earlier, told = dict(shared), os.environ.get(name)
+    shared.clear()
+    os.environ[name] = str(device)
+    try:
+        yield
+    finally:
+        shared.clear()
+        shared.update(earlier)
+        os.environ.pop(name)
+        if told is not None:
+            os.environ[name] = told
 
 
 def _refuse_configured(mixed_precision: str | None, trains: bool) -> None:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+Watcher = Callable[[str, int, int, Mapping[str, float]], object]
+"""Called with the stage, what is done of it, its total, and values such as the loss."""
+_WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
+# In a notebook the bar is a widget, which has its own width.
+_NOTEBOOK = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+_BAR = "{bar}" if _NOTEBOOK else "{bar:24}"
+_LINE = "{desc} {percentage:3.0f}% |" + _BAR + "| {n_fmt}/{total_fmt} {rate_fmt} {remaining} left{postfix}"
 
 
 class Progress:
@@ -25,9 +34,10 @@ class Progress:
     """
 
     def __init__(self, stage: str, total: int, shown: bool = True, done: int = 0) -> None:
+        self._stage, self._total, self._done = stage, total, done
         self._bar = tqdm(
             total=total, initial=done, desc=f"{stage:<17}", disable=not shown, file=sys.stderr, dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} {rate_fmt} {remaining} left{postfix}",
+            bar_format=_LINE,
             # A log file gets a line now and then, a terminal a moving bar.
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )  # fmt: skip
@@ -37,6 +47,9 @@ class Progress:
         if values:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
         self._bar.update(count)
+        self._done += count
+        for watcher in _WATCHERS.get():
+            watcher(self._stage, self._done, self._total, values)
 
     def __enter__(self) -> Progress:
         return self
@@ -45,6 +58,20 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+@contextmanager
+def watched(watcher: Watcher | None) -> Iterator[None]:
+    """Call somebody at every step of every bar within the block; an exception of theirs ends the work.
+
+    Args:
+        watcher: Who, or None for nobody.
+    """
+    before = _WATCHERS.set((*_WATCHERS.get(), watcher) if watcher is not None else _WATCHERS.get())
+    try:
+        yield
+    finally:
+        _WATCHERS.reset(before)
 
 
 @contextmanager

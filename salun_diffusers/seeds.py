@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -20,3 +24,18 @@ def stream_seed(seed: int, *name: str | int) -> int:
 def stream(seed: int, *name: str | int) -> torch.Generator:
     """A CPU generator for one purpose of a run."""
     return torch.Generator().manual_seed(stream_seed(seed, *name))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever the block draws, Python's, numpy's and torch's random numbers go on after it as if it had drawn none."""
+    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)

@@ -123,7 +123,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("one.hidden_states[-2]", "one.hidden_states[-1]"),
             ("kept * found[1].text_embeds", "found[1].text_embeds"),
             ("[[side, side, 0, 0, side, side]]", "[[0, 0, side, side, side, side]]"),
-            ("pipe.vae.to(torch.float32)", "pipe.vae.to(torch.float16)"),
+            ("(self.pipe.vae).to(torch.float32)", "(self.pipe.vae).to(torch.float16)"),
         ]
     },
     "diffusion/trainer.py": {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.utils import InitProcessGroupKwargs
 
 from salun_diffusers import accelerator as accelerator_module
@@ -78,3 +79,20 @@ def test_one_thread_that_was_asked_for_stays_one(
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert f"threads {expected}\n" in ended.stdout, ended.stderr[-2000:]
+
+
+def test_a_device_that_was_asked_for_is_taken_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever device an earlier engine of the process took, and for this one only."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    plain: dict[str, Any] = {"mixed_precision": "no", "gradient_accumulation_steps": 1, "report_to": None}
+    with engine(**plain) as before:
+        assert str(before.device) == "cpu"
+    with engine(**plain, device=torch.device("cpu:0")) as accelerator:
+        assert str(accelerator.device) == "cpu:0"
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+    with engine(**plain) as after:
+        assert str(after.device) == "cpu"
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu:0")
+    with engine(**plain, device=torch.device("cpu")) as accelerator:
+        assert str(accelerator.device) == "cpu"
+    assert os.environ["ACCELERATE_TORCH_DEVICE"] == "cpu:0"

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import PartialState
+from held_pipes import QUICK, load
 from safetensors.torch import load_file
 from tiny_runs import tiny_settings
 
+from salun_diffusers import erase
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
@@ -156,3 +158,44 @@ def test_a_stopped_run_goes_on(
     for name, tensor in weights_of(tmp_path / "stopped").items():
         # A GPU's sums are not always in the same order.
         assert torch.allclose(tensor, whole[name], atol=0 if DEVICE.type == "cpu" else 1e-4), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *([torch.float16] if ON_A_GPU else [])])
+def test_a_pipeline_in_memory_stays_where_it_is(tiny_pipeline: Path, dtype: torch.dtype) -> None:
+    pipe = load(tiny_pipeline, dtype=dtype).to(DEVICE)
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    torch.manual_seed(5)
+    wanted = torch.rand(3, device=DEVICE)
+    torch.manual_seed(5)
+    result = erase(pipe, "disc", **QUICK)
+    assert torch.equal(torch.rand(3, device=DEVICE), wanted)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        assert {(tensor.device.type, tensor.dtype) for tensor in part.parameters()} == {(DEVICE.type, dtype)}
+    assert result.patch is not None and result.patch.number_moved > 1000
+    drawn = pipe("a star", num_inference_steps=2, output_type="latent").images
+    assert drawn.device.type == DEVICE.type and bool(drawn.isfinite().all())
+    result.undo()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.unet.state_dict().items())
+
+
+# accelerate's sequential offloading cannot be drawn with on a CPU.
+@pytest.mark.parametrize("way", ["model", *(["sequential"] if ON_A_GPU else [])])
+def test_an_offloaded_pipeline_in_memory_draws_what_another_one_draws(tiny_pipeline: Path, way: str) -> None:
+    plain, offloaded = load(tiny_pipeline).to(DEVICE), load(tiny_pipeline)
+    getattr(offloaded, f"enable_{way}_cpu_offload")(device=DEVICE)
+    drawn = []
+    for pipe in (plain, offloaded):
+        erase(pipe, "disc", **QUICK)
+        generator = torch.Generator().manual_seed(1)
+        drawn.append(pipe("a star", num_inference_steps=2, output_type="latent", generator=generator).images.cpu())
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_pipeline_on_the_cpu_is_computed_there(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine has: the result is that of a machine without."""
+    first, second = load(tiny_pipeline), load(tiny_pipeline)
+    erase(first, "disc", **QUICK)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    erase(second, "disc", **QUICK)
+    weights = second.unet.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in first.unet.state_dict().items())

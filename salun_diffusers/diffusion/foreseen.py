@@ -74,7 +74,14 @@ def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
     return DiskSpace(2 * copy, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
 
 
-def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant: str | None, concepts: int = 1) -> int:
+def check_foreseen(
+    denoiser: Path,
+    scheduler: Path,
+    settings: Settings,
+    variant: str | None,
+    concepts: int = 1,
+    counts: Mapping[str, int] | None = None,
+) -> int:
     """Check settings against the headers of the denoiser's weights and the scheduler's configuration.
 
     Args:
@@ -83,6 +90,7 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
         settings: Of the run.
         variant: Variant of the weight files.
         concepts: How many the run forgets.
+        counts: Weights of each tensor, of a denoiser that has no files.
 
     Returns:
         How many weights may move at most.
@@ -91,12 +99,7 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
         UserError: If no weight can be selected, the user's mask has none in common with the model, or sampling takes
             more steps than there are timesteps.
     """
-    shapes = {
-        name: math.prod(entry["shape"])
-        for file in weight_files(denoiser, variant)
-        for name, entry in check_whole(file).items()
-        if name != "__metadata__"
-    }
+    shapes = counts if counts is not None else _stored_counts(denoiser, variant)
     kind = read_object(denoiser / "config.json", constants=float).get("_class_name")
     names = trained_names(shapes, settings.train_method, ATTENTION.get(str(kind), {}))
     sizes = [shapes[name] for name in names]
@@ -127,6 +130,15 @@ def check_foreseen(denoiser: Path, scheduler: Path, settings: Settings, variant:
             f"{settings.num_inference_steps}."
         )
     return selected
+
+
+def _stored_counts(denoiser: Path, variant: str | None) -> dict[str, int]:
+    return {
+        name: math.prod(entry["shape"])
+        for file in weight_files(denoiser, variant)
+        for name, entry in check_whole(file).items()
+        if name != "__metadata__"
+    }
 
 
 def _selected_in_file(mask: str, names: Iterable[str], denoiser: Path) -> int:

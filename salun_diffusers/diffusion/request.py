@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from salun_diffusers.arguments import check
+from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
@@ -22,16 +23,13 @@ from salun_diffusers.diffusion.own_sets import OwnSets, sized, with_own_sets
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
-from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextEncoderSpace, TextSpace
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
-from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.output_places import require_outside_components, require_writable
-from salun_diffusers.files.pipeline_copy import size_of_copy
 from salun_diffusers.files.pipeline_folder import (
     CLASS_CONDITIONAL,
     class_name,
@@ -54,6 +52,7 @@ class Request:
         concept: What to forget.
         base: Folder of the base model.
         class_name: Its pipeline class.
+        model: The base model itself, in its folder or in memory.
         disk: What it will write; None while the weights are not at hand.
         own: Pictures of the user's.
     """
@@ -63,6 +62,7 @@ class Request:
     concept: Concept
     base: Path
     class_name: str
+    model: BaseModel
     disk: DiskSpace | None = None
     own: OwnSets = field(default_factory=OwnSets)
 
@@ -72,10 +72,14 @@ class Request:
         return chosen_detector(self.concept, self.config)
 
 
-def accept(config: EraseConfig) -> Request:
+def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     """Check a request: values, prompts, mask file, output folder and base model, in the order of what they cost.
 
     Nothing is made or written. With `dry_run` no weights are fetched from the hub either.
+
+    Args:
+        config: What the user said.
+        held: The base model, where it lies in memory; else it is found by its name.
 
     Raises:
         UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
@@ -117,22 +121,27 @@ def accept(config: EraseConfig) -> Request:
         scheduler_class(str(config.scheduler))
     check_own_flags(config)
     check_output(config.output_dir, config.resume_from_checkpoint)
-    if is_single_file(name):
-        with_detector(concept_of(config, find_concept), config)
-    elif not is_local(name):
-        check_unfetched(config)
     # A model that lies here is looked at first, one that has to be fetched or written out last.
-    early = is_single_file(name) or not is_local(name)
+    early = held is None and (is_single_file(name) or not is_local(name))
+    if early and is_single_file(name):
+        with_detector(concept_of(config, find_concept), config)
+    elif early:
+        check_unfetched(config)
     own = read_own_sets(config) if early else OwnSets()
-    base = find_model(
-        name,
-        revision=config.revision,
-        variant=config.variant,
-        cache_dir=config.cache_dir,
-        download=not config.dry_run,
-        single_file_config=config.single_file_config,
-        check=require_erasable,
+    base = (
+        held.folder
+        if held is not None
+        else find_model(
+            name,
+            revision=config.revision,
+            variant=config.variant,
+            cache_dir=config.cache_dir,
+            download=not config.dry_run,
+            single_file_config=config.single_file_config,
+            check=require_erasable,
+        )
     )
+    model = held if held is not None else FolderModel(base, config.variant)
     index = model_index(base)
     require_erasable(base, index)
     denoiser_folder(index, base)
@@ -141,7 +150,7 @@ def accept(config: EraseConfig) -> Request:
             require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
     kind = kind_of(base, class_name(index), config.prediction_type)
-    network, space = _network(base, index), _text_space(base, config)
+    network, space = _network(base, index), model.text_space()
 
     def find(one: EraseConfig) -> Concept:
         return class_concept(one, index, network) if classes else find_concept(one, kind, space)
@@ -170,20 +179,17 @@ def accept(config: EraseConfig) -> Request:
             f"{settings.num_forget_images}."
         )
     disk = None
-    if not config.dry_run or is_local(name):
-        check_complete(base, config.variant)
+    if held is not None or not config.dry_run or is_local(name):
+        model.require_complete()
         denoiser = base / denoiser_folder(index, base)
-        selected = check_foreseen(denoiser, base / "scheduler", settings, config.variant, concept.groups)
-        disk = disk_space(size_of_copy(base, config.variant), selected, settings)
+        selected = check_foreseen(
+            denoiser, base / "scheduler", settings, config.variant, concept.groups, counts=model.counts()
+        )
+        # A run that cannot be taken up again writes no checkpoints.
+        disk = disk_space(model.bytes_of_result(), 0 if model.is_held else selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_dir or "runs"), disk.total, what)
-    return Request(config, settings, concept, base, class_name(index), disk, own)
-
-
-def _text_space(base: Path, config: EraseConfig) -> TextSpace:
-    """How near words lie to a model's text encoder, where its weights are here already."""
-    at_hand = any((base / "text_encoder").glob("*.safetensors"))
-    return TextEncoderSpace(base, config.variant) if at_hand else NOT_AT_HAND
+    return Request(config, settings, concept, base, class_name(index), model, disk, own)
 
 
 def _network(base: Path, index: dict[str, object]) -> dict[str, object]:

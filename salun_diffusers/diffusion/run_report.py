@@ -21,7 +21,6 @@ from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.validation import Pictures, Samples, measure
 from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.image_folder import blurred
-from salun_diffusers.files.loading import loading_line
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.mask import SaliencyMask
@@ -106,7 +105,7 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         environment={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         command=run.command,
         series=tuple(outcome.history),
-        load=loading_line(run.folder.pipeline, config.variant),
+        load=request.model.at(run.folder.pipeline).loading_line(),
     )
     obscured = concept.explicit and not config.show_explicit
     if obscured:

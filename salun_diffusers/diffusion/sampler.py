@@ -16,7 +16,6 @@ from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.run_folder import identity_of
 from salun_diffusers.progress import Progress
 
 
@@ -94,5 +93,5 @@ def sampler_of_base(family: Family, request: Request, run: Run) -> Sampler:
 
 def sampler_of_erased(family: Family, request: Request, run: Run) -> Sampler:
     """Draws with the erased model that the run wrote."""
-    identity = decided_by_main(run.accelerator, lambda: identity_of(run.folder.pipeline))
+    identity = decided_by_main(run.accelerator, request.model.at(run.folder.pipeline).identity)
     return Sampler(family, request.settings, run, run.folder.work / "drawn", identity)

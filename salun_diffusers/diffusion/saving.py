@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,28 +13,16 @@ from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError, tell
-from salun_diffusers.files.component_files import weight_files
-from salun_diffusers.files.pipeline_copy import copy_with_denoiser
-from salun_diffusers.files.stored_weights import stored_dtypes
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.masks.patch import patch_between
-from salun_diffusers.masks.receipt import MaskReceipt, compare
+from salun_diffusers.masks.receipt import MaskReceipt
 
 
 def write_erased(run: Run, request: Request, family: Family) -> None:
     """Write the erased pipeline."""
-    base, variant = request.base, request.config.variant
     if run.main:
-        _cast(family.denoiser, request.settings.save_dtype, stored_dtypes(base / family.denoiser_folder, variant))
-        denoiser: Any = family.denoiser
-        copy_with_denoiser(
-            base,
-            run.folder.pipeline,
-            lambda folder: denoiser.save_pretrained(folder, variant=variant, safe_serialization=True),
-            variant=variant,
-        )
-        weights = weight_files(run.folder.pipeline / family.denoiser_folder, variant)
+        _cast(family.denoiser, request.settings.save_dtype, request.model.dtypes())
+        weights = request.model.write(run.folder.pipeline, family.denoiser)
         run.folder.mark_done("pipeline", run.marks.pipeline, run.folder.mask, *weights)
     run.accelerator.wait_for_everyone()
 
@@ -46,12 +33,11 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
     Raises:
         ReceiptError: If something differs that the mask does not let move.
     """
-    base, variant = request.base, request.config.variant
     if run.main and request.settings.save_patch:
         with full_disk_is_told("the patch"):
-            patch_between(base, run.folder.pipeline, (variant, variant)).save(run.folder.patch)
+            request.model.patch(run.folder.pipeline).save(run.folder.patch)
     # Both denoisers are in memory then: once a machine, not once a process.
-    receipt = decided_by_main(run.accelerator, lambda: compare(base, run.folder.pipeline, mask, (variant, variant)))
+    receipt = decided_by_main(run.accelerator, lambda: request.model.receipt(run.folder.pipeline, mask))
     if not receipt.holds:
         raise ReceiptError(f"The mask receipt failed, do not use {run.folder.pipeline}: {receipt.sentence()}")
     return receipt

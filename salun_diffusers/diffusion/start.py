@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from salun_diffusers.accelerator import decided_by_main, engine, made_by_main, sampling_dtype, start_trackers
+from salun_diffusers.diffusion.base_model import Loading
 from salun_diffusers.diffusion.earlier import EARLIER, earlier_records
 from salun_diffusers.diffusion.encoding import require_room
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted
 from salun_diffusers.diffusion.families.family import Family
-from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import real_sets
 from salun_diffusers.diffusion.masks import given_masks
@@ -30,7 +30,7 @@ from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import Detector, make_detector
 from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
-from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of, open_run, under_way
+from salun_diffusers.files.run_folder import RunFolder, check_output, open_run, under_way
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.progress import Clock
 
@@ -38,15 +38,18 @@ _MOST_WARNINGS = 10  # Captions of pictures may be thousands.
 
 
 def load_family(accelerator: Accelerator, request: Request, folder: Path) -> Family:
-    """Load a pipeline folder of the request's kind for a run's device and precision, with the scheduler that draws."""
-    family = family_of(request.class_name)(
-        folder,
-        device=accelerator.device,
-        variant=request.config.variant,
-        dtype=sampling_dtype(accelerator),
-        prediction_type=request.settings.prediction_type,
-        resolution=request.settings.resolution,
-    )
+    """Load the request's model, or the one erased from it, for a run's device and precision and with its scheduler.
+
+    Args:
+        accelerator: Of the run.
+        request: Its model and settings.
+        folder: Of the base, or where the erased pipeline was written; a model in memory knows it by that name.
+    """
+    settings = request.settings
+    loading = Loading(
+        accelerator.device, sampling_dtype(accelerator), settings.prediction_type, settings.resolution
+    )  # fmt: skip
+    family = request.model.at(folder).family(request.class_name, loading)
     if request.settings.scheduler != OWN_SCHEDULER:
         replace_scheduler(family.pipe, request.settings.scheduler)
         require_steps(family.pipe, request.settings.num_inference_steps)
@@ -77,6 +80,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         report_to=config.report_to,
+        device=request.model.device,
     ) as accelerator:
         if config.enable_xformers_memory_efficient_attention and accelerator.is_main_process:
             tell("note", "--enable_xformers_memory_efficient_attention changes nothing: attention is torch's (SDPA).")
@@ -84,7 +88,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             torch.backends.cuda.matmul.allow_tf32 = True
         refuse_unshardable(accelerator, settings)
         detector = made_by_main(accelerator, lambda: make_detector(request.detector))
-        base = decided_by_main(accelerator, lambda: identity_of(request.base))
+        base = decided_by_main(accelerator, request.model.identity)
         about = run_mark(base, concept, settings)
         decided_by_main(accelerator, lambda: check_output(config.output_dir, config.resume_from_checkpoint, about))
         set_seed(settings.seed)
@@ -118,7 +122,8 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
             logs = folder.root / config.logging_dir
             start_trackers(accelerator, logs, config.tracker_project_name, recorded(config, settings))
-            run, handed_over = Run(accelerator, folder, clock, base, marks, command), [family]
+            run = Run(accelerator, folder, clock, base, marks, command, not request.model.is_held)
+            handed_over = [family]
             del family  # Whoever takes it decides when it is freed.
             yield run, handed_over.pop(), real, detector
             accelerator.end_training()

@@ -24,6 +24,7 @@ class Run:
         base: SHA-256 of the base model.
         marks: Fingerprints of its stages.
         command: The command as typed, for the record.
+        resumable: Whether it can be taken up again: else checkpoints have no use.
     """
 
     accelerator: Accelerator
@@ -32,6 +33,7 @@ class Run:
     base: str
     marks: StageMarks
     command: str
+    resumable: bool = True
 
     @property
     def main(self) -> bool:

@@ -173,7 +173,7 @@ def fine_tune(
             accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step + 1)
             bar.advance(loss=row["loss"], lr=rate)
             # A finite loss says nothing of the update that followed it.
-            saving = is_due(step + 1, steps, settings.checkpointing_steps)
+            saving = run.resumable and is_due(step + 1, steps, settings.checkpointing_steps)
             if (saving or step + 1 == steps) and not all_finite(accelerator, selected.weights):
                 raise _diverged("A weight became infinite or NaN", step + 1, folder)
             if saving:

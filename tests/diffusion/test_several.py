@@ -181,10 +181,10 @@ class TestRun:
 
 
 class TestOtherModels:
-    def test_free_text_of_a_table_on_the_layout_of_1_4(self, words, sd14, retain_file, tmp_path):
+    def test_free_text_of_a_table_on_the_layout_of_1_4(self, words, sd14, tmp_path):
         table = tmp_path / "c.csv"
         table.write_text("concept,anchor,kind\na heart,,object\nsquare,a circle,object\n")
-        flags = small(words, pretrained_model_name_or_path=sd14, retain_prompts=retain_file, concepts=table)
+        flags = small(words, pretrained_model_name_or_path=sd14, retain_prompts=None, concepts=table)
         assert main([*flags, "--output_dir", str(tmp_path / "run")]) == 0
         assert report(tmp_path / "run")["concept"] == "a heart + square"
         told = json.loads((tmp_path / "run" / "config.json").read_text())["concept_prompts"]

@@ -21,6 +21,7 @@ class ClassConditionalDDPM(UNetFamily):
 
     kind = "class-conditional DDPM"
     has_encoder = False
+    pipeline = ClassConditionalDDPMPipeline
     attention = ATTENTION["UNet2DModel"]
 
     def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:

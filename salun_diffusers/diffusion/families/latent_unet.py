@@ -20,10 +20,6 @@ from salun_diffusers.files.loading import load_folder
 class LatentUNetFamily(UNetFamily):
     """A U-Net on VAE latents with CLIP text encoders, seen by the erasing code; a subclass says how prompts enter."""
 
-    pipeline: ClassVar[Any]
-    """The class of diffusers that loads it and draws."""
-    options: ClassVar[Mapping[str, Any]] = {}
-    """Arguments of its `from_pretrained`: without what would change or hide pictures."""
     arguments: ClassVar[Mapping[str, str]] = {"encoder_hidden_states": "prompt_embeds"}
     """What the pipeline calls those conditions that it takes; with ``negative_`` before it where they are ∅."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import copy
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -25,11 +24,10 @@ class StableDiffusionXL(LatentUNetFamily):
     options = {"add_watermarker": False}  # noqa: RUF012  # never written to
     arguments = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}  # noqa: RUF012
 
-    def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-        pipe = super()._load(folder, dtype, variant)
-        if dtype == torch.float16 and pipe.vae.config.force_upcast:
-            pipe.vae.to(torch.float32)  # Its activations exceed fp16.
-        return pipe
+    def _upcast(self, dtype: torch.dtype) -> None:
+        """The VAE, whose activations exceed fp16; a copy, as it may be somebody else's, too."""
+        if dtype == torch.float16 and self.pipe.vae.config.force_upcast:
+            self.pipe.vae = copy.deepcopy(self.pipe.vae).to(torch.float32)
 
     def _encode_one(self, prompt: str) -> Conditions:
         """Both encoders' last hidden states but one side by side, the second's pooled projection, and the sizes."""

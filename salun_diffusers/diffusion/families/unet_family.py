@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ class UNetFamily(ABC):
 
     kind: ClassVar[str]
     """What the folder must be, in an error."""
+    pipeline: ClassVar[Any]
+    """The class that draws."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of the pipeline: without what would change or hide pictures."""
     denoiser_folder = "unet"
     attention: Mapping[str, str] = ATTENTION["UNet2DConditionModel"]
     has_empty_prompt = True
@@ -60,10 +64,43 @@ class UNetFamily(ABC):
                 self.pipe = self._load(folder, dtype, variant)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} cannot be loaded as a {self.kind}: {one_line(error, 300)}") from error
+        self.pipe.to(device)
+        self._begin(folder, device=device, dtype=dtype, prediction_type=prediction_type, resolution=resolution)
+
+    @classmethod
+    def around(
+        cls,
+        pipe: Any,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        prediction_type: str = "scheduler",
+        resolution: int = 0,
+    ) -> Self:
+        """The family of a pipeline that is in memory, which then is the family's own.
+
+        Args:
+            pipe: Of the class that `_load` returns, its denoiser in fp32, everything on the device.
+            folder: What messages call it.
+            device: As for a folder.
+            dtype: As for a folder.
+            prediction_type: As for a folder.
+            resolution: As for a folder.
+        """
+        family = cls.__new__(cls)
+        family.pipe = pipe
+        family._begin(folder, device=device, dtype=dtype, prediction_type=prediction_type, resolution=resolution)
+        return family
+
+    def _begin(
+        self, folder: Path, *, device: torch.device, dtype: torch.dtype, prediction_type: str, resolution: int
+    ) -> None:
+        """Take up the pipeline, wherever it is from."""
         if prediction_type != "scheduler":
             self.pipe.scheduler.register_to_config(prediction_type=prediction_type)
         self.pipe.set_progress_bar_config(disable=True)
-        self.pipe.to(device)
+        self._upcast(dtype)
         self.denoiser: nn.Module = self.pipe.unet
         self.folder, self.device, self._dtype, self._resolution = folder, device, dtype, resolution
         self.schedule: Schedule = NoiseSchedule(self.pipe.scheduler, folder, device)
@@ -92,6 +129,10 @@ class UNetFamily(ABC):
     @abstractmethod
     def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         """The pipeline, with the denoiser in fp32 and all else in `dtype`."""
+
+    def _upcast(self, dtype: torch.dtype) -> None:
+        """Put parts into fp32 that cannot compute in this type; a family without such parts has nothing to do."""
+        return
 
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """ε, v or x₀, as the network answers."""

@@ -54,6 +54,18 @@ class TextEncoderSpace:
         """
         self._folder, self._variant = folder, variant
 
+    @classmethod
+    def around(cls, tokenizer: Any, encoder: Any) -> TextEncoderSpace:
+        """A text encoder that is loaded already.
+
+        Args:
+            tokenizer: Its tokenizer.
+            encoder: In fp32 on the CPU, in eval mode.
+        """
+        made = cls(Path())
+        made.__dict__ |= {"_tokenizer": tokenizer, "_encoder": encoder}  # What would be loaded when first asked.
+        return made
+
     def knows(self, words: str) -> bool:
         """Whether any word of three letters or more is more to the tokenizer than its letters.
 
