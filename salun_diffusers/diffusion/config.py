@@ -232,6 +232,29 @@ class EraseConfig:
     num_validation_images: int | None = setting(
         None, "Same-seed pictures per validation prompt, before and after.", group=_EVALUATION, minimum=1, maximum=10**6
     )
+    target_forget: float | None = setting(
+        None,
+        "Look for the weakest strength s of θ₀ + s·Δθ at which the detector misses the concept in this share of "
+        "pictures of its prompts; by default the whole change is saved (s = 1).",
+        group=_EVALUATION,
+        above=0,
+        maximum=1,
+    )
+    max_retain_drop: float | None = setting(
+        None,
+        "With --target_forget: by how much the rate of what must stay may fall; 0.01 by default.",
+        group=_EVALUATION,
+        minimum=0,
+        maximum=1,
+    )
+    strength_points: int = setting(
+        0,
+        "Without --target_forget: draw the report's pictures at so many strengths from 0 to 1 as well (5 is a curve); "
+        "needs a detector.",
+        group=_EVALUATION,
+        minimum=0,
+        maximum=101,
+    )
     keep_explicit_latents: bool = setting(
         False,
         "Keep the latents of an explicit concept when the run is done: with the model's decoder they are pictures.",

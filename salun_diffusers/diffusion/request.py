@@ -21,6 +21,7 @@ from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
 from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextEncoderSpace, TextSpace
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
+from salun_diffusers.diffusion.strength_prompts import check_strength
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
@@ -99,6 +100,11 @@ def accept(config: EraseConfig) -> Request:
         )
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
+    if config.max_retain_drop is not None and config.target_forget is None:
+        raise UserError(
+            f"--max_retain_drop {config.max_retain_drop:g} bounds what a search for the strength may cost: "
+            "--target_forget, such as 0.98, is required with it."
+        )
     if config.vram is not None and not config.dry_run:
         raise UserError(
             f"--vram says what a run may take, for --dry_run; got {config.vram:g} without it. Take the flags it prints."
@@ -147,6 +153,7 @@ def accept(config: EraseConfig) -> Request:
             "one size."
         )
     settings = resolve(config, concept.numbers)
+    check_strength(concept, config)
     disk = None
     if not config.dry_run or is_local(name):
         check_complete(base, config.variant)

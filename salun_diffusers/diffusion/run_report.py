@@ -35,6 +35,7 @@ from salun_diffusers.reports.report import (
     ReceiptSummary,
     ReportImages,
 )
+from salun_diffusers.reports.strength import StrengthCurve
 from salun_diffusers.reports.verdict import Verdict, decide_verdict
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
@@ -50,6 +51,7 @@ class Outcome:
         mask: The run's mask.
         receipt: What moved.
         history: Rows of the fine-tuning.
+        strength: Rates against the strength, and the one that was taken; None where nobody looked.
     """
 
     before: Pictures
@@ -57,6 +59,7 @@ class Outcome:
     mask: SaliencyMask
     receipt: MaskReceipt
     history: Sequence[Mapping[str, Any]]
+    strength: StrengthCurve | None = None
 
 
 def write_report(run: Run, request: Request, detector: Detector | None, outcome: Outcome) -> EvaluationReport:
@@ -96,7 +99,12 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         base=config.pretrained_model_name_or_path,
         recipe=f"{settings.objective}, {settings.recipe} settings" if baseline else settings.recipe,
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
-        receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
+        receipt=ReceiptSummary(
+            receipt.violations,
+            receipt.violations == 0,
+            receipt.moved / receipt.weights,
+            outcome.strength.chosen if outcome.strength else 1.0,
+        ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),
@@ -107,6 +115,7 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         command=run.command,
         series=tuple(outcome.history),
         load=loading_line(run.folder.pipeline, config.variant),
+        strength=outcome.strength,
     )
     hidden = concept.explicit and not config.show_explicit
     if hidden:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,20 +25,25 @@ from salun_diffusers.masks.receipt import MaskReceipt, compare
 
 
 def write_erased(run: Run, request: Request, family: Family) -> None:
-    """Write the erased pipeline."""
-    base, variant = request.base, request.config.variant
+    """Write the erased pipeline at full strength."""
     if run.main:
-        _cast(family.denoiser, request.settings.save_dtype, stored_dtypes(base / family.denoiser_folder, variant))
-        denoiser: Any = family.denoiser
-        copy_with_denoiser(
-            base,
-            run.folder.pipeline,
-            lambda folder: denoiser.save_pretrained(folder, variant=variant, safe_serialization=True),
-            variant=variant,
-        )
-        weights = weight_files(run.folder.pipeline / family.denoiser_folder, variant)
+        weights = write_pipeline(run, request, family)
         run.folder.mark_done("pipeline", run.marks.pipeline, run.folder.mask, *weights)
     run.accelerator.wait_for_everyone()
+
+
+def write_pipeline(run: Run, request: Request, family: Family) -> list[Path]:
+    """Write the base with the family's present denoiser; the main process does. Returns the files of weights."""
+    base, variant = request.base, request.config.variant
+    _cast(family.denoiser, request.settings.save_dtype, stored_dtypes(base / family.denoiser_folder, variant))
+    denoiser: Any = family.denoiser
+    copy_with_denoiser(
+        base,
+        run.folder.pipeline,
+        lambda folder: denoiser.save_pretrained(folder, variant=variant, safe_serialization=True),
+        variant=variant,
+    )
+    return list(weight_files(run.folder.pipeline / family.denoiser_folder, variant))
 
 
 def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt:

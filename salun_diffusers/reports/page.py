@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from salun_diffusers.reports.figures import EmbeddedPicture, block_chart, embed_picture, loss_chart
+from salun_diffusers.reports.figures import EmbeddedPicture, block_chart, embed_picture, loss_chart, strength_chart
 from salun_diffusers.reports.measurement import Comparison, Measurement, percent
 from salun_diffusers.reports.report import EvaluationReport, GridRow, ReportImages
+from salun_diffusers.reports.strength import StrengthCurve, StrengthPoint
 
 KEY_GROUP = "drift"  # measurements of this group are key figures, next to the comparisons
 _BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": "no better way"}
@@ -80,9 +81,37 @@ def html_page(report: EvaluationReport, images: ReportImages) -> str:
             for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
             if (chart := loss_chart(report.series, key))
         ],
+        strength=Markup(strength_chart(report.strength)),
+        strength_rows=strength_rows(report.strength),
         receipt_sentence=receipt_sentence(report),
         commands=_commands(report),
     )
+
+
+@dataclass(frozen=True)
+class StrengthRow:
+    """One line of the table of strengths; `chosen` marks the saved weights."""
+
+    point: StrengthPoint
+    fall: str
+    chosen: bool
+
+
+def strength_rows(curve: StrengthCurve | None) -> list[StrengthRow]:
+    """The table of a curve; empty without one."""
+    if curve is None:
+        return []
+    base = curve.points[0]
+    return [
+        StrengthRow(
+            point,
+            "–"
+            if point is base or point.retained is None
+            else f"{-100 * point.fall(base) + 0.0:+.1f}".replace("-", "−"),
+            (point.strength, point.steps) == (curve.chosen, curve.steps),
+        )
+        for point in curve.points
+    ]
 
 
 def receipt_sentence(report: EvaluationReport) -> str:
