@@ -255,6 +255,12 @@ class EraseConfig:
         minimum=0,
         maximum=101,
     )
+    collateral: bool = setting(
+        False,
+        "Also measure what else changed: neighbours one by one, colours, numbers and places, everyday captions, KID; "
+        "300 pictures a side on the demo, about 330 with --clip.",
+        group=_EVALUATION,
+    )
     keep_explicit_latents: bool = setting(
         False,
         "Keep the latents of an explicit concept when the run is done: with the model's decoder they are pictures.",

@@ -21,7 +21,7 @@ from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
 from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextEncoderSpace, TextSpace
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
-from salun_diffusers.diffusion.strength_prompts import check_strength
+from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
@@ -105,6 +105,8 @@ def accept(config: EraseConfig) -> Request:
             f"--max_retain_drop {config.max_retain_drop:g} bounds what a search for the strength may cost: "
             "--target_forget, such as 0.98, is required with it."
         )
+    if config.collateral and find_spec("torchmetrics") is None:
+        raise UserError("--collateral measures KID by torchmetrics: pip install 'salun-diffusers[evaluation]'.")
     if config.vram is not None and not config.dry_run:
         raise UserError(
             f"--vram says what a run may take, for --dry_run; got {config.vram:g} without it. Take the flags it prints."
@@ -146,6 +148,11 @@ def accept(config: EraseConfig) -> Request:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
+        )
+    if config.collateral and classes:
+        raise UserError(
+            f"--collateral draws captions, and {base} is a {class_name(index)}, which reads none; its report has every "
+            "class one by one already."
         )
     if config.resolution and classes:
         raise UserError(
@@ -219,6 +226,7 @@ def plan(request: Request) -> str:
         f"{settings.recipe}",
         f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
+        *([f"strength  {strength}"] if (strength := strength_in_words(concept, settings)) else []),
         f"work      {in_words(stages)}",
     ]
     if few := few_steps(request.base):

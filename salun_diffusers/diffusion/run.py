@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from salun_diffusers.diffusion.collateral import draw_collateral
 from salun_diffusers.diffusion.latent_sets import LatentSet, latent_sets
 from salun_diffusers.diffusion.masks import make_mask
 from salun_diffusers.diffusion.request import Request
@@ -37,6 +38,7 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         sampler = sampler_of_base(family, request, run)
         with run.stage("pictures before"):
             before = draw_pictures(sampler, concept, "before")
+            beside = draw_collateral(sampler, request, "before")
         if not run.has_erased:
             _erase(run, request, sampler, real)
         # Nothing of the base and of the training stays beside the erased model.
@@ -50,9 +52,12 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
             receipt = verify_erased(run, request, mask)
         with run.stage("pictures after"):
             erased = load_family(run.accelerator, request, run.folder.pipeline)
-            after = draw_pictures(sampler_of_erased(erased, request, run), concept, "after")
+            sampler = sampler_of_erased(erased, request, run)
+            after = draw_pictures(sampler, concept, "after")
+            collateral = beside, draw_collateral(sampler, request, "after")
         curve = curve or reported_curve(run, request, detector, erased)
-        report = write_report(run, request, detector, Outcome(before, after, mask, receipt, history, curve))
+        outcome = Outcome(before, after, mask, receipt, history, curve, collateral)
+        report = write_report(run, request, detector, outcome)
         remove_explicit_latents(run, request)
     return run.folder, report
 

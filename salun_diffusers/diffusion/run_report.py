@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from salun_diffusers.accelerator import decided_by_main
+from salun_diffusers.diffusion.collateral import CollateralPictures, measure_collateral
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
@@ -52,6 +53,7 @@ class Outcome:
         receipt: What moved.
         history: Rows of the fine-tuning.
         strength: Rates against the strength, and the one that was taken; None where nobody looked.
+        collateral: Pictures of all else, before and after; None where nobody asked for them.
     """
 
     before: Pictures
@@ -60,6 +62,7 @@ class Outcome:
     receipt: MaskReceipt
     history: Sequence[Mapping[str, Any]]
     strength: StrengthCurve | None = None
+    collateral: tuple[CollateralPictures | None, CollateralPictures | None] = (None, None)
 
 
 def write_report(run: Run, request: Request, detector: Detector | None, outcome: Outcome) -> EvaluationReport:
@@ -89,6 +92,8 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     baseline = settings.objective != "relabel"
     comparisons, measurements = measure(concept, detector, before, after, run.command)
     verdict, reason = judge(comparisons, measurements)
+    old, new = outcome.collateral
+    beside, drifts = measure_collateral(request, detector, old, new, run.command) if old and new else ([], [])
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
@@ -116,6 +121,8 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         series=tuple(outcome.history),
         load=loading_line(run.folder.pipeline, config.variant),
         strength=outcome.strength,
+        collateral=tuple(beside),
+        collateral_drift=tuple(drifts),
     )
     hidden = concept.explicit and not config.show_explicit
     if hidden:

@@ -19,7 +19,13 @@ from salun_diffusers.diffusion.saving import write_erased, write_pipeline
 from salun_diffusers.diffusion.start import load_family
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.strength_line import Line, line_of
-from salun_diffusers.diffusion.strength_prompts import Asked, reported_pictures, searched_pictures
+from salun_diffusers.diffusion.strength_prompts import (
+    COARSE,
+    HALVINGS,
+    Asked,
+    reported_pictures,
+    searched_pictures,
+)
 from salun_diffusers.diffusion.trainer import read_metrics
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import Detector
@@ -35,8 +41,6 @@ from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.reports.strength import Need, StrengthCurve, StrengthPoint, decided
 
-_COARSE = (0.25, 0.5, 0.75, 1.0)
-_HALVINGS = 3
 _RECORD = "strength.json"
 
 
@@ -148,8 +152,8 @@ def weakest(point: Callable[[float], StrengthPoint], need: Need) -> list[Strengt
     Returns:
         By strength.
     """
-    points = [point(0.0), *(point(strength) for strength in _COARSE)]
-    for _ in range(_HALVINGS):
+    points = [point(strength) for strength in COARSE]
+    for _ in range(HALVINGS):
         first = next((place for place, one in enumerate(points) if place and need.reached(one)), None)
         if first is None:
             break

@@ -15,6 +15,9 @@ from salun_diffusers.evaluation.class_names import comparable
 from salun_diffusers.seeds import stream_seed
 
 _FEWEST, _MOST = 48, 200
+COARSE, HALVINGS = (0.0, 0.25, 0.5, 0.75, 1.0), 3
+SEARCHED = len(COARSE) + HALVINGS
+"""Strengths that a search looks at."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,20 @@ def check_strength(concept: Concept, config: EraseConfig) -> None:
             f"{flag} needs a detector that looks for {concept.name!r}, and there is none: name one by --detector, such "
             f'as clip:"{concept.name}".'
         )
+
+
+def strength_in_words(concept: Concept, settings: Settings) -> str:
+    """What a run draws for it, for its plan; empty where it draws nothing."""
+    if settings.searched:
+        forget, retain = searched_pictures(concept, settings)
+        return (
+            f"the weakest that forgets {settings.target_forget:g} and retains {settings.max_retain_drop:g} less at "
+            f"most: {len(forget)} + {len(retain)} pictures at each of at most {SEARCHED} strengths"
+        )
+    if settings.strength_points:
+        middle = max(0, settings.strength_points - 2)
+        return f"a curve of {settings.strength_points} points: the report's pictures {middle} times more"
+    return ""
 
 
 def searched_pictures(concept: Concept, settings: Settings) -> tuple[list[Asked], list[Asked]]:

@@ -71,7 +71,8 @@ def html_page(report: EvaluationReport, images: ReportImages) -> str:
         "report.html.j2",
         report=report,
         key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
-        table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
+        table=_grouped(_table(report.comparisons, report.measurements)),
+        collateral=_grouped(_table(report.collateral, report.collateral_drift)),
         pictures=[_embedded(row, images.obscure_forget) for row in rows],
         obscured=images.obscure_forget,
         blocks=Markup(block_chart(report.mask.blocks)),
@@ -133,13 +134,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _table(report: EvaluationReport) -> list[TableRow]:
+def _grouped(rows: list[TableRow]) -> list[tuple[str, list[TableRow]]]:
+    return [(group, list(lines)) for group, lines in groupby(rows, key=lambda line: line.group)]
+
+
+def _table(comparisons: tuple[Comparison, ...], measurements: tuple[Measurement, ...]) -> list[TableRow]:
     """Comparisons first, then the numbers about the erased model alone; one heading per group, in order."""
     rows = [
         TableRow(pair.after.group, pair.name, pair.before, pair.after, pair.change_text(), _outcome(pair))
-        for pair in report.comparisons
+        for pair in comparisons
     ]
-    rows += [TableRow(item.group, item.name, None, item, "", "") for item in report.measurements]
+    rows += [TableRow(item.group, item.name, None, item, "", "") for item in measurements]
     order = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: order.index(row.group))
 
@@ -147,7 +152,7 @@ def _table(report: EvaluationReport) -> list[TableRow]:
 def _commands(report: EvaluationReport) -> dict[str, list[str]]:
     """Command → names of the measurements it makes again."""
     commands: dict[str, list[str]] = {}
-    for row in _table(report):
+    for row in _table(report.comparisons, report.measurements):
         if row.after.command:
             commands.setdefault(row.after.command, []).append(row.name)
     return commands

@@ -106,6 +106,8 @@ class EvaluationReport:
         kind: What was done, above the title: ``Erasure`` or ``Unlearning``.
         load: The Python line that loads the result; empty where none is left.
         strength: Rates against the strength; None where nobody looked.
+        collateral: What else was measured before and after; empty where nobody asked.
+        collateral_drift: Of all else, how far pictures moved at equal seeds.
     """
 
     concept: str
@@ -126,6 +128,8 @@ class EvaluationReport:
     kind: str = "Erasure"
     load: str = ""
     strength: StrengthCurve | None = None
+    collateral: tuple[Comparison, ...] = ()
+    collateral_drift: tuple[Measurement, ...] = ()
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
@@ -154,6 +158,8 @@ class EvaluationReport:
         values["receipt"] = ReceiptSummary(**values["receipt"])
         values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
         values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
+        values["collateral"] = tuple(Comparison.from_json(item) for item in values.get("collateral", ()))
+        values["collateral_drift"] = tuple(Measurement.from_json(item) for item in values.get("collateral_drift", ()))
         curve = values.get("strength")
         values["strength"] = None if curve is None else StrengthCurve.from_json(curve)
         return cls(**{**values, "series": tuple(values["series"])})

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny_settings
 from torch import nn
+from two_processes import run_two
 
 from salun_diffusers.diffusion import strength as strength_module
 from salun_diffusers.diffusion import strength_prompts
@@ -309,3 +310,39 @@ def test_no_target_is_no_limit() -> None:
     settings = tiny_settings()
     assert settings.target_forget == UNLIMITED and not settings.searched
     assert report_seed(0, "a star", 0) != report_seed(0, "a star", 1)
+
+
+SPY = """
+import sys
+from salun_diffusers.diffusion import strength, strength_prompts
+from salun_diffusers.programs.erase import main
+from salun_diffusers.reports.measurement import Measurement
+from salun_diffusers.reports.strength import StrengthPoint
+
+strength_prompts._FEWEST, strength_prompts._MOST = 2, 4
+
+def seen(concept, at, found, wanted, *, steps=0, about):
+    gone = Measurement.rate("gone", 99 if at >= 0.4 else 50, 100, direction="higher", protocol="by hand")
+    return StrengthPoint(at, gone, None, steps)
+
+strength.counted = seen
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow  # Two imports of torch and diffusers at once.
+def test_two_processes_agree_with_one(small_run, tmp_path, judged, few):
+    """One of them counts, both draw; the weights are those of one process to what sums in another order may differ."""
+    judged(lambda s: 99 if s >= 0.4 else 50)
+    (tmp_path / "spy.py").write_text(SPY)
+    pair, single = tmp_path / "pair", tmp_path / "single"
+    shared = {"target_forget": 0.98, "train_batch_size": None, **SEEN}
+    run_two(tmp_path / "spy.py", *small_run(output_dir=pair, **shared))
+    assert main(small_run(output_dir=single, **shared)) == 0
+    records = [json.loads((folder / "strength.json").read_text()) for folder in (pair, single)]
+    assert [record["chosen"] for record in records] == [0.40625] * 2
+    assert [len(record["points"]) for record in records] == [8] * 2
+    assert EvaluationReport.from_json(json.loads((pair / "report.json").read_text())).receipt.strength == 0.40625
+    left, right = weights(pair), weights(single)
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=0, atol=1e-5)
