@@ -12,7 +12,6 @@ from salun_diffusers.diffusion.detection import chosen_detector
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.class_names import comparable
-from salun_diffusers.seeds import stream_seed
 
 _FEWEST, _MOST = 48, 200
 COARSE, HALVINGS = (0.0, 0.25, 0.5, 0.75, 1.0), 3
@@ -67,6 +66,14 @@ def strength_in_words(concept: Concept, settings: Settings) -> str:
     return ""
 
 
+def strength_pictures(concept: Concept, settings: Settings) -> int:
+    """How many pictures a run draws for it at most, beside the report's."""
+    if settings.searched:
+        return SEARCHED * sum(map(len, searched_pictures(concept, settings)))
+    asked = len(concept.forget_evaluation) + len(concept.retain_evaluation)
+    return max(0, settings.strength_points - 2) * asked * settings.num_validation_images
+
+
 def searched_pictures(concept: Concept, settings: Settings) -> tuple[list[Asked], list[Asked]]:
     """Prompts and seeds of the concept and of the others, none of which the report draws.
 
@@ -94,6 +101,8 @@ def searched_pictures(concept: Concept, settings: Settings) -> tuple[list[Asked]
 
 def report_seed(seed: int, prompt: str, number: int) -> int:
     """The seed of the n-th picture of a prompt of the report."""
+    from salun_diffusers.seeds import stream_seed  # imports torch
+
     return stream_seed(seed, "validation", prompt, number)
 
 
@@ -127,6 +136,8 @@ def _pictures(share: float) -> int:
 
 def _asked(prompts: Sequence[EvaluationPrompt], count: int, seed: int) -> list[Asked]:
     """So many pictures, spread over the prompts from the first to the last."""
+    from salun_diffusers.seeds import stream_seed  # imports torch
+
     counts: dict[str, int] = {}
     found = []
     for row in range(count):

@@ -17,11 +17,18 @@ from two_processes import run_two
 
 from salun_diffusers.diffusion import strength as strength_module
 from salun_diffusers.diffusion import strength_prompts
+from salun_diffusers.diffusion.foreseen import disk_space
 from salun_diffusers.diffusion.presets.shapes import shape, style
+from salun_diffusers.diffusion.row_forwards import row_forwards
 from salun_diffusers.diffusion.settings import UNLIMITED, Settings
 from salun_diffusers.diffusion.strength import counted, weakest
 from salun_diffusers.diffusion.strength_line import Line
-from salun_diffusers.diffusion.strength_prompts import reported_pictures, searched_pictures
+from salun_diffusers.diffusion.strength_prompts import (
+    reported_pictures,
+    searched_pictures,
+    strength_in_words,
+    strength_pictures,
+)
 from salun_diffusers.diffusion.validation import report_seed
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -140,6 +147,19 @@ class TestWhatItLooksAt:
             for need in ((0.98, 0.01), (0.5, 0.5), (1.0, 0.0))
         ]
         assert counts == [(50, 100), (48, 48), (200, 200)]
+
+    def test_is_in_the_plan_and_its_count(self) -> None:
+        """Eight strengths of 50 + 100; a curve of five draws three times the report's 12 prompts of 50 pictures."""
+        concept = shape("star", "frozen_teacher")
+        searched, curve = self.settings(), replace(tiny_settings(), strength_points=5, num_validation_images=50)
+        assert strength_pictures(concept, searched) == 1200 and strength_pictures(concept, curve) == 1800
+        assert "50 + 100 pictures at each of at most 8 strengths" in strength_in_words(concept, searched)
+        assert "3 times more" in strength_in_words(concept, curve)
+        assert strength_in_words(concept, tiny_settings()) == "" and strength_pictures(concept, tiny_settings()) == 0
+        rows = {stage.stage: stage.rows for stage in row_forwards(concept, searched, "DDIMScheduler")}
+        assert rows["strength"] == 1200 * searched.num_inference_steps * 2
+        assert "strength" not in [stage.stage for stage in row_forwards(concept, tiny_settings(), "DDIMScheduler")]
+        assert disk_space(100, 7, searched).total == disk_space(100, 7, tiny_settings()).total + 28
 
     def test_counts_with_wilsons_intervals(self) -> None:
         """Two of three stars are gone; of the two others that are known one shows all that it should."""
