@@ -18,7 +18,7 @@ from salun_diffusers.evaluation.detectors import Detector
 from salun_diffusers.evaluation.feature_extractors import make_extractor
 from salun_diffusers.evaluation.fidelity import kernel_distance
 from salun_diffusers.reports.measurement import Comparison, Measurement
-from salun_diffusers.seeds import stream_seed
+from salun_diffusers.seeds import stream
 
 _BLOCKS = 6
 
@@ -166,18 +166,21 @@ class _Measured:
             return None
         extractor = make_extractor(name, self._request.config.clip if name == "clip" else None)
         reference, size = extractor(self._again), len(rows) // _BLOCKS
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(stream_seed(0, "collateral blocks")))
-        blocks = order[: size * _BLOCKS].split(size)
+        # Two orders: a block and its reference are of other captions, as the estimate takes them for independent.
+        mine, theirs = (
+            torch.randperm(len(rows), generator=stream(0, "collateral", side))[: size * _BLOCKS].split(size)
+            for side in ("blocks", "reference")
+        )
         found = []
         for side in self._both(rows):
             features = extractor(side)
             values = [
-                kernel_distance(features[block], reference[block], subsets=1, subset_size=size, seed=0)[0]
-                for block in blocks
+                kernel_distance(features[block], reference[other], subsets=1, subset_size=size, seed=0)[0]
+                for block, other in zip(mine, theirs, strict=True)
             ]
             found.append(values)
         protocol = (
-            f"KID to the base's pictures of the same captions at other seeds, {_BLOCKS} disjoint blocks of {size}; "
+            f"KID to the base's pictures of these captions at other seeds, in {_BLOCKS} disjoint blocks of {size}; "
             f"{extractor.protocol}"
         )
         bounds = (-float("inf"), float("inf"))

@@ -11,7 +11,7 @@ from salun_diffusers.diffusion.presets.everyday import everyday
 from salun_diffusers.seeds import stream_seed
 
 NEIGHBOUR, EVERYDAY = "neighbours", "everyday captions"
-_NEIGHBOURS, _EACH = 20, 4
+_NEIGHBOURS, _BESIDE = 20, 120  # at most; pictures of all of them together
 _CAPTIONS, _PICTURES = 40, 120
 _NUMBERS = ("one", "two", "three", "four")
 _COUNTED = (
@@ -72,7 +72,8 @@ def collateral_pictures(concept: Concept, *, clip: bool) -> list[Collateral]:
         concept: What is erased; no prompt names it.
         clip: Whether there is a CLIP.
     """
-    found = _drawn(neighbours_of(concept)[:_NEIGHBOURS], NEIGHBOUR, _EACH)
+    neighbours = neighbours_of(concept)[:_NEIGHBOURS]
+    found = _drawn(neighbours, NEIGHBOUR, _BESIDE // len(neighbours))
     if concept.detector == DEMO:
         found += _demo_words(concept)
     elif clip:

@@ -258,7 +258,7 @@ class EraseConfig:
     collateral: bool = setting(
         False,
         "Also measure what else changed: neighbours one by one, colours, numbers and places, everyday captions, KID; "
-        "300 pictures a side on the demo, about 330 with --clip.",
+        "about 320 pictures before and 320 after, and 120 of the base besides.",
         group=_EVALUATION,
     )
     keep_explicit_latents: bool = setting(
