@@ -106,13 +106,16 @@ def strength_rows(curve: StrengthCurve | None) -> list[StrengthRow]:
     return [
         StrengthRow(
             point,
-            "–"
-            if point is base or point.retained is None
-            else f"{-100 * point.fall(base) + 0.0:+.1f}".replace("-", "−"),
+            "–" if point is base or point.retained is None else _points(point.fall(base)),
             (point.strength, point.steps) == (curve.chosen, curve.steps),
         )
         for point in curve.points
     ]
+
+
+def _points(fall: float) -> str:
+    """A fall as a change in points: ``−1.0``, ``±0``."""
+    return f"{-100 * fall:+.1f}".replace("-", "−") if abs(fall) >= 5e-4 else "±0"
 
 
 def receipt_sentence(report: EvaluationReport) -> str:

@@ -112,7 +112,7 @@ def decided(points: Sequence[StrengthPoint], need: Need) -> StrengthCurve:
         need: What is asked for.
     """
     base, others = points[0], points[1:]
-    wish = f"forget {percent(need.target)}, retained at most {100 * need.allowed:.3g} points lower"
+    wish = f"forget {percent(need.target)}, retained lower by {100 * need.allowed:.3g} points at most"
     met = [point for point in others if need.met(point, base)]
     reached = [point for point in others if need.reached(point)]
     if met:
@@ -139,5 +139,6 @@ def _does(point: StrengthPoint, base: StrengthPoint) -> str:
     if point.retained is None:
         return f"forgets {percent(point.forgotten.value)}; nothing says what must be retained"
     fall = 100 * point.fall(base)
-    told = f"{abs(fall):.3g} points {'higher' if fall < 0 else 'lower'}" if abs(fall) > 1e-6 else "as before"
+    many = "" if f"{abs(fall):.3g}" == "1" else "s"
+    told = f"{abs(fall):.3g} point{many} {'higher' if fall < 0 else 'lower'}" if abs(fall) > 1e-6 else "as before"
     return f"forgets {percent(point.forgotten.value)} and retains {percent(point.retained.value)} ({told})"

@@ -94,7 +94,7 @@ class TestTheSearch:
         points = [point(0, 1), point(0.25, 60), point(0.5, 98, 99), point(0.75, 100, 99), point(1, 100, 97)]
         curve = decided(points, Need(0.98, 0.01))
         assert (curve.chosen, curve.steps) == (0.5, 0)
-        assert "The weakest that does" in curve.sentence and "1 points lower" in curve.sentence
+        assert "The weakest that does" in curve.sentence and "(1 point lower)" in curve.sentence
 
     def test_says_what_the_nearest_costs_where_the_target_costs_more(self) -> None:
         curve = decided([point(0, 1), point(0.5, 98, 95), point(1, 100, 90)], Need(0.98, 0.01))
