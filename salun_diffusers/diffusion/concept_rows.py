@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salun_diffusers.diffusion.concepts import same_words
-from salun_diffusers.diffusion.config import ConceptKind, EraseConfig
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.source_config import ConceptKind
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.prompt_tables import Table, read_content
 

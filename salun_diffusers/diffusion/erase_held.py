@@ -39,6 +39,7 @@ METHODS = {"salun": "relabel", "ga": "ascent", "ft": "finetune"}
 """Other names of objectives."""
 _LOADED = "the pipeline is loaded already"
 _ONE_GO = "an erasure in memory is one go and writes no checkpoints"
+_FULL = "its strength is looked for by the program alone, on a pipeline folder"
 _NOT_HERE = {
     "pretrained_model_name_or_path": _LOADED,
     "revision": _LOADED,
@@ -48,6 +49,9 @@ _NOT_HERE = {
     "resume_from_checkpoint": _ONE_GO,
     "checkpointing_steps": _ONE_GO,
     "checkpoints_total_limit": _ONE_GO,
+    "target_forget": _FULL,
+    "max_retain_drop": _FULL,
+    "strength_points": _FULL,
     "dry_run": "erase() always erases, the program plans",
     "vram": "erase() always erases, the program plans",
 }

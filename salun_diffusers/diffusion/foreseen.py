@@ -71,7 +71,8 @@ def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
     written = max(1, steps // settings.checkpointing_steps)  # A short run writes one at its end.
     checkpoint = selected * (_BYTES_OF_A_WEIGHT + (_BYTES_OF_AN_AVERAGE if settings.use_ema else 0))
     # An old one goes when the new one is safe.
-    return DiskSpace(2 * copy, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
+    whole = 4 * selected if settings.searched else 0  # Of the whole change, beside a weaker one.
+    return DiskSpace(2 * copy + whole, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))
 
 
 def check_foreseen(

@@ -25,6 +25,7 @@ from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
+from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
@@ -109,6 +110,13 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         )
     if config.use_8bit_adam and find_spec("bitsandbytes") is None:
         raise UserError("--use_8bit_adam needs bitsandbytes: pip install 'salun-diffusers[8bit]'.")
+    if config.max_retain_drop is not None and config.target_forget is None:
+        raise UserError(
+            f"--max_retain_drop {config.max_retain_drop:g} bounds what a search for the strength may cost: "
+            "--target_forget, such as 0.98, is required with it."
+        )
+    if config.collateral and find_spec("torchmetrics") is None:
+        raise UserError("--collateral measures KID by torchmetrics: pip install 'salun-diffusers[evaluation]'.")
     if config.vram is not None and not config.dry_run:
         raise UserError(
             f"--vram says what a run may take, for --dry_run; got {config.vram:g} without it. Take the flags it prints."
@@ -161,6 +169,11 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
             f"{class_name(index)}, which draws its own sets."
         )
+    if config.collateral and classes:
+        raise UserError(
+            f"--collateral draws captions, and {base} is a {class_name(index)}, which reads none; its report has every "
+            "class one by one already."
+        )
     if config.resolution and classes:
         raise UserError(
             f"--resolution is for models of latents; {base} is a {class_name(index)}, whose network draws pictures of "
@@ -178,6 +191,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
             f"--num_forget_images must be at least {concept.groups}, one latent for each concept; got "
             f"{settings.num_forget_images}."
         )
+    check_strength(concept, config)
     disk = None
     if held is not None or not config.dry_run or is_local(name):
         model.require_complete()
@@ -251,6 +265,7 @@ def plan(request: Request) -> str:
         f"{settings.recipe}",
         f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
+        *([f"strength  {strength}"] if (strength := strength_in_words(concept, settings)) else []),
         f"work      {in_words(stages)}",
     ]
     if few := few_steps(request.base):

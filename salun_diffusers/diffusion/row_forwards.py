@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.strength_prompts import strength_pictures
 
 # Steps in which a scheduler asks more than once; all others ask once a step.
 _CALLS: dict[str, Callable[[int], int]] = {
@@ -80,6 +81,7 @@ def row_forwards(
     states = settings.num_forget_images + settings.num_anchor_images
     halves, teacher = _rows_of_objective(settings)
     trained = settings.length.steps(states, batch) * batch
+    strength = strength_pictures(concept, settings) * each
     return [
         StageRows("pictures before", pictures, draws=True),
         StageRows("latent sets", drawn * each, draws=True),
@@ -87,6 +89,7 @@ def row_forwards(
         StageRows("targets", trained * teacher),
         StageRows("fine-tuning", trained * halves, gradient=True),
         StageRows("pictures after", pictures, draws=True),
+        *([StageRows("strength", strength, draws=True)] if strength else []),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from salun_diffusers.diffusion.collateral import draw_collateral
 from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import latent_sets
 from salun_diffusers.diffusion.masks import make_mask
@@ -14,6 +15,7 @@ from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_era
 from salun_diffusers.diffusion.sharding import share_out
 from salun_diffusers.diffusion.start import load_family, started
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.strength import reported_curve, restored, settle_strength
 from salun_diffusers.diffusion.trainer import fine_tune, read_metrics, training_steps
 from salun_diffusers.diffusion.training_checkpoints import checkpoint_to_resume
 from salun_diffusers.diffusion.validation import draw_pictures
@@ -37,20 +39,26 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         sampler = sampler_of_base(family, request, run)
         with run.stage("pictures before"):
             before = draw_pictures(sampler, concept, "before")
+            beside = draw_collateral(sampler, request, "before")
         if not run.has_erased:
             _erase(run, request, sampler, real)
         # Nothing of the base and of the training stays beside the erased model.
         del family, sampler
         run.accelerator.free_memory()
 
-        # Check what was written, look at it.
+        # As strong as needed and no stronger; check what was written, look at it.
+        curve = settle_strength(run, request, detector)
         mask, history = SaliencyMask.load(run.folder.mask), read_metrics(run.folder.root / "metrics.jsonl")
         with run.stage("save and verify"):
             receipt = verify_erased(run, request, mask)
         with run.stage("pictures after"):
             erased = load_family(run.accelerator, request, run.folder.pipeline)
-            after = draw_pictures(sampler_of_erased(erased, request, run), concept, "after")
-        report = write_report(run, request, detector, Outcome(before, after, mask, receipt, history))
+            sampler = sampler_of_erased(erased, request, run)
+            after = draw_pictures(sampler, concept, "after")
+            collateral = beside, draw_collateral(sampler, request, "after")
+        curve = curve or reported_curve(run, request, detector, erased)
+        outcome = Outcome(before, after, mask, receipt, history, curve, collateral)
+        report = write_report(run, request, detector, outcome)
         remove_explicit_latents(run, request)
     return run.folder, report
 
@@ -61,6 +69,8 @@ def _erase(run: Run, request: Request, sampler: Sampler, real: Mapping[str, Late
     Raises:
         UserError: If a stage cannot be carried out.
     """
+    if restored(run, request):
+        return
     family, settings = sampler.family, request.settings
     with run.stage("latent sets"):
         data = latent_sets(sampler, request.concept, real, request.own)

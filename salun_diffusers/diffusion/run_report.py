@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from salun_diffusers.accelerator import decided_by_main
+from salun_diffusers.diffusion.collateral import CollateralPictures, measure_collateral
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.kept import losses_without_labels
 from salun_diffusers.diffusion.request import Request
@@ -35,6 +36,7 @@ from salun_diffusers.reports.report import (
     ReceiptSummary,
     ReportImages,
 )
+from salun_diffusers.reports.strength import StrengthCurve
 from salun_diffusers.reports.verdict import Verdict, decide_verdict
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
@@ -50,6 +52,8 @@ class Outcome:
         mask: The run's mask.
         receipt: What moved.
         history: Rows of the fine-tuning.
+        strength: Rates against the strength, and the one that was taken; None where nobody looked.
+        collateral: Pictures of all else, before and after; None where nobody asked for them.
     """
 
     before: Pictures
@@ -57,6 +61,8 @@ class Outcome:
     mask: SaliencyMask
     receipt: MaskReceipt
     history: Sequence[Mapping[str, Any]]
+    strength: StrengthCurve | None = None
+    collateral: tuple[CollateralPictures | None, CollateralPictures | None] = (None, None)
 
 
 def write_report(run: Run, request: Request, detector: Detector | None, outcome: Outcome) -> EvaluationReport:
@@ -85,6 +91,8 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
     judged = _judged(concept, detector, before, after, run.command)
+    old, new = outcome.collateral
+    beside, drifts = measure_collateral(request, detector, old, new, run.command) if old and new else ([], [])
     blocks = tuple(
         BlockRow(row.block, row.weights, row.selected / row.weights, row.moved / row.weights) for row in receipt.blocks
     )
@@ -95,7 +103,12 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         base=config.pretrained_model_name_or_path,
         recipe=f"{settings.objective}, {settings.recipe} settings" if baseline else settings.recipe,
         mask=MaskSummary(mask.density, mask.number_selected, blocks),
-        receipt=ReceiptSummary(receipt.violations, receipt.violations == 0, receipt.moved / receipt.weights),
+        receipt=ReceiptSummary(
+            receipt.violations,
+            receipt.violations == 0,
+            receipt.moved / receipt.weights,
+            outcome.strength.chosen if outcome.strength else 1.0,
+        ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         measurements=judged.measurements,
         comparisons=judged.comparisons,
@@ -106,6 +119,9 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
         command=run.command,
         series=tuple(outcome.history),
         load=request.model.at(run.folder.pipeline).loading_line(),
+        strength=outcome.strength,
+        collateral=tuple(beside),
+        collateral_drift=tuple(drifts),
     )
     obscured = concept.explicit and not config.show_explicit
     if obscured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,12 +20,17 @@ from salun_diffusers.masks.receipt import MaskReceipt
 
 
 def write_erased(run: Run, request: Request, family: Family) -> None:
-    """Write the erased pipeline."""
+    """Write the erased pipeline at full strength."""
     if run.main:
-        _cast(family.denoiser, request.settings.save_dtype, request.model.dtypes())
-        weights = request.model.write(run.folder.pipeline, family.denoiser)
+        weights = write_pipeline(run, request, family)
         run.folder.mark_done("pipeline", run.marks.pipeline, run.folder.mask, *weights)
     run.accelerator.wait_for_everyone()
+
+
+def write_pipeline(run: Run, request: Request, family: Family) -> list[Path]:
+    """Write the base with the family's present denoiser; the main process does. Returns the files of weights."""
+    _cast(family.denoiser, request.settings.save_dtype, request.model.dtypes())
+    return request.model.write(run.folder.pipeline, family.denoiser)
 
 
 def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt:

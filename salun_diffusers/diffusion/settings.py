@@ -8,11 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, PredictionType, Recipe
+from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, Recipe
+from salun_diffusers.diffusion.source_config import PredictionType
 from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
 OWN_SCHEDULER = "own"
+_RETAIN_DROP = 0.01
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ class Settings(Numbers):
     checkpoints_total_limit: float
     save_dtype: Literal["base", "float32", "float16", "bfloat16"]
     save_patch: bool
+    target_forget: float
+    max_retain_drop: float
+    strength_points: int
+
+    @property
+    def searched(self) -> bool:
+        """Whether the strength is looked for; else it is 1."""
+        return math.isfinite(self.target_forget)
 
     @property
     def drawn_size(self) -> dict[str, str]:
@@ -129,6 +139,7 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
         numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
+    limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})

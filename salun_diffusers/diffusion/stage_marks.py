@@ -35,7 +35,8 @@ class StageMarks:
         sets: Of each latent set, by name.
         mask: Of the mask.
         training: Of the fine-tuned weights after any number of steps.
-        pipeline: Of the written pipeline.
+        pipeline: Of the written pipeline, at full strength.
+        strength: Of the strength that was looked for; empty where none is.
     """
 
     run: str
@@ -43,6 +44,7 @@ class StageMarks:
     mask: str
     training: str
     pipeline: str
+    strength: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,20 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
     pipeline = fingerprint(
         training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
     )
-    return StageMarks(run_mark(sources.base, concept, settings), sets, mask, training, pipeline)
+    strength = _strength_mark(pipeline, concept, settings) if settings.searched else ""
+    return StageMarks(run_mark(sources.base, concept, settings), sets, mask, training, pipeline, strength)
+
+
+def _strength_mark(pipeline: str, concept: Concept, settings: Settings) -> str:
+    """The fingerprint of a search: what it looks for, and how it draws and sees it."""
+    return fingerprint(
+        pipeline=pipeline,
+        target=settings.target_forget,
+        allowed=settings.max_retain_drop,
+        prompts=(concept.forget_evaluation, concept.retain_evaluation),
+        detector=(concept.detector, sorted(concept.target_labels)),
+        drawn=(settings.scheduler, settings.num_inference_steps, settings.guidance_scale, settings.drawn_size),
+    )
 
 
 def run_mark(base: str, concept: Concept, settings: Settings) -> str:

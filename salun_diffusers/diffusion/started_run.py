@@ -56,4 +56,9 @@ class Run:
     @property
     def has_erased(self) -> bool:
         """Whether the pipeline that these settings lead to is already there."""
-        return self.is_done("pipeline", self.marks.pipeline)
+        return self.is_done("pipeline", self.marks.pipeline) or self.has_strength
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether the strength was looked for, and the pipeline is there at the one that was found."""
+        return bool(self.marks.strength) and self.is_done("strength", self.marks.strength)

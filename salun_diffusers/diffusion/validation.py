@@ -13,13 +13,13 @@ from PIL import Image
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.kept import faces_kept, moved
 from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.diffusion.strength_prompts import report_seed
 from salun_diffusers.evaluation.alignment import PIXEL_BOUNDS, PIXEL_PROTOCOL, ClipScore, pixel_distances
 from salun_diffusers.evaluation.detectors import ClipDetector, Detector, NudityDetector, WithClip
 from salun_diffusers.evaluation.drawing_pipeline import describe_scheduler
 from salun_diffusers.evaluation.label_rates import presence, share_right
 from salun_diffusers.evaluation.nudity import measure_nudity
 from salun_diffusers.reports.measurement import Comparison, Direction, Measurement
-from salun_diffusers.seeds import stream_seed
 
 Side = Literal["forget", "retain"]
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def draw_samples(sampler: Sampler, prompts: Sequence[EvaluationPrompt], title: s
     each, seed = sampler.settings.num_validation_images, sampler.settings.seed
     drawn = sampler.pictures(
         [prompt.prompt for prompt in prompts for _ in range(each)],
-        [stream_seed(seed, "validation", prompt.prompt, number) for prompt in prompts for number in range(each)],
+        [report_seed(seed, prompt.prompt, number) for prompt in prompts for number in range(each)],
         title,
     )
     rows = tuple(tuple(drawn[row * each : (row + 1) * each]) for row in range(len(prompts)))

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from salun_diffusers.reports.report import BlockRow
+from salun_diffusers.reports.strength import StrengthCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,6 +129,39 @@ def block_chart(blocks: Sequence[BlockRow], *, width: float = 9.4) -> str:
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     return inline_svg(figure, f"blocks-{width}")
+
+
+def strength_chart(curve: StrengthCurve | None) -> str:
+    """Draw the two rates against the strength, with their 95 % intervals; a dotted line marks the saved weights.
+
+    Args:
+        curve: Points on the line; early checkpoints stand in the table only.
+
+    Returns:
+        An SVG element, or an empty string without a curve.
+    """
+    if curve is None:
+        return ""
+    figure, axes = bare_chart(4.6, 2.9)
+    line = [point for point in curve.points if not point.steps]
+    for rates, colour, style in (
+        ([(point.strength, point.forgotten) for point in line], ACCENT, "-"),
+        ([(point.strength, point.retained) for point in line if point.retained], INK, "--"),
+    ):
+        at = [strength for strength, _ in rates]
+        limits = [rate.interval or (rate.value, rate.value) for _, rate in rates]
+        axes.vlines(at, [100 * low for low, _ in limits], [100 * high for _, high in limits], color=colour, alpha=0.45)
+        values = [100 * rate.value for _, rate in rates]
+        axes.plot(at, values, color=colour, linestyle=style, marker="o", markersize=4, linewidth=1.8)
+    if not curve.steps:
+        axes.axvline(curve.chosen, color=INK, linewidth=1.1, linestyle=":")
+    axes.set_xlabel("strength s")
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-3, 103)
+    axes.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    return inline_svg(figure, "strength")
 
 
 def _short_count(count: int) -> str:

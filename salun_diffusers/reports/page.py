@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from salun_diffusers.reports.figures import EmbeddedPicture, block_chart, embed_picture, loss_chart
+from salun_diffusers.reports.figures import EmbeddedPicture, block_chart, embed_picture, loss_chart, strength_chart
 from salun_diffusers.reports.measurement import Comparison, Measurement, percent
 from salun_diffusers.reports.report import EvaluationReport, GridRow, ReportImages
+from salun_diffusers.reports.strength import StrengthCurve, StrengthPoint
 
 KEY_GROUP = "drift"  # measurements of this group are key figures, next to the comparisons
 _BETTER = {"lower": "↓ lower is better", "higher": "↑ higher is better", "neither": "no better way"}
@@ -70,7 +71,8 @@ def html_page(report: EvaluationReport, images: ReportImages) -> str:
         "report.html.j2",
         report=report,
         key_figures=[item for item in report.measurements if item.group == KEY_GROUP],
-        table=[(group, list(lines)) for group, lines in groupby(_table(report), key=lambda line: line.group)],
+        table=_grouped(_table(report.comparisons, report.measurements)),
+        collateral=_grouped(_table(report.collateral, report.collateral_drift)),
         pictures=[_embedded(row, images.obscure_forget) for row in rows],
         obscured=images.obscure_forget,
         blocks=Markup(block_chart(report.mask.blocks)),
@@ -80,9 +82,40 @@ def html_page(report: EvaluationReport, images: ReportImages) -> str:
             for title, key in (("Forget loss", "forget_loss"), ("Retain loss", "retain_loss"))
             if (chart := loss_chart(report.series, key))
         ],
+        strength=Markup(strength_chart(report.strength)),
+        strength_rows=strength_rows(report.strength),
         receipt_sentence=receipt_sentence(report),
         commands=_commands(report),
     )
+
+
+@dataclass(frozen=True)
+class StrengthRow:
+    """One line of the table of strengths; `chosen` marks the saved weights."""
+
+    point: StrengthPoint
+    fall: str
+    chosen: bool
+
+
+def strength_rows(curve: StrengthCurve | None) -> list[StrengthRow]:
+    """The table of a curve; empty without one."""
+    if curve is None:
+        return []
+    base = curve.points[0]
+    return [
+        StrengthRow(
+            point,
+            "–" if point is base or point.retained is None else _points(point.fall(base)),
+            (point.strength, point.steps) == (curve.chosen, curve.steps),
+        )
+        for point in curve.points
+    ]
+
+
+def _points(fall: float) -> str:
+    """A fall as a change in points: ``−1.0``, ``±0``."""
+    return f"{-100 * fall:+.1f}".replace("-", "−") if abs(fall) >= 5e-4 else "±0"
 
 
 def receipt_sentence(report: EvaluationReport) -> str:
@@ -104,13 +137,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _table(report: EvaluationReport) -> list[TableRow]:
+def _grouped(rows: list[TableRow]) -> list[tuple[str, list[TableRow]]]:
+    return [(group, list(lines)) for group, lines in groupby(rows, key=lambda line: line.group)]
+
+
+def _table(comparisons: tuple[Comparison, ...], measurements: tuple[Measurement, ...]) -> list[TableRow]:
     """Comparisons first, then the numbers about the erased model alone; one heading per group, in order."""
     rows = [
         TableRow(pair.after.group, pair.name, pair.before, pair.after, pair.change_text(), _outcome(pair))
-        for pair in report.comparisons
+        for pair in comparisons
     ]
-    rows += [TableRow(item.group, item.name, None, item, "", "") for item in report.measurements]
+    rows += [TableRow(item.group, item.name, None, item, "", "") for item in measurements]
     order = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: order.index(row.group))
 
@@ -118,7 +155,7 @@ def _table(report: EvaluationReport) -> list[TableRow]:
 def _commands(report: EvaluationReport) -> dict[str, list[str]]:
     """Command → names of the measurements it makes again."""
     commands: dict[str, list[str]] = {}
-    for row in _table(report):
+    for row in _table(report.comparisons, report.measurements):
         if row.after.command:
             commands.setdefault(row.after.command, []).append(row.name)
     return commands

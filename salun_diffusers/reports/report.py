@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from salun_diffusers.reports.measurement import Comparison, Measurement
+from salun_diffusers.reports.strength import StrengthCurve
 from salun_diffusers.reports.verdict import Verdict
 
 FORMAT = "salun_diffusers evaluation report, version 1"
@@ -62,6 +63,7 @@ class ReceiptSummary:
         violations: Number of weights outside the mask that differ from the base.
         outside_mask_identical: Whether every weight outside the mask is bit-identical to the base.
         moved_share: Share of all weights that differ from the base, in [0, 1].
+        strength: s of the saved weights θ₀ + s·Δθ; 1 is the whole change.
 
     Raises:
         ValueError: If the two statements about weights outside the mask contradict each other.
@@ -70,6 +72,7 @@ class ReceiptSummary:
     violations: int
     outside_mask_identical: bool
     moved_share: float
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.outside_mask_identical != (self.violations == 0):
@@ -102,6 +105,9 @@ class EvaluationReport:
         created: When, in ISO 8601.
         kind: What was done, above the title: ``Erasure`` or ``Unlearning``.
         load: The Python line that loads the result; empty where none is left.
+        strength: Rates against the strength; None where nobody looked.
+        collateral: What else was measured before and after; empty where nobody asked.
+        collateral_drift: Of all else, how far pictures moved at equal seeds.
     """
 
     concept: str
@@ -121,6 +127,9 @@ class EvaluationReport:
     series: tuple[Mapping[str, float | None], ...] = ()
     kind: str = "Erasure"
     load: str = ""
+    strength: StrengthCurve | None = None
+    collateral: tuple[Comparison, ...] = ()
+    collateral_drift: tuple[Measurement, ...] = ()
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):
@@ -149,6 +158,10 @@ class EvaluationReport:
         values["receipt"] = ReceiptSummary(**values["receipt"])
         values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
         values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
+        values["collateral"] = tuple(Comparison.from_json(item) for item in values.get("collateral", ()))
+        values["collateral_drift"] = tuple(Measurement.from_json(item) for item in values.get("collateral_drift", ()))
+        curve = values.get("strength")
+        values["strength"] = None if curve is None else StrengthCurve.from_json(curve)
         return cls(**{**values, "series": tuple(values["series"])})
 
 

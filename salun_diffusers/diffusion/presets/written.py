@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from salun_diffusers.arguments import check
-from salun_diffusers.diffusion.config import ConceptKind, EraseConfig
+from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.settings import Length, Numbers
+from salun_diffusers.diffusion.source_config import ConceptKind
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.detector_choice import find_detector
 from salun_diffusers.files.json_files import read_bytes
