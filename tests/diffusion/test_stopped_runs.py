@@ -55,7 +55,9 @@ class TestFullDisk:
         stopped("The disk is full", "the erased pipeline", output_dir=tmp_path / "run")
         assert not (tmp_path / "run" / "pipeline").exists() and (tmp_path / "run" / "work" / "mask.json").exists()
 
-    @pytest.mark.parametrize("place", ["latent_sets.generate_latents", "saving.copy_with_denoiser", "run.write_report"])
+    @pytest.mark.parametrize(
+        "place", ["latent_sets.generate_latents", "base_model.copy_with_denoiser", "run.write_report"]
+    )
     def test_what_may_not_be_written(self, stopped, monkeypatch, tmp_path, place):
         def refused(*_, **__):
             raise PermissionError(errno.EACCES, "Permission denied", "some/file")

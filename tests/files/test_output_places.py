@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
 
 # Flags of each program but the one in question, that flag, and the first heavy thing it would do.
 PROGRAMS: dict[str, tuple[str, str, str]] = {
-    "erase": ("", "--output_dir", "diffusion.start.identity_of"),
-    "erase, latents": ("", "--generated_data_dir", "diffusion.start.identity_of"),
+    "erase": ("", "--output_dir", "diffusion.base_model.identity_of"),
+    "erase, latents": ("", "--generated_data_dir", "diffusion.base_model.identity_of"),
     "generate": ("--pretrained_model_name_or_path BASE --prompts p.txt", "--output_dir",
                  "evaluation.drawing_pipeline.load_pipeline"),
     "patch make": ("BASE BASE", "", "masks.patch.stored_weights"),

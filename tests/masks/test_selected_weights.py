@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from contextlib import nullcontext
 from importlib.util import find_spec
 
@@ -16,8 +15,6 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Read where kernels are defined: these run on a CPU then.
 WAYS = ["bits", "indices", *(["kernels"] if find_spec("triton") else [])]
 OPTIMIZERS = {
     "SGD momentum decay": lambda leaves: torch.optim.SGD(leaves, lr=0.05, momentum=0.9, weight_decay=5e-4),
