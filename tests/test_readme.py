@@ -156,6 +156,11 @@ def test_erasures_would_run(line: str, tmp_path: Path, tiny_pipeline: Path, monk
     """Of a small Stable Diffusion where they name no model: the plan is made, nothing is fetched."""
     (tmp_path / "keep.txt").write_text("a painting by Monet\n")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        Image.new("RGB", (64, 64), (number, 90, 0)).save(tmp_path / "photos" / f"{number}.png")
+    written = fenced(TEXTS["docs/concepts.md"], "toml")[0].replace("my mug", "a heart").replace("a cup", "a star")
+    (tmp_path / "my_mug.toml").write_text(written, encoding="utf-8")
     classes = []
     for number, name in enumerate(("n03417042", "n03425413")):
         folder = tmp_path / "imagenette2-160" / "train" / name
@@ -167,7 +172,8 @@ def test_erasures_would_run(line: str, tmp_path: Path, tiny_pipeline: Path, monk
     if "--pretrained_model_name_or_path" not in words:
         words += ["--pretrained_model_name_or_path", str(tiny_pipeline)]
     words = ["digits" if word == "runs/cifar10/pipeline" else word for word in words]  # Trained by the line before.
-    assert module_of("erase").main([*words, "--detector", "none", "--dry_run"]) == 0
+    detector = [] if "--target_forget" in words else ["--detector", "none"]  # The search looks by one.
+    assert module_of("erase").main([*words, *detector, "--dry_run"]) == 0
 
 
 def test_the_first_commands_are_there() -> None:
