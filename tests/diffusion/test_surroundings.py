@@ -35,6 +35,8 @@ def demo_space() -> TextEncoderSpace:
 class Near:
     """Words are near that are told."""
 
+    of_a_toy = False
+
     def __init__(self, **near: float) -> None:
         self.near = near
 
@@ -43,6 +45,24 @@ class Near:
 
     def similarities(self, name: str, candidates: Sequence[str]) -> dict[str, float]:
         return {word: self.near.get(word, -0.5) for word in candidates}
+
+
+class TestNamesOfToys:
+    @pytest.mark.parametrize("name", ["star", "Heart", "striped"])
+    def test_are_words_like_any_other_to_a_model_of_many_words(self, name: str) -> None:
+        """Not the demo model's prompts, numbers and detector on Stable Diffusion."""
+        of_toy = find_concept(EraseConfig(concept=name))
+        found = find_concept(EraseConfig(concept=name), space=Near(planet=0.9))
+        assert of_toy.detector == "demo" and found.detector == "none"
+        assert found.numbers != of_toy.numbers and found.forget_prompts != of_toy.forget_prompts
+        assert all(name.lower() in prompt.lower() for prompt in found.forget_prompts)
+
+    def test_other_presets_stay(self) -> None:
+        assert find_concept(EraseConfig(concept="nudity"), space=Near()).detector == "nudenet"
+
+    def test_the_demo_model_is_one(self, demo_space: TextEncoderSpace) -> None:
+        assert demo_space.of_a_toy and NOT_AT_HAND.of_a_toy
+        assert not TextEncoderSpace.around(range(49_408), None).of_a_toy
 
 
 class TestWordList:

@@ -28,11 +28,12 @@ from salun_diffusers.evaluation.prompt_files import read_prompts
 
 _MOST_EVALUATED = 8
 _MISTYPED = 0.75  # Words as like a preset's name as this are taken for a slip, unless --kind says what they are.
+_OF_TOYS = (*SHAPES, *STYLES)
 _NAMED = 8  # Presets that an error names.
 
 
 def presets(kind: Kind = SD_1, space: TextSpace = NOT_AT_HAND) -> dict[str, Callable[[Recipe], Concept]]:
-    """Every concept known by name. Shapes and styles mean something to the demo model only.
+    """Every concept known by name. Shapes and styles are so to models with as few words as the demo model only.
 
     Args:
         kind: The Stable Diffusion that the others are for.
@@ -72,6 +73,8 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_
         return _with_flags(own, config, retain, of_pictures=True)
     known = presets(kind, space)
     preset = None if config.kind else _preset_of(name)
+    if preset in _OF_TOYS and not space.of_a_toy:  # To Stable Diffusion a star is a word like any other.
+        preset, known = None, {one: made for one, made in known.items() if one not in _OF_TOYS}
     if preset is not None:
         made = known[preset](config.recipe)
         if made.detector != "none" or made.explicit or not config.forget_prompt:
@@ -92,7 +95,7 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_
 
 def _preset_of(name: str) -> str | None:
     """The preset that a name or another name of it means, in any spelling of capitals."""
-    names = {one.lower(): one for one in (*SHAPES, *STYLES)}
+    names = {one.lower(): one for one in _OF_TOYS}
     for one in all_written().values():
         names |= {alias.lower(): one.name for alias in (one.name, *one.aliases)}
     return names.get(name.lower())

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _AT_ONCE = 64
+_TOY = 5000
 
 
 class TextSpace(Protocol):
     """Says what lies near a word."""
+
+    @property
+    def of_a_toy(self) -> bool:
+        """Whether its vocabulary is as small as an embedded model's; so long as that is not known, it may be."""
+        ...
 
     def knows(self, words: str) -> bool:
         """Whether the model has words for this, and does not spell it letter by letter."""
@@ -29,6 +35,8 @@ class TextSpace(Protocol):
 
 class NotAtHand:
     """The weights are not here yet: every word may be known, and what lies near is not."""
+
+    of_a_toy = True
 
     def knows(self, words: str) -> bool:
         """Yes."""
@@ -65,6 +73,11 @@ class TextEncoderSpace:
         made = cls(Path())
         made.__dict__ |= {"_tokenizer": tokenizer, "_encoder": encoder}  # What would be loaded when first asked.
         return made
+
+    @property
+    def of_a_toy(self) -> bool:
+        """Whether the tokenizer has fewer than 5,000 entries; CLIP's has 49,408."""
+        return len(self._tokenizer) < _TOY
 
     def knows(self, words: str) -> bool:
         """Whether any word of three letters or more is more to the tokenizer than its letters.
