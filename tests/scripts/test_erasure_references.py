@@ -53,6 +53,7 @@ def test_retraining_keeps_the_autoencoder_and_begins_the_denoiser_anew(
     assert change > 0.01  # two steps from the shipped weights would move them by 1e-4
 
 
+@pytest.mark.slow  # Eleven seconds.
 def test_retrained_cells_go_on_from_what_their_group_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Steps 1 and 2 see none of the five shapes of the star's group, 3 to 5 all but the star; the cross, of the same
     group, takes only the last three."""
