@@ -25,9 +25,10 @@ from collections import Counter
 from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from salun_diffusers.diffusion import masks, run, run_report, saving, start
+from salun_diffusers.diffusion import masks, run, run_report, start
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.files import run_folder
+from salun_diffusers.masks import receipt
 from salun_diffusers.programs.erase import main
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
@@ -58,7 +59,9 @@ def counted(module, name):
         return real(*arguments, **named)
     setattr(module, name, spied)
 
-for module, name in ((run_folder, "sha256_of"), (saving, "compare"), (start, "make_detector"), (run_report, "measure")):
+for module, name in (
+    (run_folder, "sha256_of"), (receipt, "compare"), (start, "make_detector"), (run_report, "measure"),
+):
     counted(module, name)
 
 masks.forget_saliency, run.fine_tune = spied_saliency, spied_fine_tune
