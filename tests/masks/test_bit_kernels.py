@@ -13,6 +13,7 @@ import torch
 from salun_diffusers.masks.packed_bits import ones_before, pack
 
 COMPILE = """
+import inspect
 import warnings
 import triton
 from triton.backends.compiler import GPUTarget
@@ -22,8 +23,10 @@ warnings.simplefilter("ignore")
 for kernel, last in ((bit_kernels._take, "out"), (bit_kernels._put, "values")):
     for dtype in ("fp32", "fp16", "bf16"):
         names = {"flat": "*" + dtype, "packed": "*u8", "starts": "*i32", last: "*" + dtype, "size": "i32"}
-        constants = {"block": bit_kernels.BLOCK}
-        source = ASTSource(fn=kernel, signature={**names, "block": "constexpr"}, constexprs=constants)
+        if "constexprs" in inspect.signature(ASTSource).parameters:
+            source = ASTSource(kernel, {**names, "block": "constexpr"}, constexprs={"block": bit_kernels.BLOCK})
+        else:  # Triton 3.2
+            source = ASTSource(kernel, names, constants={"block": bit_kernels.BLOCK})
         for capability in (75, 80, 90):
             compiled = compile(source, target=GPUTarget("cuda", capability, 32))
             print(kernel.__name__, dtype, capability, len(compiled.asm["cubin"]) > 1000)
