@@ -5,17 +5,18 @@
         frozen_teacher-saliency paper-saliency paper-full ascent-full finetune-full l1_sparse-full esd-full retrain
 
 A method is WHAT-MASK or WHAT-MASK-RATIO: a recipe or an objective, a mask, and the share of weights in it (0.5 if it is
-not said); `paper-full` is random labelling without a mask (RL), `relabel` the default recipe. `retrain` trains a model
-that never saw the concept, which takes as long as training the embedded one; its folder is kept. With
-`--retrain_shared_steps` the first steps see no concept of a whole group (five shapes, or two styles) and are taken once
-for all of it. Each other cell is one run of the main program, in this process; its report stays in `--output_dir`,
-beside what the base model drew for several of them (`generated/`, of no use when all is done). Finished cells are not
-run again, so the same command goes on where it stopped, and two processes may share a folder if their concepts, methods
-or seeds differ, or their groups where steps are shared: afterwards the command that names all of them prints all. UA is
-the share of pictures for the concept's prompts in which the detector does not find it, RA the accuracy on everything
-else, CRA that of the same pictures' other trait (their shapes where styles go, their styles where shapes go), FD the
-Fréchet distance of the retained pictures to real ones of the same kinds (renders; handwritten digits) on the detector's
-features, biased upwards alike before and after.
+not said); `+difference` behind a mask weighs its states so (`--saliency_weighting`); `paper-full` is random labelling
+without a mask (RL), `relabel` the default recipe. `retrain` trains a model that never saw the concept, which takes as
+long as training the embedded one; its folder is kept. With `--retrain_shared_steps` the first steps see no concept of a
+whole group (five shapes, or two styles) and are taken once for all of it. Each other cell is one run of the main
+program, in this process; its report stays in `--output_dir`, beside what the base model drew for several of them
+(`generated/`, of no use when all is done). Finished cells are not run again, so the same command goes on where it
+stopped, and two processes may share a folder if their concepts, methods or seeds differ, or their groups where steps
+are shared: afterwards the command that names all of them prints all. UA is the share of pictures for the concept's
+prompts in which the detector does not find it, RA the accuracy on everything else, CRA that of the same pictures' other
+trait (their shapes where styles go, their styles where shapes go), FD the Fréchet distance of the retained pictures to
+real ones of the same kinds (renders; handwritten digits) on the detector's features, biased upwards alike before and
+after.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class Cell:
         """
         recipes, objectives = get_args(Recipe), get_args(ObjectiveName)
         what, mask, ratio = method_parts(self.method) or ("", "", 0.5)
+        mask, _, weighting = mask.partition("+")
         if self.method != "retrain" and (what not in (*recipes, *objectives) or mask not in MADE_MASKS):
             raise UserError(
                 f"--methods takes WHAT-MASK or WHAT-MASK-RATIO, with WHAT one of {', '.join((*recipes, *objectives))}, "
@@ -114,6 +116,8 @@ class Cell:
         if self.method == "retrain":
             return common
         common = replace(common, mask=mask, mask_ratio=ratio)
+        if weighting:
+            common = replace(common, saliency_weighting=weighting)  # type: ignore[arg-type]
         if what in recipes:
             return replace(common, recipe=what)  # type: ignore[arg-type]
         return replace(common, objective=what)  # type: ignore[arg-type]

@@ -19,15 +19,15 @@ Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]
 KINDS = {"shapes": SHAPES, "styles": STYLES, "digits": tuple(map(str, range(10)))}
 """Concepts that are summed up together, by what they are called."""
 
-_METHOD = re.compile(r"(\w+)-([a-z]+)(?:-(0?\.\d+|1(?:\.0+)?))?")
+_METHOD = re.compile(r"(\w+)-([a-z_]+(?:\+difference)?)(?:-(0?\.\d+|1(?:\.0+)?))?")
 _CELL = re.compile(r"([^-]+)-(.+)-(\d+)")
 
 
 def method_parts(method: str) -> tuple[str, str, float] | None:
     """Recipe or objective, mask and ratio of ``WHAT-MASK`` or ``WHAT-MASK-RATIO``; None if it is neither.
 
-    >>> method_parts("relabel-random"), method_parts("esd-saliency-0.3"), method_parts("retrain")
-    (('relabel', 'random', 0.5), ('esd', 'saliency', 0.3), None)
+    >>> method_parts("relabel-random"), method_parts("esd-saliency_ratio+difference-0.3"), method_parts("retrain")
+    (('relabel', 'random', 0.5), ('esd', 'saliency_ratio+difference', 0.3), None)
     """
     match = _METHOD.fullmatch(method)
     return (match[1], match[2], float(match[3] or 0.5)) if match else None

@@ -30,6 +30,7 @@ _MEASURES, _RECIPES = "classification/test_measures.py", "classification/test_re
 _INCEPTION, _FIDELITY = "evaluation/test_inception.py", "evaluation/test_fidelity.py"
 _ALIGNMENT, _NUDITY = "evaluation/test_alignment.py", "evaluation/test_nudity.py"
 _OBJECTS = "evaluation/test_objects.py"
+_RETAIN_AWARE = "diffusion/test_retain_aware.py"
 
 # File → test files → pairs of right and wrong.
 _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
@@ -58,6 +59,8 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("parameters.values(), max_grad_norm)", "parameters.values(), 2 * max_grad_norm)"),
             ("reduce(total).abs()", "reduce(total.abs())"),
             ('(losses is not parts or accumulate == "signed")', "True"),
+            ("scores.div_(retain[name] + mean)", "scores.div_(retain[name])"),
+            ("/ retain.number_of_weights", ""),
         ]
     },
     "masks/selected_weights.py": {
@@ -88,8 +91,35 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("(1 + guidance) * conditional - guidance", "(1 + guidance) * conditional + guidance"),
             ("(1 + guidance) * conditional", "guidance * conditional"),
             ("torch.cat([forget, batch.truth[half:]])", "torch.cat([forget, batch.truth[:half]])"),
-            ("batch.timesteps, batch.anchor_conditions)", "batch.timesteps, batch.conditions)"),
+            (
+                "return family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)",
+                "return family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)",
+            ),
             ("{name: tensor[:half] for", "{name: tensor[half:] for"),
+        ],
+        _RETAIN_AWARE: [
+            ("(concept - anchor).float().square()", "(concept + anchor).float().square()"),
+            ("(apart * errors).mean()", "errors.mean()"),
+        ],
+    },
+    "diffusion/saliency_pass.py": {
+        _RETAIN_AWARE: [
+            ('"squared" if squared else "signed"', '"signed" if squared else "squared"'),
+            (
+                '"saliency of retained", data.retain, data.retain_conditions',
+                '"saliency", data.forget, data.forget_conditions',
+            ),
+            (
+                "anchors = data.anchor_conditions if weighted else {}",
+                "anchors = data.forget_conditions if weighted else {}",
+            ),
+            ("at_once if squared and settings.saliency_micro_batch_size >= size else losses", "losses"),
+        ]
+    },
+    "diffusion/stage_marks.py": {
+        _RETAIN_AWARE: [
+            ('{"against": sets["retain"]}', '{"against": sets["forget"]}'),
+            ('{"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}', "{}"),
         ]
     },
     "diffusion/baselines.py": {

@@ -23,8 +23,8 @@ from salun_diffusers import erase
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.families.known import family_of
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
-from salun_diffusers.diffusion.masks import forget_saliency
 from salun_diffusers.diffusion.rehearsal import QuietRun
+from salun_diffusers.diffusion.saliency_pass import forget_saliency
 from salun_diffusers.files.pipeline_folder import EMBEDDED
 from salun_diffusers.masks.bit_kernels import kernels_run
 from salun_diffusers.masks.mask import SaliencyMask

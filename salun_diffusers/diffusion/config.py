@@ -14,6 +14,8 @@ ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
 LearningRateCourse = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
 ]
+SALIENCY_MASKS = ("saliency", "saliency_ratio")
+"""The masks that gradients make."""
 _DATA, _MASK, _TRAIN = "Generated data", "Saliency mask", "Fine-tuning"
 _EVALUATION, _RUN = "Evaluation", "Run"
 
@@ -22,13 +24,24 @@ _EVALUATION, _RUN = "Evaluation", "Run"
 class EraseConfig(SourceConfig):
     """Settings of one erasure. `None` means: as the concept's preset says, or else as the paper says."""
 
-    mask: str = setting("saliency", "saliency, random, magnitude, full, or a mask file.", group=_MASK)
+    mask: str = setting(
+        "saliency",
+        "saliency, saliency_ratio (by squared gradients of the forget set over those of the retain set), random, "
+        "magnitude, full, or a mask file.",
+        group=_MASK,
+    )
     mask_ratio: float = setting(0.5, "Share of the weights that may move.", group=_MASK, above=0, maximum=1)
     mask_scope: Literal["global", "per_tensor"] = setting(
         "global", "Rank weights over the whole denoiser or within each tensor.", group=_MASK
     )
     saliency_guidance: float | None = setting(
         None, "w of the guided prediction (1+w)ε(c) - wε(∅) in the saliency loss.", group=_MASK, minimum=0
+    )
+    saliency_weighting: Literal["none", "difference"] = setting(
+        "none",
+        "difference: a state counts in the saliency loss by how far the predictions for the concept and for its anchor "
+        "are apart there.",
+        group=_MASK,
     )
     saliency_batch_size: int | None = setting(None, "Latents a batch in the saliency pass.", group=_MASK, minimum=1)
     saliency_micro_batch_size: int | None = setting(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from salun_diffusers.diffusion.foreseen import MADE_MASKS
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
 from salun_diffusers.diffusion.settings import Settings
@@ -66,7 +67,7 @@ def fitting(model: QuickPeaks, settings: Settings, precision: Precision, gigabyt
         return fits
 
     fits = shrink(lambda *plan: model.training(*plan)[0], _for_training(settings, precision))
-    if settings.mask == "saliency":
+    if settings.scored:
         fits &= shrink(model.saliency, _for_saliency(settings, precision))
     fits &= shrink(lambda *plan: max(model.drawing(*plan)), _for_drawing(settings, precision))
     named = {name: value for remedy in chosen for name, value in remedy.items()}
@@ -91,7 +92,7 @@ def _for_training(settings: Settings, precision: Precision) -> list[dict[str, An
         # A preset's batch is that of a step, however it is cut; the flag's is that of a cut.
         remedies.append(more if settings.batch_of == "step" else {"train_batch_size": batch * size // each, **more})
     remedies.append({"use_8bit_adam": True})
-    if settings.mask in ("saliency", "magnitude", "random") and settings.mask_ratio > 0.1:
+    if settings.mask in MADE_MASKS and settings.mask != "full" and settings.mask_ratio > 0.1:
         remedies.append({"mask_ratio": 0.1})
     return remedies
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from salun_diffusers.diffusion.config import SALIENCY_MASKS
 from salun_diffusers.diffusion.families.attention import ATTENTION
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.settings import Settings
@@ -17,7 +18,7 @@ from salun_diffusers.files.component_files import weight_files
 from salun_diffusers.files.json_files import parse_json, read_object
 from salun_diffusers.files.whole_files import check_whole
 
-MADE_MASKS = ("saliency", "random", "full", "magnitude")
+MADE_MASKS = (*SALIENCY_MASKS, "random", "full", "magnitude")
 _BYTES_OF_A_WEIGHT = 12  # of a checkpoint: itself and Adam's two moments, in fp32
 _BYTES_OF_AN_AVERAGE = 4
 
@@ -53,7 +54,7 @@ def at_most(settings: Settings, concepts: int) -> Settings:
         settings: Of the run.
         concepts: How many it forgets.
     """
-    if settings.mask != "saliency" or settings.concept_masks != "union" or concepts == 1:
+    if not settings.scored or settings.concept_masks != "union" or concepts == 1:
         return settings
     return replace(settings, mask_ratio=min(1.0, concepts * settings.mask_ratio))
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from functools import reduce
+from collections.abc import Mapping
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from salun_diffusers.diffusion.families.family import Family, rows
+from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
-from salun_diffusers.diffusion.latent_set import Drawn
 from salun_diffusers.diffusion.latent_sets import EraseData
-from salun_diffusers.diffusion.objectives import EraseBatch, guided_noise_loss
 from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.saliency_pass import forget_saliency, retain_saliency
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.errors import tell
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.mask_file import JSON
-from salun_diffusers.masks.saliency import Saliency, gradient_saliency
-from salun_diffusers.masks.trained_tensors import only_trained
-from salun_diffusers.progress import Progress
+from salun_diffusers.masks.saliency import Saliency, saliency_ratio
 from salun_diffusers.seeds import stream
 
 
@@ -35,7 +29,7 @@ def given_masks(settings: Settings) -> tuple[SaliencyMask, ...]:
 
 
 def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> SaliencyMask:
-    """The mask of the run: of the forget loss, random, magnitude, full, or from a file; or an interrupted run's."""
+    """The mask of the run, made as `--mask` says or taken from a file; or that of an interrupted run."""
     settings, parameters = request.settings, dict(family.denoiser.named_parameters())
     if run.is_done("mask", run.marks.mask):
         return SaliencyMask.load(run.folder.mask).matched_to(parameters)
@@ -49,8 +43,10 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     }
     ratio, scope = settings.mask_ratio, settings.mask_scope
     match settings.mask:
-        case "saliency":
+        case "saliency" | "saliency_ratio":
             recipe |= {"guidance": settings.saliency_guidance}
+            recipe |= {"scores": settings.mask} if settings.mask != "saliency" else {}
+            recipe |= {"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}
             mask = saliency_mask(run, family, trained, data, settings, recipe)
         case "magnitude":
             scores = Saliency({name: tensor.detach().abs() for name, tensor in trained.items()})
@@ -100,96 +96,27 @@ def saliency_mask(
     settings: Settings,
     recipe: Mapping[str, JSON],
 ) -> SaliencyMask:
-    """The mask of the forget loss; of several concepts m = m₁ | … | m_k, unless the joint loss is asked for.
+    """The mask of the forget loss, divided by the retain loss where the settings say so.
+
+    Of several concepts m = m₁ | … | m_k, unless the joint loss is asked for.
 
     Each m_i has the ratio of the settings, so that a concept has in the join the weights that it would have alone; the
     join has between ratio and k·ratio of all. The joint loss has exactly the ratio, for all concepts together.
     """
     alone = settings.concept_masks == "joint" or data.groups == 1
+
+    @cache
+    def of_retained() -> Saliency:
+        return retain_saliency(run, family, parameters, data, settings)
+
     masks = []
     for group in range(1 if alone else data.groups):
         scores = forget_saliency(run, family, parameters, data if alone else data.forget_of(group), settings)
+        if settings.mask == "saliency_ratio":
+            scores = saliency_ratio(scores, of_retained())
         masks.append(SaliencyMask.from_saliency(scores, settings.mask_ratio, settings.mask_scope, recipe))
     if len(masks) == 1:
         return masks[0]
     joined = reduce(or_, masks)
     densities: list[JSON] = [mask.density for mask in masks]
     return SaliencyMask(joined.packed, joined.shapes, {**masks[0].recipe, "kind": "union", "densities": densities})
-
-
-def forget_saliency(
-    run: Run, family: Family, parameters: Mapping[str, nn.Parameter], data: EraseData, settings: Settings
-) -> Saliency:
-    """Score some weights of the denoiser by the guided noise loss over one pass of the forget set.
-
-    Each process takes every n-th batch; signed gradients are summed over processes before the absolute value. As in
-    the official code a smaller last batch counts with its own mean. Of a batch with loss ℓ_b only as many latents are
-    in memory at once as a micro-batch M holds, ∇ℓ_b = Σ_M |M|/|b| ∇ℓ_M; its draws are those of the whole batch.
-
-    Differs from the official code: that of the DDPM shuffles the pictures and pairs timesteps t with T - 1 - t.
-    """
-    accelerator, size = run.accelerator, settings.saliency_batch_size
-    starts = range(0, len(data.forget), size)
-    mine = [(start, 1.0) for start in starts[accelerator.process_index :: accelerator.num_processes]]
-    mine = mine or [(0, 0.0)]  # A process without a batch adds zeros.
-    # fp16 gradients would vanish without a loss scaler; this one pass is worth fp32.
-    half = accelerator.mixed_precision == "fp16"
-    precision = nullcontext if half else accelerator.autocast
-    if half and run.main:
-        tell(
-            "note",
-            "the saliency is computed in fp32, as fp16 loses small gradients; --saliency_micro_batch_size and "
-            "--gradient_checkpointing lower its memory.",
-        )
-
-    def losses(batch: tuple[int, float]) -> Iterator[Tensor]:
-        start, weight = batch
-        index = torch.arange(start, min(start + size, len(data.forget)))
-        generator = stream(settings.seed, "saliency", start)
-        timesteps = family.schedule.sample(len(index), generator)
-        drawn = data.forget.draw(index, stream(settings.seed, "posterior", "saliency", start))
-        noise = torch.randn(drawn.latents.shape, generator=generator)
-        value = 0.0
-        for rows_of in torch.arange(len(index)).split(int(min(len(index), settings.saliency_micro_batch_size))):
-            with precision():
-                loss = guided_noise_loss(
-                    family,
-                    family.denoiser,
-                    _batch(family, data, index[rows_of], drawn.of(rows_of), (timesteps[rows_of], noise[rows_of])),
-                    settings.saliency_guidance,
-                )
-            share = len(rows_of) / len(index)
-            value += share * float(loss.detach())
-            part = weight * share * loss
-            del loss  # No graph waits for the next one.
-            yield part
-            del part
-        bar.advance(loss=value)
-
-    if settings.gradient_checkpointing:
-        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    family.denoiser.eval()
-    trained = only_trained(dict(family.denoiser.named_parameters()), parameters)
-    with trained, Progress("saliency", len(mine), run.main) as bar:
-        return gradient_saliency(
-            parameters,
-            mine,
-            losses,
-            max_grad_norm=settings.saliency_max_grad_norm,
-            reduce=lambda total: accelerator.reduce(total.to(family.device), reduction="sum").cpu(),
-            offload=settings.offload_saliency,
-        )
-
-
-def _batch(family: Family, data: EraseData, index: Tensor, drawn: Drawn, noising: tuple[Tensor, Tensor]) -> EraseBatch:
-    """What the saliency loss sees of some forget latents, noised to some timesteps by some noise."""
-    latents = drawn.latents.to(family.device)
-    timesteps, noise = (one.to(family.device) for one in noising)
-    empty = {name: tensor.expand(len(index), *tensor.shape[1:]) for name, tensor in data.empty.items()}
-    return EraseBatch(
-        noised=family.schedule.noised(latents, noise, timesteps),
-        timesteps=timesteps,
-        truth=family.schedule.target(latents, noise, timesteps),
-        conditions=drawn.told(rows(data.forget_conditions, data.forget.prompt_index[index])),
-        empty_conditions=drawn.told(empty),
-    )

@@ -162,10 +162,36 @@ def guided_noise_loss(family: Family, denoiser: nn.Module, batch: EraseBatch, gu
 
     Source: OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/generate_mask.py.
     """
+    return F.mse_loss(_guided(family, denoiser, batch, guidance), batch.truth)
+
+
+def weighted_noise_loss(family: Family, denoiser: nn.Module, batch: EraseBatch, guidance: float) -> Tensor:
+    """The same, where each state counts by how far the concept and its anchor are apart there.
+
+        ℓ = mean_i u_i mean (ε - ε̂)²_i,   u_i = mean (ε_θ(x_t, c) - ε_θ(x_t, c′))²_i
+
+    with i a latent at its timestep, and u_i without gradient. States in which both prompts ask for the same, such as
+    most of those with little noise, say nothing of the concept. Of u only ratios matter where weights are ranked.
+
+    Args:
+        family: How the denoiser is called.
+        denoiser: The base model.
+        batch: As for `guided_noise_loss`, and c′.
+        guidance: w.
+    """
+    with torch.no_grad():
+        concept = family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)
+        anchor = family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)
+        apart = (concept - anchor).float().square().flatten(1).mean(1)
+    errors = (batch.truth - _guided(family, denoiser, batch, guidance)).square().flatten(1).mean(1)
+    return (apart * errors).mean()
+
+
+def _guided(family: Family, denoiser: nn.Module, batch: EraseBatch, guidance: float) -> Tensor:
+    """The guided prediction ε̂; that for the prompt alone in a family without ∅."""
     if not batch.empty_conditions:
-        alone = family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)
-        return F.mse_loss(alone, batch.truth)
+        return family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)
     both = {name: torch.cat([batch.conditions[name], batch.empty_conditions[name]]) for name in batch.conditions}
     noised, timesteps = torch.cat([batch.noised] * 2), torch.cat([batch.timesteps] * 2)
     conditional, unconditional = family.predict(denoiser, noised, timesteps, both).chunk(2)
-    return F.mse_loss((1 + guidance) * conditional - guidance * unconditional, batch.truth)
+    return (1 + guidance) * conditional - guidance * unconditional

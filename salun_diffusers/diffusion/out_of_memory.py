@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.config import SALIENCY_MASKS, EraseConfig
 from salun_diffusers.errors import UserError, is_out_of_memory
 
 
@@ -46,14 +46,14 @@ def saving_flags(config: EraseConfig) -> list[str]:
     flags = {
         "--gradient_checkpointing": not config.gradient_checkpointing,
         "--mixed_precision bf16": config.mixed_precision in (None, "no"),
-        "--saliency_micro_batch_size 1": config.saliency_micro_batch_size != 1 and config.mask == "saliency",
+        "--saliency_micro_batch_size 1": config.saliency_micro_batch_size != 1 and config.mask in SALIENCY_MASKS,
         # The global batch stays, and with it the training: the same folder goes on.
         "--gradient_accumulation_steps 8": config.train_batch_size is None and config.gradient_accumulation_steps < 8,
         f"--train_batch_size 1 with {config.train_batch_size} times the --gradient_accumulation_steps": (
             config.train_batch_size not in (None, 1)
         ),
         "--use_8bit_adam": not config.use_8bit_adam,
-        "--offload_saliency": not config.offload_saliency and config.mask == "saliency",
+        "--offload_saliency": not config.offload_saliency and config.mask in SALIENCY_MASKS,
         "--generation_batch_size 1": config.generation_batch_size != 1,
         "--mask_ratio 0.1 (another mask)": config.mask_ratio > 0.1,
     }

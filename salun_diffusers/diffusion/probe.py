@@ -111,7 +111,7 @@ def probe(accelerator: Accelerator, family: Family, request: Request) -> Probed:
         data = blank_data(settings, tuple(latents.shape[1:]), family.encode([concept.forget_prompts[0]]))
         if settings.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        if settings.mask == "saliency":
+        if settings.scored:
             with stage("saliency"):
                 rehearse_saliency(run, family, data, settings)
         shapes = {name: tensor.shape for name, tensor in family.denoiser.named_parameters()}

@@ -48,7 +48,7 @@ class QuickPeaks:
         """
         return StagePeaks(
             *self.drawing(settings, precision),
-            self.saliency(settings, precision) if settings.mask == "saliency" else 0,
+            self.saliency(settings, precision) if settings.scored else 0,
             *self.training(settings, precision),
         )
 
@@ -60,8 +60,10 @@ class QuickPeaks:
         """Of the saliency pass."""
         held = int(min(settings.saliency_batch_size, settings.saliency_micro_batch_size))
         trained = self._trained(settings.train_method)
-        clipped = settings.saliency_max_grad_norm < float("inf")
-        sums = 4 * trained * ((not settings.offload_saliency) + clipped)
+        # Clipping, and squares of what comes in parts, want a batch's whole gradient.
+        in_parts = held < settings.saliency_batch_size and settings.mask == "saliency_ratio"
+        whole = in_parts or settings.saliency_max_grad_norm < float("inf")
+        sums = 4 * trained * ((not settings.offload_saliency) + whole)
         # Under fp16 this pass is fp32.
         halves: Precision = "bf16" if precision == "bf16" else "no"
         at_once = self._activations(2 * held, halves, settings.gradient_checkpointing, settings.train_method)

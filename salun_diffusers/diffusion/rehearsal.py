@@ -24,9 +24,10 @@ from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
 from salun_diffusers.diffusion.global_batch import GlobalBatch, Share
 from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import EraseData
-from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
+from salun_diffusers.diffusion.masks import trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch
 from salun_diffusers.diffusion.optimizer import make_optimizer
+from salun_diffusers.diffusion.saliency_pass import forget_saliency
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.started_run import Run
@@ -53,7 +54,7 @@ class QuietRun(Run):
 
 
 def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditions) -> EraseData:
-    """As many blank latents as the rehearsed batches take: in the saliency pass two micro-batches.
+    """As many blank latents as the rehearsed batches take: in the saliency pass two of them.
 
     Args:
         settings: Of the run.
@@ -66,7 +67,7 @@ def blank_data(settings: Settings, latent: tuple[int, ...], conditions: Conditio
 
     trained = blank(1)  # Rows are drawn from it again and again.
     return EraseData(
-        forget=blank(2 * _micro_batch(settings)), retain=trained, anchor=trained, forget_conditions=conditions,
+        forget=blank(2 * _rehearsed_batch(settings)), retain=trained, anchor=trained, forget_conditions=conditions,
         anchor_conditions=conditions, retain_conditions=conditions, empty=conditions,
     )  # fmt: skip
 
@@ -94,14 +95,16 @@ def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings, attention
     return SaliencyMask(packed, shapes, {"kind": "rehearsal"})
 
 
-def _micro_batch(settings: Settings) -> int:
-    """Latents in memory at once in the saliency pass."""
-    return int(min(settings.saliency_batch_size, settings.saliency_micro_batch_size))
+def _rehearsed_batch(settings: Settings) -> int:
+    """Latents of a rehearsed batch of the saliency pass: a micro-batch, or two where their gradients are squared."""
+    micro = int(min(settings.saliency_batch_size, settings.saliency_micro_batch_size))
+    in_parts = settings.mask == "saliency_ratio" and micro < settings.saliency_batch_size
+    return 2 * micro if in_parts else micro
 
 
 def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Settings) -> None:
-    """Two micro-batches of the saliency pass: from the second on the sums are there."""
-    settings = dataclasses.replace(settings, saliency_batch_size=_micro_batch(settings))
+    """Two batches of the saliency pass: from the second on the sums are there."""
+    settings = dataclasses.replace(settings, saliency_batch_size=_rehearsed_batch(settings))
     trained = trained_parameters(dict(family.denoiser.named_parameters()), settings.train_method, family.attention)
     forget_saliency(run, family, trained, data, settings)
 

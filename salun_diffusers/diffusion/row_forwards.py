@@ -81,14 +81,17 @@ def row_forwards(
     states = settings.num_forget_images + settings.num_anchor_images
     halves, teacher = _rows_of_objective(settings)
     trained = settings.length.steps(states, batch) * batch
+    against = settings.num_retain_images if settings.mask == "saliency_ratio" else 0
+    scored = settings.num_forget_images + against if settings.scored else 0
     strength = strength_pictures(concept, settings) * each
     return [
         StageRows("pictures before", pictures, draws=True),
         StageRows("latent sets", drawn * each, draws=True),
-        StageRows("saliency", 2 * settings.num_forget_images if settings.mask == "saliency" else 0, gradient=True),
+        StageRows("saliency", 2 * scored, gradient=True),
         StageRows("targets", trained * teacher),
         StageRows("fine-tuning", trained * halves, gradient=True),
         StageRows("pictures after", pictures, draws=True),
+        *([StageRows("distances", 2 * settings.num_forget_images)] if settings.saliency_weighting != "none" else []),
         *([StageRows("strength", strength, draws=True)] if strength else []),
     ]
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from salun_diffusers.diffusion.config import EraseConfig, LearningRateCourse, ObjectiveName, Recipe
+from salun_diffusers.diffusion.config import SALIENCY_MASKS, EraseConfig, LearningRateCourse, ObjectiveName, Recipe
 from salun_diffusers.diffusion.source_config import PredictionType
 from salun_diffusers.errors import UserError
 
@@ -79,6 +79,7 @@ class Settings(Numbers):
     mask_ratio: float
     mask_scope: Literal["global", "per_tensor"]
     concept_masks: Literal["union", "joint"]
+    saliency_weighting: Literal["none", "difference"]
     saliency_micro_batch_size: float
     offload_saliency: bool
     train_method: str
@@ -109,6 +110,11 @@ class Settings(Numbers):
     target_forget: float
     max_retain_drop: float
     strength_points: int
+
+    @property
+    def scored(self) -> bool:
+        """Whether gradients make the mask."""
+        return self.mask in SALIENCY_MASKS
 
     @property
     def searched(self) -> bool:
@@ -144,6 +150,11 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
     _check_course(settings)
+    if settings.saliency_weighting != "none" and not settings.scored:
+        raise UserError(
+            f"--saliency_weighting {settings.saliency_weighting} weighs the saliency loss, which --mask "
+            f"{settings.mask} has none of; it goes with {' and '.join(SALIENCY_MASKS)}."
+        )
     if config.scale_lr and config.learning_rate is None:
         raise UserError(
             "--scale_lr multiplies --learning_rate by the global batch, and needs it: the preset's rate "

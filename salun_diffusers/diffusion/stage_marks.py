@@ -89,16 +89,19 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
     }
     # How many concepts share the forget set; nothing is said of one.
     shared = {"concepts": concept.groups} if concept.parts else {}
-    made = settings.mask in ("saliency", "magnitude", "random")
+    made = settings.scored or settings.mask in ("magnitude", "random")
+    # Only a saliency mask looks at pictures.
+    looked = {"set": sets["forget"], **chosen(_SALIENCY)} if settings.scored else {}
+    looked |= {"against": sets["retain"]} if settings.mask == "saliency_ratio" else {}
+    looked |= {"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}
     mask = fingerprint(
         base=sources.base,
         given=sources.given_masks,
         kind="given" if sources.given_masks else settings.mask,
         ratio=settings.mask_ratio if made else None,
         **chosen(_MASK),
-        # Only a saliency mask looks at pictures.
-        **({"set": sets["forget"], **chosen(_SALIENCY)} if settings.mask == "saliency" else {}),
-        **({"of": settings.concept_masks, **shared} if concept.parts and settings.mask == "saliency" else {}),
+        **looked,
+        **({"of": settings.concept_masks, **shared} if concept.parts and settings.scored else {}),
     )
     batch = GlobalBatch.of(settings, sources.processes).size
     # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.

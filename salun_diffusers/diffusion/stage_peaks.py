@@ -64,7 +64,7 @@ def stage_peaks(shape: ModelShape, settings: Settings, precision: Precision) -> 
         settings: Of the run.
         precision: Of the run, as accelerate names it.
     """
-    saliency = saliency_peak(shape, settings, precision) if settings.mask == "saliency" else 0
+    saliency = saliency_peak(shape, settings, precision) if settings.scored else 0
     return StagePeaks(*drawing_peaks(shape, settings, precision), saliency, *training_peaks(shape, settings, precision))
 
 

@@ -174,6 +174,40 @@ def gradient_saliency(
     return Saliency(scores)
 
 
+def saliency_ratio(forget: Saliency, retain: Saliency) -> Saliency:
+    """Scores of what matters to the forget set and little to the retain set.
+
+        s_i = F_i / (R_i + ε),   ε = mean_j R_j
+
+    with F and R the squared gradients of both sets' losses (`gradient_saliency`, ``accumulate="squared"``): diagonals
+    of their empirical Fisher matrices up to a factor, which no rank depends on. SFRon (arXiv 2409.19732) keeps weights
+    whose ratio is above a threshold; here they are ranked by it, and ε, which the ratio does not have there, keeps
+    weights without influence on either set from having any score at all. The forget scores are overwritten, as a
+    U-Net's take 3.4 GB.
+
+    Args:
+        forget: F.
+        retain: R, of the same tensors.
+
+    Returns:
+        The ratios, in order and shapes of `forget`.
+
+    Raises:
+        UserError: If tensors or shapes differ, or no retain score is above 0.
+
+    Example:
+        >>> forget = Saliency({"w": torch.tensor([4.0, 4.0, 0.0])})
+        >>> saliency_ratio(forget, Saliency({"w": torch.tensor([1.0, 5.0, 0.0])}))["w"]
+        tensor([1.3333, 0.5714, 0.0000])
+    """
+    if forget.shapes != retain.shapes:
+        raise UserError("A ratio needs forget and retain scores of the same tensors in the same shapes.")
+    mean = sum(float(tensor.double().sum()) for tensor in retain.values()) / retain.number_of_weights
+    if not mean > 0:
+        raise UserError("A ratio needs retain scores above 0, all are 0: does the retain loss depend on these weights?")
+    return Saliency({name: scores.div_(retain[name] + mean) for name, scores in forget.items()})
+
+
 def _drop_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
     for parameter in parameters.values():
         parameter.grad = None

@@ -10,10 +10,11 @@ import torch
 from tiny_runs import run_in, tiny_settings
 
 from salun_diffusers.accelerator import engine
-from salun_diffusers.diffusion import masks, trainer
+from salun_diffusers.diffusion import saliency_pass, trainer
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
-from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
+from salun_diffusers.diffusion.masks import trained_parameters
+from salun_diffusers.diffusion.saliency_pass import forget_saliency
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import Saliency
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -45,14 +46,14 @@ def saliency(family, data, folder, precision="no", method="full", **changes) -> 
 @pytest.fixture
 def seen(monkeypatch) -> list[tuple[int, bool, set[str]]]:
     """Of every loss of the saliency: rows, whether checkpointing is on, and the tensors that get gradients."""
-    rows, loss = [], masks.guided_noise_loss
+    rows, loss = [], saliency_pass.guided_noise_loss
 
     def spied(family, denoiser, batch, guidance):
         trained = {name for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
         rows.append((len(batch.noised), denoiser.is_gradient_checkpointing, trained))
         return loss(family, denoiser, batch, guidance)
 
-    monkeypatch.setattr(masks, "guided_noise_loss", spied)
+    monkeypatch.setattr(saliency_pass, "guided_noise_loss", spied)
     return rows
 
 

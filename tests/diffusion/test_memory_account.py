@@ -119,6 +119,8 @@ def within_15_percent(shape: ModelShape, settings: Settings, precision: str) -> 
         },
         {"mask": "full", "objective": "finetune"},
         {"saliency_max_grad_norm": 1.0, "offload_saliency": True, "train_method": "xattn"},
+        {"mask": "saliency_ratio"},
+        {"mask": "saliency_ratio", "saliency_micro_batch_size": 2},
     ],
 )
 def test_the_estimate_is_the_account_within_15_percent(changes: dict[str, object], precision: str) -> None:

@@ -31,7 +31,7 @@ EXHAUSTED = {
 FIRST = "--gradient_checkpointing, --mixed_precision bf16, --saliency_micro_batch_size 1, --train_batch_size 1 with"
 STAGES = {
     "drawing": "salun_diffusers.diffusion.families.stable_diffusion.StableDiffusion.generate",
-    "saliency": "salun_diffusers.diffusion.masks.guided_noise_loss",
+    "saliency": "salun_diffusers.diffusion.saliency_pass.guided_noise_loss",
     "fine-tuning": "salun_diffusers.diffusion.trainer._step",
     "pictures after": "salun_diffusers.diffusion.run.sampler_of_erased",
     "report": "salun_diffusers.diffusion.run.write_report",

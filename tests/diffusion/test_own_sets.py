@@ -16,7 +16,7 @@ from tiny_runs import run_in, tiny_settings
 from two_processes import run_two
 
 from salun_diffusers.accelerator import engine
-from salun_diffusers.diffusion import encoding, masks
+from salun_diffusers.diffusion import encoding, saliency_pass
 from salun_diffusers.diffusion.batches import Draws, shuffled
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
@@ -161,12 +161,12 @@ class TestPosterior:
         forget = LatentSet(torch.randn(shape, generator=stream(0, "m")), torch.zeros(3).long(), ("a star",), views)
         conditions = [family.encode([word]) for word in ("a star", "a circle", "a heart", "")]
         data = EraseData(forget, forget, LatentSet.empty(("a circle",)), *conditions)
-        loss = masks.guided_noise_loss
-        monkeypatch.setattr(masks, "guided_noise_loss", lambda *words: seen.append(words[2]) or loss(*words))
+        loss = saliency_pass.guided_noise_loss
+        monkeypatch.setattr(saliency_pass, "guided_noise_loss", lambda *words: seen.append(words[2]) or loss(*words))
         settings = tiny_settings(saliency_batch_size=3, saliency_micro_batch_size=at_once)
         parameters = dict(family.denoiser.named_parameters())
         with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
-            masks.forget_saliency(run_in(tmp_path, accelerator), family, parameters, data, settings)
+            saliency_pass.forget_saliency(run_in(tmp_path, accelerator), family, parameters, data, settings)
         sample = forget.draw(torch.arange(3), stream(settings.seed, "posterior", "saliency", 0)).latents
         generator = stream(settings.seed, "saliency", 0)
         timesteps = family.schedule.sample(3, generator)

@@ -145,7 +145,7 @@ def saliency_of_one_process(run: Path, base: Path) -> dict[str, torch.Tensor]:
     from salun_diffusers.accelerator import engine
     from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
     from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
-    from salun_diffusers.diffusion.masks import forget_saliency
+    from salun_diffusers.diffusion.saliency_pass import forget_saliency
 
     family = StableDiffusion(base, device=torch.device("cpu"))
     sets = [LatentSet.load(run / "work" / f"{name}.safetensors") for name in ("forget", "retain")]

@@ -21,7 +21,7 @@ KILL_POINTS = {
     "set generation": [("diffusion.families.stable_diffusion:StableDiffusion.generate", 2)],
     "while saving generated latents": [("files.stored_weights:save_file", 2)],
     "while saving the latent set": [("files.stored_weights:save_file/work/.retain", 1)],
-    "saliency": [("diffusion.masks:guided_noise_loss", 2)],
+    "saliency": [("diffusion.saliency_pass:guided_noise_loss", 2)],
     "while saving the mask": [("files.stored_weights:save_file/mask", 1)],
     "fine-tuning before a checkpoint": [("diffusion.trainer:_step", 2)],
     "while saving the first checkpoint": [("files.stored_weights:save_file/checkpoint-2", 1)],

@@ -41,6 +41,7 @@ def test_schedulers_ask_as_often_as_they_have_timesteps(name: str, steps: int) -
         {"num_anchor_images": 3, "scheduler": None},
         {"recipe": "paper", "gradient_accumulation_steps": 2, "guidance_scale": 1},
         {"objective": "esd", "mask": "random"},
+        {"mask": "saliency_ratio", "saliency_weighting": "difference"},
         {"objective": "esd", "retain_weight": 1},
         {"objective": "ascent", "retain_weight": None},
         {"objective": "finetune"},

@@ -84,6 +84,7 @@ class TestWhatAChangeDecides:
             ({"mask_ratio": 0.25}, {"saliency", "fine-tuning"}),
             ({"saliency_guidance": 1.0}, {"saliency", "fine-tuning"}),
             ({"mask": "random"}, {"fine-tuning"}),
+            ({"saliency_weighting": "difference"}, {"saliency", "fine-tuning"}),
             ({"num_retain_images": 4}, {"latents, retain", "fine-tuning"}),
             ({"num_forget_images": 4}, {"latents, forget", "saliency", "fine-tuning"}),
             ({"guidance_scale": 3}, {"latents, forget", "latents, retain", "saliency", "fine-tuning"}),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.masks.saliency import Saliency, gradient_saliency
+from salun_diffusers.masks.saliency import Saliency, gradient_saliency, saliency_ratio
 
 
 def linear_loss(weight: nn.Parameter):
@@ -221,3 +221,34 @@ class TestOfficialRule:
 
     def test_differs_from_the_sum_of_absolute_gradients(self, net, batches):
         assert self.mask(net, batches, accumulate="absolute") != self.mask(net, batches)
+
+
+class TestRatio:
+    def test_by_hand(self):
+        """R = 1, 5, 0, 2 has the mean 2: 4/3, 4/7, 1/2, 0."""
+        forget = Saliency({"a": torch.tensor([[4.0, 4.0]]), "b": torch.tensor([1.0, 0.0])})
+        found = saliency_ratio(forget, Saliency({"a": torch.tensor([[1.0, 5.0]]), "b": torch.tensor([0.0, 2.0])}))
+        assert list(found) == ["a", "b"]
+        torch.testing.assert_close(found["a"], torch.tensor([[4 / 3, 4 / 7]]))
+        torch.testing.assert_close(found["b"], torch.tensor([0.5, 0.0]))
+
+    def test_a_factor_of_either_changes_no_rank(self):
+        of = [torch.rand(50, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+
+        def order(forget: float, retain: float) -> list[int]:
+            scores = saliency_ratio(Saliency({"a": forget * of[0]}), Saliency({"a": retain * of[1]}))
+            return scores["a"].argsort().tolist()
+
+        assert order(1, 1) == order(1e-6, 1) == order(1, 1e5)
+
+    @pytest.mark.parametrize(
+        ("retain", "told"),
+        [
+            ({"b": torch.ones(2)}, "of the same tensors in the same shapes"),
+            ({"a": torch.ones(3)}, "of the same tensors in the same shapes"),
+            ({"a": torch.zeros(2)}, "retain scores above 0, all are 0"),
+        ],
+    )
+    def test_is_refused(self, retain, told):
+        with pytest.raises(UserError, match=told):
+            saliency_ratio(Saliency({"a": torch.ones(2)}), Saliency(retain))
