@@ -112,6 +112,7 @@ class Cell:
             num_validation_images=config.num_validation_images or PICTURES[config.model],
             output_dir=str(folder),
             generated_data_dir=str(folder.parent / "generated"),
+            strength_points=0,
         )
         if self.method == "retrain":
             return common

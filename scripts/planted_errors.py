@@ -113,8 +113,10 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "anchors = data.anchor_conditions if weighted else {}",
                 "anchors = data.forget_conditions if weighted else {}",
             ),
+        ],
+        "diffusion/test_memory_account.py -k within_15": [
             ("at_once if squared and settings.saliency_micro_batch_size >= size else losses", "losses"),
-        ]
+        ],
     },
     "diffusion/stage_marks.py": {
         _RETAIN_AWARE: [

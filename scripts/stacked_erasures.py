@@ -117,6 +117,7 @@ def work(config: StackConfig, command: str) -> str:
         if not run.finished:
             words = ["--concept", name, "--pretrained_model_name_or_path", base, "--output_dir", str(run.root)]
             words += ["--num_validation_images", str(config.num_validation_images), "--seed", str(config.seed)]
+            words += ["--strength_points", "0"]
             if run.root.is_dir():
                 words += ["--resume_from_checkpoint", "latest"]
             if code := erase(words):

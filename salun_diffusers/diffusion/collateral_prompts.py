@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from salun_diffusers.demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, describe
 from salun_diffusers.diffusion.concepts import DEMO, Concept, EvaluationPrompt
+from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.everyday import everyday
 from salun_diffusers.seeds import stream_seed
 
@@ -81,6 +82,19 @@ def collateral_pictures(concept: Concept, *, clip: bool) -> list[Collateral]:
     captions = _captions(concept)
     rounds = -(-_PICTURES // len(captions)) if captions else 0
     return found + _drawn([EvaluationPrompt(prompt) for prompt in captions], EVERYDAY, rounds)
+
+
+def collateral_count(concept: Concept, config: EraseConfig) -> int:
+    """How many pictures a run draws for it: before and after, and the everyday captions before once more.
+
+    Args:
+        concept: What is erased.
+        config: Whether it is wanted, and with which CLIP.
+    """
+    if not config.collateral:
+        return 0
+    asked = collateral_pictures(concept, clip=bool(config.clip))
+    return 2 * len(asked) + sum(one.group == EVERYDAY for one in asked)
 
 
 def neighbours_of(concept: Concept) -> tuple[EvaluationPrompt, ...]:

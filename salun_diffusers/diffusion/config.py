@@ -167,10 +167,10 @@ class EraseConfig(SourceConfig):
         minimum=0,
         maximum=1,
     )
-    strength_points: int = setting(
-        0,
-        "Without --target_forget: draw the report's pictures at so many strengths from 0 to 1 as well (5 is a curve); "
-        "needs a detector.",
+    strength_points: int | None = setting(
+        None,
+        "Without --target_forget: draw the report's pictures at so many strengths from 0 to 1, ends included; by "
+        "default 5 where a detector looks for one concept, 0 is no curve.",
         group=_EVALUATION,
         minimum=0,
         maximum=101,
@@ -235,3 +235,8 @@ class EraseConfig(SourceConfig):
         "for denoisers of 50 million weights or more. With --dry_run, on loads the model and tells the time.",
         group=_RUN,
     )
+
+    @property
+    def output_root(self) -> str:
+        """The folder that takes what is written: --output_dir, or `runs` with the folders of unnamed runs."""
+        return "runs" if self.output_dir is None else self.output_dir

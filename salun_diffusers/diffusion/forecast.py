@@ -8,6 +8,7 @@ from dataclasses import astuple
 from typing import cast
 
 from salun_diffusers.accelerator import engine
+from salun_diffusers.diffusion.collateral_prompts import collateral_count
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.fitting import DRIVER, fitting
 from salun_diffusers.diffusion.foreseen import at_most
@@ -99,6 +100,7 @@ def _time(request: Request, probed: Probed | None) -> str:
         probed.scheduler,
         real_pictures=bool(request.config.train_data),
         own_pictures=request.own.count,
+        collateral=collateral_count(request.concept, request.config),
     )
     seconds = {
         stage.stage: stage.rows * (probed.gradient_row_seconds if stage.gradient else probed.row_seconds)

@@ -49,7 +49,7 @@ def check_own_flags(config: EraseConfig) -> None:
             f"--retain_dir {config.retain_dir} must not be --forget_dir or lie in it: its pictures would be forgotten "
             "and retained."
         )
-    output = Path(config.output_dir or "runs").expanduser().resolve()
+    output = Path(config.output_root).expanduser().resolve()
     for flag, folder in folders.items():
         # Without the flag the run gets a folder of its own in runs/, where others may hold pictures.
         if output.is_relative_to(folder) or (config.output_dir and folder.is_relative_to(output)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
+from salun_diffusers.diffusion.collateral_prompts import collateral_count
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
@@ -25,7 +26,7 @@ from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
-from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words
+from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words, with_curve
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.detector_choice import DetectorChoice
@@ -153,7 +154,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     index = model_index(base)
     require_erasable(base, index)
     denoiser_folder(index, base)
-    for flag, place in (("output_dir", config.output_dir or "runs"), ("generated_data_dir", config.generated_data_dir)):
+    for flag, place in (("output_dir", config.output_root), ("generated_data_dir", config.generated_data_dir)):
         if place:
             require_outside_components(place, base, f"--{flag}")
     classes = class_name(index) == CLASS_CONDITIONAL
@@ -192,6 +193,8 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
             f"{settings.num_forget_images}."
         )
     check_strength(concept, config)
+    # Of a pipeline in memory the base's weights are gone when the erased ones are there.
+    settings = settings if held is not None else with_curve(settings, concept, config)
     disk = None
     if held is not None or not config.dry_run or is_local(name):
         model.require_complete()
@@ -202,7 +205,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         # A run that cannot be taken up again writes no checkpoints.
         disk = disk_space(model.bytes_of_result(), 0 if model.is_held else selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
-        require_space(Path(config.output_dir or "runs"), disk.total, what)
+        require_space(Path(config.output_root), disk.total, what)
     return Request(config, settings, concept, base, class_name(index), model, disk, own)
 
 
@@ -238,7 +241,15 @@ def plan(request: Request) -> str:
     scheduler = settings.scheduler if settings.scheduler != OWN_SCHEDULER else _own_scheduler(request.base)
     processes, real = int(os.environ.get("WORLD_SIZE", "1")), bool(request.config.train_data)
     own = request.own
-    stages = row_forwards(concept, settings, scheduler, processes, real_pictures=real, own_pictures=own.count)
+    stages = row_forwards(
+        concept,
+        settings,
+        scheduler,
+        processes,
+        real_pictures=real,
+        own_pictures=own.count,
+        collateral=collateral_count(concept, request.config),
+    )
     drawn = [count - own.pictures_of(side) for side, _, count in concept.sets(settings)]
     retained = tuple(dict.fromkeys(concept.retain_prompts))
     sides = {"forget": concept.forget_prompts, "anchor": concept.anchor_prompts, "retain": retained}

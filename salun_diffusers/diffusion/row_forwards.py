@@ -61,6 +61,7 @@ def row_forwards(
     *,
     real_pictures: bool = False,
     own_pictures: int = 0,
+    collateral: int = 0,
 ) -> list[StageRows]:
     """The rows of every stage of a run, over all of its processes.
 
@@ -71,6 +72,7 @@ def row_forwards(
         processes: How many take part.
         real_pictures: Whether the sets are the user's pictures, and not drawn.
         own_pictures: How many items of the sets are the user's pictures, where some are.
+        collateral: Pictures of the collateral report, of both sides.
     """
     # Guided sampling asks for ε(c) and ε(∅).
     each = sampling_calls(scheduler, settings.num_inference_steps) * (2 if settings.guidance_scale > 1 else 1)
@@ -92,6 +94,7 @@ def row_forwards(
         StageRows("fine-tuning", trained * halves, gradient=True),
         StageRows("pictures after", pictures, draws=True),
         *([StageRows("distances", 2 * settings.num_forget_images)] if settings.saliency_weighting != "none" else []),
+        *([StageRows("collateral", collateral * each, draws=True)] if collateral else []),
         *([StageRows("strength", strength, draws=True)] if strength else []),
     ]
 

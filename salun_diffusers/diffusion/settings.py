@@ -145,7 +145,7 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
         numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
-    limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP}
+    limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP, "strength_points": 0}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})

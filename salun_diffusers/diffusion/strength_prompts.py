@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
@@ -17,6 +17,8 @@ _FEWEST, _MOST = 48, 200
 COARSE, HALVINGS = (0.0, 0.25, 0.5, 0.75, 1.0), 3
 SEARCHED = len(COARSE) + HALVINGS
 """Strengths that a search looks at."""
+CURVE = 5
+"""Strengths of the curve that a run draws by itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,20 @@ def check_strength(concept: Concept, config: EraseConfig) -> None:
             f"{flag} needs a detector that looks for {concept.name!r}, and there is none: name one by --detector, such "
             f'as clip:"{concept.name}".'
         )
+
+
+def with_curve(settings: Settings, concept: Concept, config: EraseConfig) -> Settings:
+    """The settings with the curve that a run draws unless its flags say otherwise, where somebody can see it.
+
+    Args:
+        settings: Of the run.
+        concept: What is forgotten.
+        config: Its flags.
+    """
+    unseen = chosen_detector(concept, config).name == "none" or not concept.target_labels
+    if config.strength_points is not None or settings.searched or concept.parts or unseen:
+        return settings
+    return replace(settings, strength_points=CURVE)
 
 
 def strength_in_words(concept: Concept, settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from salun_diffusers.diffusion.collateral_prompts import Collateral, collateral_
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.shapes import shape, style
+from salun_diffusers.diffusion.sampler import Sampler
 from salun_diffusers.programs.erase import main
 from salun_diffusers.reports.intervals import wilson_interval
 from salun_diffusers.reports.report import EvaluationReport
@@ -109,14 +111,26 @@ class TestWhatIsMeasured:
         assert pair.after.interval is not None and pair.after.interval[0] > pair.before.interval[1]
 
 
-def test_a_run_has_it_in_its_report_and_nothing_else_changes(small_run, tmp_path, tiny_clip, monkeypatch) -> None:
-    """With CLIP: neighbours by their score, words by the nearest sentence, everyday captions, KID; once a line each."""
+def test_a_run_has_it_in_its_report_and_nothing_else_changes(
+    small_run, tmp_path, tiny_clip, monkeypatch, capsys
+) -> None:
+    """With CLIP: neighbours by their score, words by the nearest sentence, everyday captions, KID; once a line each.
+
+    Its plan says before what is drawn for it: two guided passes a step, of which there are two.
+    """
     monkeypatch.setattr(collateral_prompts, "_CAPTIONS", 3)
     monkeypatch.setattr(collateral_prompts, "_PICTURES", 12)
     for name in ("_COUNTED", "_COLOURED", "_PLACED"):
         monkeypatch.setattr(collateral_prompts, name, getattr(collateral_prompts, name)[:2])
     with_it, without = tmp_path / "with", tmp_path / "without"
+    drawn, pictures = [], Sampler.pictures
+    monkeypatch.setattr(
+        Sampler, "pictures", lambda self, *words: drawn.append((words[2], len(words[0]))) or pictures(self, *words)
+    )
+    assert main(small_run(dry_run=True, collateral=True, clip=tiny_clip)) == 0
+    (planned,) = re.findall(r"collateral ([\d,]+)[,;]", capsys.readouterr().out)
     assert main(small_run(output_dir=with_it, collateral=True, clip=tiny_clip)) == 0
+    assert int(planned.replace(",", "")) == 4 * sum(count for name, count in drawn if name.endswith("collateral"))
     assert main(small_run(output_dir=without)) == 0
     assert (with_it / UNET).read_bytes() == (without / UNET).read_bytes()
     report = EvaluationReport.from_json(json.loads((with_it / "report.json").read_text()))

@@ -16,6 +16,7 @@ from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import SD_1, Kind
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards, sampling_calls
 from salun_diffusers.diffusion.settings import resolve
+from salun_diffusers.diffusion.strength_prompts import with_curve
 from salun_diffusers.programs.erase import main
 
 
@@ -74,7 +75,8 @@ def work(recipe: str, kind: Kind = SD_1) -> dict[str, int]:
     config = EraseConfig(concept="nudity", recipe=recipe)
     concept = find_concept(config, kind)
     own = "PNDMScheduler" if recipe == "paper" else "DPMSolverMultistepScheduler"
-    return {stage.stage: stage.work for stage in row_forwards(concept, resolve(config, concept.numbers), own)}
+    settings = with_curve(resolve(config, concept.numbers), concept, config)
+    return {stage.stage: stage.work for stage in row_forwards(concept, settings, own)}
 
 
 class TestReproduce:
@@ -86,7 +88,7 @@ class TestReproduce:
     def test_what_few_steps_save(self, recipe: str, sets: int) -> None:
         stages = work(recipe)
         assert stages["latent sets"] == sets
-        drawing = sum(stages[name] for name in ("pictures before", "latent sets", "pictures after"))
+        drawing = sum(stages[name] for name in ("pictures before", "latent sets", "pictures after", "strength"))
         total = sum(stages.values())
         assert f"| {sets:,} | {total:,} | {drawing / total:.0%} |".replace("%", " %") in self.PAGE
 
