@@ -10,7 +10,6 @@ from pathlib import Path
 
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
-from salun_diffusers.diffusion.collateral_prompts import collateral_count
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
@@ -234,6 +233,8 @@ def _own_scheduler(base: Path) -> str:
 
 def plan(request: Request) -> str:
     """What a run would do, for `--dry_run`: every setting, and the steps that would follow."""
+    from salun_diffusers.diffusion.collateral_prompts import collateral_count  # imports torch
+
     settings, concept, name = request.settings, request.concept, request.config.pretrained_model_name_or_path
     # What `accept` found for a file that no run has written out yet is the folder of its configuration.
     new = is_single_file(name) and request.base.parent.name != SINGLE_FILES
