@@ -178,24 +178,25 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return dict(stored_weights(folder / denoiser_folder(model_index(folder), folder)))
 
 
+@pytest.fixture(scope="module")
+def patched(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two patches that both move the first weight of a bias, and the folders that they lead to."""
+    made, place = {"base": tiny_pipeline}, tmp_path_factory.mktemp("patches")
+    for name, step in (("a", 1.0), ("b", 2.0)):
+        made[f"{name}-folder"] = place / f"{name}-folder"
+        own = "conv_out.bias" if name == "a" else "time_embedding.linear_1.bias"
+
+        def move(tensors: dict[str, Tensor], step: float = step, own: str = own) -> dict[str, Tensor]:
+            first = torch.nn.functional.one_hot(torch.tensor(0), tensors["conv_in.bias"].numel()).float()
+            return tensors | {"conv_in.bias": tensors["conv_in.bias"] + step * first, own: tensors[own] + step}
+
+        patch_folder(tiny_pipeline, made[f"{name}-folder"], move)
+        made[name] = place / f"{name}.safetensors"
+        patch_between(tiny_pipeline, made[f"{name}-folder"]).save(made[name])
+    return made
+
+
 class TestProgram:
-    @pytest.fixture(scope="class")
-    def patched(self, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-        """Two patches that both move the first weight of a bias, and the folders that they lead to."""
-        made, place = {"base": tiny_pipeline}, tmp_path_factory.mktemp("patches")
-        for name, step in (("a", 1.0), ("b", 2.0)):
-            made[f"{name}-folder"] = place / f"{name}-folder"
-            own = "conv_out.bias" if name == "a" else "time_embedding.linear_1.bias"
-
-            def move(tensors: dict[str, Tensor], step: float = step, own: str = own) -> dict[str, Tensor]:
-                first = torch.nn.functional.one_hot(torch.tensor(0), tensors["conv_in.bias"].numel()).float()
-                return tensors | {"conv_in.bias": tensors["conv_in.bias"] + step * first, own: tensors[own] + step}
-
-            patch_folder(tiny_pipeline, made[f"{name}-folder"], move)
-            made[name] = place / f"{name}.safetensors"
-            patch_between(tiny_pipeline, made[f"{name}-folder"]).save(made[name])
-        return made
-
     @pytest.fixture
     def files(self, patched: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
         return patched | {"new": tmp_path / "new", "both": tmp_path / "both.safetensors"}
