@@ -159,10 +159,11 @@ def _layout_of(part: str, config: Mapping[str, Any], kind: str) -> tuple[str, Na
         return "conditioner.embedders.0.transformer.", clip_names
     if config.get("hidden_act", "quick_gelu") == "quick_gelu":
         return "cond_stage_model.transformer.", clip_names
-    if config.get("num_hidden_layers", 0) > _OPEN_CLIP_LAYERS:
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _OPEN_CLIP_LAYERS:
         raise UserError(
             f"The text encoder of Stable Diffusion 2.x has {_OPEN_CLIP_LAYERS} layers in diffusers' layout, found "
-            f"{config['num_hidden_layers']}: no program would read the last."
+            f"{layers}: no program would read the last."
         )
     return "cond_stage_model.model.", open_clip_names  # OpenAI's has quick_gelu, OpenCLIP's gelu.
 
@@ -184,6 +185,8 @@ def _tensors(place: Path, variant: str | None, prefix: str, names: Names) -> Ite
             raise UserError(f"{place} is damaged: {parts[-1].name} is there twice, or lacks what belongs to it.")
         parts.sort(key=lambda part: _QKV.index(part.name.split(".")[-2]) if fused else 0)
         shape, transposed = parts[0].shape, original.endswith("text_projection")
+        if (fused and not shape) or (transposed and len(shape) != 2):
+            raise UserError(f"{place} is damaged: {parts[0].name} has the shape {shape}; copy it again.")
         if fused:
             shape = (3 * shape[0], *shape[1:])
         elif transposed:

@@ -8,7 +8,7 @@ place gives an empty text.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -62,7 +62,7 @@ def unet_names(names: Collection[str], layers_per_block: int) -> dict[str, str]:
         layers_per_block: L.
     """
     attends = {name.split(".")[1] for name in names if re.match(r"up_blocks\.\d+\.attentions\.", name)}
-    return {name: _unet_name(name, layers_per_block + 1, attends) for name in names}
+    return {name: _placed(_unet_name, name, layers_per_block + 1, attends) for name in names}
 
 
 def _unet_name(name: str, each: int, attends: Collection[str]) -> str:
@@ -92,7 +92,7 @@ def vae_names(names: Collection[str]) -> dict[str, str]:
     last = max(
         (int(found[1]) for name in names if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", name))), default=0
     )
-    return {name: _vae_name(name, last) for name in names}
+    return {name: _placed(_vae_name, name, last) for name in names}
 
 
 def _vae_name(name: str, last: int) -> str:
@@ -135,6 +135,14 @@ def _open_clip_name(name: str) -> str:
         case ["encoder", "layers", layer, *rest]:
             return _under(f"transformer.resblocks.{layer}", rest, _OPEN_CLIP_LAYER)
     return _OPEN_CLIP_ENDS.get(name, "")
+
+
+def _placed(name_of: Callable[..., str], name: str, *about: object) -> str:
+    """A name, or none where a block is not numbered."""
+    try:
+        return name_of(name, *about)
+    except ValueError:
+        return ""
 
 
 def _under(place: str, parts: list[str], words: Mapping[str, str]) -> str:
