@@ -72,6 +72,18 @@ def test_diffusers_gives_every_name_back(script: Callable[[str], ModuleType], ki
         ] == CHECKPOINT_KEY_NAMES["v1"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("1.x", {"2.1.conv", "5.2.conv", "8.2.conv"}), ("2.x", {"2.1.conv", "5.2.conv", "8.2.conv"}),
+     ("xl", {"2.2.conv", "5.2.conv"})],
+)  # fmt: skip
+def test_upsamplers_stand_behind_what_their_block_has(script: Callable[[str], ModuleType], kind: str, wanted) -> None:
+    """diffusers reads either number, the original code its own: the resnet, the attention where there is one, then it."""
+    names = unet_names(networks(script, kind)["unet"].state_dict(), 2).values()
+    found = {name for name in names if name.startswith("output_blocks.") and ".conv." in name}
+    assert found == {f"output_blocks.{place}.{tensor}" for place in wanted for tensor in ("weight", "bias")}
+
+
 @pytest.mark.parametrize("kind", ["1.x", "xl"])
 def test_names_of_openai_clip(script: Callable[[str], ModuleType], kind: str) -> None:
     """transformers 5 calls them by shorter names than the original layout does."""
