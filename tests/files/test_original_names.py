@@ -78,7 +78,7 @@ def test_diffusers_gives_every_name_back(script: Callable[[str], ModuleType], ki
      ("xl", {"2.2.conv", "5.2.conv"})],
 )  # fmt: skip
 def test_upsamplers_stand_behind_what_their_block_has(script: Callable[[str], ModuleType], kind: str, wanted) -> None:
-    """diffusers reads either number, the original code its own: the resnet, the attention where there is one, then it."""
+    """diffusers reads either number, the original code its own: behind resnet and attention."""
     names = unet_names(networks(script, kind)["unet"].state_dict(), 2).values()
     found = {name for name in names if name.startswith("output_blocks.") and ".conv." in name}
     assert found == {f"output_blocks.{place}.{tensor}" for place in wanted for tensor in ("weight", "bias")}
