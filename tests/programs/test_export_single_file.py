@@ -163,12 +163,22 @@ class TestLayout:
         save_file({name: tensor.clone() for name, tensor in load_file(text).items()} | positions, text)
         assert exported(old).read_bytes() == exported(folders["1.x"]).read_bytes()
 
+    def test_a_folder_of_parts(self, folders, exported, copied) -> None:
+        whole = load_file(copied / UNET)
+        (copied / UNET).unlink()
+        parts = {f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors": sorted(whole)[i::2] for i in range(2)}
+        for part, names in parts.items():
+            save_file({name: whole[name].clone() for name in names}, copied / "unet" / part)
+        listing = {"metadata": {}, "weight_map": {name: part for part, names in parts.items() for name in names}}
+        (copied / f"{UNET}.index.json").write_text(json.dumps(listing))
+        assert exported(copied).read_bytes() == exported(folders["1.x"]).read_bytes()
+
     def test_a_v_model_of_xl_says_so_and_is_read_back(self, folders, exported, tmp_path, capsys) -> None:
         scheduler = tmp_path / "v" / "scheduler" / "scheduler_config.json"
         shutil.copytree(folders["xl"], tmp_path / "v")
         told = json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
         scheduler.write_text(json.dumps(told))
-        file = exported(tmp_path / "v")
+        file = exported(tmp_path / "v", "--dtype", "fp16")
         assert {"v_pred", "ztsnr"} <= load_file(file).keys()
         found = find_model(str(file), single_file_config=str(folders["xl"]))
         assert (
