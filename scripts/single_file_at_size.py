@@ -3,10 +3,10 @@
     python scripts/single_file_at_size.py sd15
     python scripts/single_file_at_size.py sdxl --json figures.json
 
-The pipelines are those of real_size.py. In fp32 and in fp16, `from_single_file` and `from_pretrained` must draw the
-same picture at equal seed, to the bit; and of a base's file with another tensor in its U-Net, only that tensor's bytes
-may differ. Pictures are small, since fp16 is slow on a CPU; every network takes part whole. Exporting and drawing are
-processes of their own, whose times and peaks of memory are told.
+The pipelines are those of real_size.py. With weights in fp32 and in fp16, `from_single_file` and `from_pretrained` must
+draw the same picture at equal seed, to the bit; and of a base's file with another tensor in its U-Net, only that tensor's
+bytes may differ. Pictures are small, and computed in fp32: a CPU takes many minutes for one in fp16. Exporting and
+drawing are processes of their own, whose times and peaks of memory are told.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ words = {{{dtype_argument!r}: torch.{dtype}, "local_files_only": True}}
 source, config, out = sys.argv[1:]
 pipe = kind.from_pretrained(source, **words) if source == config else (
     kind.from_single_file(source, config=config, **words))
-pipe.set_progress_bar_config(disable=True)
+pipe.to(torch.float32).set_progress_bar_config(disable=True)
 seed = torch.Generator().manual_seed(0)
 numpy.save(out, pipe({caption!r}, num_inference_steps=2, height=64, width=64, generator=seed, output_type="np").images)
 """
