@@ -4,7 +4,7 @@
     python scripts/single_file_at_size.py sdxl --json figures.json
 
 The pipelines are those of real_size.py. With weights in fp32 and in fp16, `from_single_file` and `from_pretrained` must
-draw the same picture at equal seed, to the bit; and of a base's file with another tensor in its U-Net, only that tensor's
+draw the same picture at equal seed, to the bit; of a base's file with another tensor in its U-Net, only that tensor's
 bytes may differ. Pictures are small, and computed in fp32: a CPU takes many minutes for one in fp16. Exporting and
 drawing are processes of their own, whose times and peaks of memory are told.
 """
