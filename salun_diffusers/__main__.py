@@ -12,7 +12,8 @@ from salun_diffusers.errors import tell
 PROGRAMS = {
     "erase": "erase a concept from a diffusion pipeline",
     "verify": "check that only selected weights of a pipeline moved",
-    "patch": "make, apply or revert the patch of an erasure",
+    "patch": "make, apply, revert, describe or stack the patches of erasures",
+    "export single-file": "write a pipeline as one checkpoint for WebUI and ComfyUI",
     "generate": "draw the prompts of a file with any pipeline",
     "evaluate nudity": "count exposed body parts in folders of pictures",
     "evaluate fid": "measure the distance of pictures from a reference",

@@ -34,6 +34,7 @@ from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
+from salun_diffusers.files.single_file_export import write_changed_file, write_single_file
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.patch import WeightPatch
 from salun_diffusers.masks.receipt import compare
@@ -297,8 +298,29 @@ def _pipelines() -> list[Made]:
     def foreseen(home: Path) -> None:
         check_foreseen(home / "unet", home / "scheduler", _SETTINGS, None)
 
+    def small_checkpoint(home: Path) -> None:
+        small_pipeline(home)
+        (home / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        save_file({"quant_conv.bias": torch.ones(4)}, home / "vae" / "diffusion_pytorch_model.safetensors")
+        text = {"text_model.final_layer_norm.bias": torch.ones(4)}
+        save_file(text, home / "text_encoder" / "model.safetensors")
+        write_single_file(home, home / "base.safetensors", None)
+
+    def exported(home: Path) -> Any:
+        check_complete(home)
+        count = write_single_file(home, home / "out.safetensors", None)
+        return count, (home / "out.safetensors").read_bytes()
+
+    def put_into_base(home: Path) -> Any:
+        full = SaliencyMask.full(_unet_shapes(home))
+        return write_changed_file(home, home / "out.safetensors", home / "base.safetensors", full)
+
     weights = "unet/diffusion_pytorch_model.safetensors"
     return [
+        (Reader("export", weights, "safetensors", exported), small_checkpoint),
+        (Reader("export-text", "text_encoder/model.safetensors", "safetensors", exported), small_checkpoint),
+        (Reader("export-config", "unet/config.json", "json", exported), small_checkpoint),
+        (Reader("export-base", "base.safetensors", "safetensors", put_into_base), small_checkpoint),
         (Reader("model-index", "model_index.json", "json", whole), small_pipeline),
         (Reader("unet-config", "unet/config.json", "json", tensors), small_pipeline),
         (Reader("unet-weights", weights, "safetensors", tensors), small_pipeline),

@@ -30,6 +30,7 @@ _MEASURES, _RECIPES = "classification/test_measures.py", "classification/test_re
 _INCEPTION, _FIDELITY = "evaluation/test_inception.py", "evaluation/test_fidelity.py"
 _ALIGNMENT, _NUDITY = "evaluation/test_alignment.py", "evaluation/test_nudity.py"
 _OBJECTS = "evaluation/test_objects.py"
+_STACK = "masks/test_patch_stack.py"
 _RETAIN_AWARE = "diffusion/test_retain_aware.py"
 
 # File → test files → pairs of right and wrong.
@@ -82,6 +83,14 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("total - taken_back + 1", "total - taken_back"),
             ("now - threshold * change.sign()", "now + threshold * change.sign()"),
             ("start * (1 - step / steps)", "start * step / steps"),
+        ]
+    },
+    "masks/patch.py": {_STACK: [("torch.lerp(*ends, strength)", "torch.lerp(*ends[::-1], strength)")]},
+    "masks/patch_stack.py": {
+        _STACK: [
+            ('if order == "first" else (second, first)', 'if order == "last" else (second, first)'),
+            ("return first ^ second", "return second"),
+            ("second.erased_sha256 if continued else UNKNOWN", "second.erased_sha256"),
         ]
     },
     "masks/receipt.py": {_MEASURES: [("(moved & ~allowed)", "(moved & allowed)")]},

@@ -36,7 +36,7 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     trained = trained_parameters(parameters, settings.train_method, family.attention)
     recipe: dict[str, JSON] = {
         "concept": [part.name for part in request.concept.parts] or _typed(request),
-        "base": _public_name(request.config.pretrained_model_name_or_path),
+        "base": public_name(request.config.pretrained_model_name_or_path),
         "base_sha256": run.base,
         "train_method": settings.train_method,
         "seed": settings.seed,
@@ -76,7 +76,7 @@ def _typed(request: Request) -> str:
     return request.config.concept if isinstance(request.config.concept, str) else request.concept.name
 
 
-def _public_name(model: str) -> str:
+def public_name(model: str) -> str:
     """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
     return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.masks import public_name
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError, tell
@@ -41,7 +43,11 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
     """
     if run.main and request.settings.save_patch:
         with full_disk_is_told("the patch"):
-            request.model.patch(run.folder.pipeline).save(run.folder.patch)
+            names = [part.name for part in request.concept.parts] or [request.concept.name]
+            base = public_name(request.config.pretrained_model_name_or_path)
+            about = {"concept": ", ".join(names), "base": base}
+            patch = request.model.patch(run.folder.pipeline)
+            dataclasses.replace(patch, about=about).save(run.folder.patch)
     # Both denoisers are in memory then: once a machine, not once a process.
     receipt = decided_by_main(run.accelerator, lambda: request.model.receipt(run.folder.pipeline, mask))
     if not receipt.holds:

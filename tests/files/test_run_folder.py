@@ -215,6 +215,7 @@ class TestFinishedRun:
         assert all(torch.equal(made[key], wanted[key]) for key in wanted)
         mask = SaliencyMask.load(tmp_path / "patched/mask.safetensors")
         assert 0 < patch.number_moved <= mask.number_selected
+        assert patch.about == {"concept": "disc", "base": tiny_pipeline.name}
 
     def test_records_itself(self, finished):
         config = json.loads((finished / "config.json").read_text())
