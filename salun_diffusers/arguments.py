@@ -56,6 +56,29 @@ def optional_word(help: str, *, group: str = "Settings") -> Any:
     return dataclasses.field(default=None, metadata={**shown.metadata, "alone": ""})
 
 
+def secret(help: str, *, group: str = "Settings") -> Any:
+    """A dataclass field of a password: no record, no command that is written down and no `repr` shows its value."""
+    return dataclasses.field(default=None, repr=False, metadata={**setting(None, help, group=group).metadata,
+                                                                 "secret": True})  # fmt: skip
+
+
+def secrets(config_type: Any) -> tuple[str, ...]:
+    """Names of the fields that were made with `secret`."""
+    return tuple(field.name for field in dataclasses.fields(config_type) if "secret" in field.metadata)
+
+
+def without_secrets(words: Sequence[str], config_type: Any) -> list[str]:
+    """The words of a command line without the flags that hold a secret, and without their values."""
+    flags = {form for name in secrets(config_type) for form in (f"--{name}", "--" + name.replace("_", "-"))}
+    kept: list[str] = []
+    following = False
+    for text in words:
+        if not following and text.split("=")[0] not in flags:
+            kept.append(text)
+        following = not following and text in flags
+    return kept
+
+
 def word(help: str, *, group: str = "Settings", left_out: Any = dataclasses.MISSING) -> Any:
     """A dataclass field that is given as a bare word, without a flag.
 

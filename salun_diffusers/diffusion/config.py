@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import secret, setting
 from salun_diffusers.diffusion.source_config import SourceConfig
 
 Recipe = Literal["frozen_teacher", "paper"]
@@ -17,7 +17,7 @@ LearningRateCourse = Literal[
 SALIENCY_MASKS = ("saliency", "saliency_ratio")
 """The masks that gradients make."""
 _DATA, _MASK, _TRAIN = "Generated data", "Saliency mask", "Fine-tuning"
-_EVALUATION, _RUN = "Evaluation", "Run"
+_EVALUATION, _RUN, _HUB = "Evaluation", "Run", "Hub"
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,22 @@ class EraseConfig(SourceConfig):
         "Try a batch of every stage before the work, to see whether they fit and how long they take; auto: on a GPU, "
         "for denoisers of 50 million weights or more. With --dry_run, on loads the model and tells the time.",
         group=_RUN,
+    )
+
+    push_to_hub: bool = setting(
+        False, "Upload the erased pipeline with its model card when the run is done, and nothing else.", group=_HUB
+    )
+    hub_model_id: str | None = setting(
+        None, "Repository to upload to, NAME or OWNER/NAME; by default the name of --output_dir.", group=_HUB
+    )
+    hub_token: str | None = secret(
+        "Token of the hub that may write; by default that of `hf auth login` or HF_TOKEN. Never recorded.", group=_HUB
+    )
+    hub_private_repo: bool = setting(False, "Make the repository a private one.", group=_HUB)
+    publish_mask: bool = setting(
+        False,
+        "Upload the mask, and the patch if there is one, too: whoever has them can bring the concept back more easily.",
+        group=_HUB,
     )
 
     @property

@@ -13,6 +13,7 @@ from torch import nn
 from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.masks import public_name
+from salun_diffusers.diffusion.publishing import write_card
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError, tell
@@ -32,7 +33,9 @@ def write_erased(run: Run, request: Request, family: Family) -> None:
 def write_pipeline(run: Run, request: Request, family: Family) -> list[Path]:
     """Write the base with the family's present denoiser; the main process does. Returns the files of weights."""
     _cast(family.denoiser, request.settings.save_dtype, request.model.dtypes())
-    return request.model.write(run.folder.pipeline, family.denoiser)
+    weights = request.model.write(run.folder.pipeline, family.denoiser)
+    write_card(run, request, None)  # It says at once that this is not the base; figures come with the report.
+    return weights
 
 
 def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt:

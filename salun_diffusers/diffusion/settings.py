@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from salun_diffusers.arguments import secrets
 from salun_diffusers.diffusion.config import SALIENCY_MASKS, EraseConfig, LearningRateCourse, ObjectiveName, Recipe
 from salun_diffusers.diffusion.source_config import PredictionType
 from salun_diffusers.errors import UserError
@@ -182,10 +183,14 @@ def _check_course(settings: Settings) -> None:
 
 
 def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
-    """The flags with the values that the run has, for its records; a limit that is off is None, as JSON has no ∞."""
+    """The flags with the values that the run has, for its records.
+
+    Secrets stay out; a limit that is off is None, as JSON has no ∞.
+    """
     values = dataclasses.asdict(settings)
     length = values.pop("length")
     values["resolution"] = config.resolution
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
-    return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}
+    given = {name: value for name, value in dataclasses.asdict(config).items() if name not in secrets(config)}
+    return given | {name: None if value == UNLIMITED else value for name, value in values.items()}

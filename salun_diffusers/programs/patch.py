@@ -20,9 +20,11 @@ from typing import Literal
 
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.base_card import CARD, card_of, carry_cards, restore_cards
 from salun_diffusers.files.output_places import require_outside_components, require_writable
-from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.pipeline_folder import class_name, locate, model_index, public_name
 from salun_diffusers.files.single_file import find_model
+from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.programs.program import Program
 
 _MADE_OF_WORDS = {"make": 3, "apply": 3, "revert": 3, "info": 1, "stack": 2}
@@ -100,7 +102,12 @@ def _with_pipelines(config: PatchConfig, other: str, output: Path) -> str:
         change, revision = patch.revert, config.revision
     elif strength != 1:
         change = partial(patch.scaled, strength=strength)
-    patch_folder(_found(config, revision, config.variant), output, change, variant=config.variant)
+    source = _found(config, revision, config.variant)
+    patch_folder(source, output, change, variant=config.variant)
+    if config.action == "revert":
+        restore_cards(output)
+    elif strength != 0:  # At 0 it is the base, whose card is right.
+        _write_card(config, source, output, (patch.base_sha256, patch.erased_sha256 if strength == 1 else ""))
     said = f"{patch.number_moved:,} weights changed: {output}\n"
     if strength not in (0, 1):
         said += (
@@ -132,6 +139,16 @@ def _stack(config: PatchConfig, files: list[Path]) -> str:
         both.save(output)
         said += f"{both.number_moved:,} weights moved by both together: {output}\n"
     return said
+
+
+def _write_card(config: PatchConfig, base: Path, folder: Path, hashes: tuple[str, str]) -> None:
+    """Say in the new folder that it is not the base."""
+    from salun_diffusers.reports.model_card import CardBase, patched_card
+
+    name, kind = public_name(config.pipeline)
+    card, kept_as = card_of(config.pipeline, base, config.base_revision), carry_cards(base, folder)
+    described = CardBase(name, kind, card=card, kept_as=kept_as)
+    write_text(folder / CARD, patched_card(described, class_name(model_index(base)), *hashes))
 
 
 def _found(config: PatchConfig, revision: str | None, variant: str | None) -> Path:
