@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,21 @@ class EraseResult:
     def pipe(self) -> Any:
         """The erased pipeline."""
         return self.pipeline
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the pipeline as a folder for `from_pretrained`, with a model card that says what it is.
+
+        `pipe.save_pretrained` writes the same without the card.
+
+        Args:
+            folder: One that is new or empty.
+
+        Raises:
+            UserError: If the folder is in use.
+        """
+        from salun_diffusers.diffusion.publishing import save_erased
+
+        save_erased(self.pipeline, self.mask, self.report, Path(folder))
 
     def undo(self) -> Any:
         """Give a pipeline in memory the weights back that it had, bit for bit, and return it.
@@ -107,7 +123,7 @@ def erase(
         ...     pipe, "Van Gogh", method="esd", in_place=False,
         ...     forget_prompt="a painting by Van Gogh", anchor_prompt="a painting",
         ... )
-        >>> result.pipe.save_pretrained("without-van-gogh"); result.patch.save("van-gogh.safetensors")  # doctest: +SKIP
+        >>> result.save("without-van-gogh"); result.patch.save("van-gogh.safetensors")  # doctest: +SKIP
 
         A folder or a model of the hub, as the program does it:
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from salun_diffusers import __version__
@@ -21,8 +22,9 @@ from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.base_card import CARD, card_of, carry_cards
 from salun_diffusers.files.component_files import pipeline_files, weight_files
 from salun_diffusers.files.hub_upload import upload
+from salun_diffusers.files.loading import loading_line
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index, public_name
-from salun_diffusers.files.whole_files import sha256_of, write_text
+from salun_diffusers.files.whole_files import full_disk_is_told, sha256_of, whole_folder, write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.reports.model_card import CardBase, CardFacts, model_card
 from salun_diffusers.reports.report import EvaluationReport
@@ -45,22 +47,16 @@ def write_card(run: Run, request: Request, report: EvaluationReport | None, plac
         return
     config, folder = request.config, run.folder.pipeline
     base = _base_of(request, run.base, carry_cards(request.base, folder))
-    denoiser = folder / denoiser_folder(model_index(folder), folder)
     measured = report is not None
-    here, there = (json.dumps(name, ensure_ascii=False) for name in (str(folder), place))
     facts = CardFacts(
         concepts=tuple(part.name for part in request.concept.parts or (request.concept,)),
         base=base,
         pipeline_class=request.class_name,
         settings=in_words(recorded(config, request.settings)),
-        load="\n".join(request.model.at(folder).loading_line().replace(here, there).split("; ")),
+        load=_loading(request.model.at(folder).loading_line(), folder, place),
         made=made_of(config),
         mask_sha256=SaliencyMask.load(run.folder.mask).sha256 if measured else "",
-        weights=(
-            {f"{denoiser.name}/{file.name}": sha256_of(file) for file in weight_files(denoiser, config.variant)}
-            if measured
-            else {}
-        ),
+        weights=_digests(folder, config.variant) if measured else {},
         mask_published=_MASK if config.publish_mask and place != _HERE else "",
         place=place,
     )
@@ -97,6 +93,50 @@ def publish(run: Run, request: Request, report: EvaluationReport) -> None:
         ) from error
     if run.main:
         tell("note", f"uploaded to {address}")
+
+
+def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, folder: Path) -> None:
+    """Write an erased pipeline that lies in memory as a folder with its card; it is there whole or not at all.
+
+    Args:
+        pipeline: The pipeline.
+        mask: Which of its weights might move.
+        report: What was measured.
+        folder: A folder that is new or empty.
+
+    Raises:
+        UserError: If the folder is in use.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} must be empty or new: nothing is overwritten.")
+    name, kind = public_name(report.base)
+    with full_disk_is_told("the erased pipeline"), whole_folder(folder) as partial:
+        pipeline.save_pretrained(partial)
+        at_hand = kind == "local" and (Path(report.base) / CARD).is_file()
+        kept_as = carry_cards(Path(report.base), partial) if at_hand else ""
+        card = card_of(report.base, Path(report.base), report.config["revision"])
+        facts = CardFacts(
+            concepts=(report.concept,),
+            base=CardBase(name, kind, card=card, kept_as=kept_as),
+            pipeline_class=type(pipeline).__name__,
+            settings=in_words(report.config),
+            load=_loading(loading_line(partial), partial, _HERE),
+            made={"concept": [report.concept], "base": name},
+            mask_sha256=mask.sha256,
+            weights=_digests(partial, None),
+        )
+        write_text(partial / CARD, model_card(facts, report) + "\n")
+
+
+def _loading(line: str, folder: Path, place: str) -> str:
+    """The Python that loads a folder, as whoever has it elsewhere types it."""
+    here, there = (json.dumps(name, ensure_ascii=False) for name in (str(folder), place))
+    return "\n".join(line.replace(here, there).split("; "))
+
+
+def _digests(folder: Path, variant: str | None) -> dict[str, str]:
+    denoiser = folder / denoiser_folder(model_index(folder), folder)
+    return {f"{denoiser.name}/{file.name}": sha256_of(file) for file in weight_files(denoiser, variant)}
 
 
 def _base_of(request: Request, sha256: str, kept_as: str) -> CardBase:

@@ -132,7 +132,7 @@ def read_card(file: Path) -> BaseCard:
     except UserError:
         raise
     except Exception as error:  # YAML and the hub raise a dozen unrelated types.
-        raise UserError(f"{file} is no model card: {one_line(repr(error), 120)}.") from error
+        raise UserError(f"{file} is no model card: {type(error).__name__} {one_line(error, 120)}.") from error
 
 
 def said(metadata: Mapping[str, Any]) -> BaseCard:

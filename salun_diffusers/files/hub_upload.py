@@ -5,6 +5,7 @@ A repository is made or filled, never mixed: it must be new, empty, or hold an e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ def require_name(name: str) -> None:
 
     try:
         validate_repo_id(name)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, flags=re.ASCII):  # Older versions pass a line break.
+            raise HFValidationError(name)
     except HFValidationError as error:
         raise UserError(
             f"--hub_model_id must be NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'; got {name!r}."
@@ -163,6 +166,7 @@ def _refusals(target: HubTarget, what: str) -> Iterator[None]:
     Raises:
         UserError: Whatever was raised.
     """
+    from huggingface_hub import get_token
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
@@ -178,7 +182,8 @@ def _refusals(target: HubTarget, what: str) -> Iterator[None]:
             403: "the token may not write there; give it the role `write`",
             412: "somebody else wrote to it in the meantime",
         }
-        told = one_line(f"{type(error).__name__}: {error}", 200)
-        if target.token:
-            told = told.replace(target.token, "***")
-        raise UserError(f"{what}: {meant.get(code, told) if code else told}.") from None
+        told = one_line(f"{type(error).__name__}: {error}")
+        for token in filter(None, (target.token, get_token())):
+            told = told.replace(token, "***")
+        said = meant.get(code, told[:200]) if code else told[:200]
+        raise UserError(f"{what}: {said.rstrip('. ')}.") from None  # Tracebacks do not show the token either.
