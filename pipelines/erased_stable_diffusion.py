@@ -15,7 +15,7 @@ and safetensors only.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,8 @@ class ErasedStableDiffusionPipeline(StableDiffusionPipeline):
         live = dict(unet.state_dict(keep_vars=True))
         if getattr(unet.config, "addition_embed_type", None) == "text_time":
             raise ValueError("Stable Diffusion 1.x or 2.x is required, this U-Net is XL's: take `salun patch apply`.")
+        if any(".base_layer." in name for name in live):
+            raise ValueError("The U-Net has adapters already: load the erasure first, then they go on top of it.")
         if any(tensor.is_meta for tensor in live.values()):
             raise ValueError("The U-Net's weights must be at hand: load the erasure before offloading.")
         self._erasure = _read(Path(patch)).on(live, lambda: _stored(unet, self.config, base_weights))
@@ -172,38 +174,52 @@ class Patch:
         """
         if (made := self._between(live, live)) is not None:
             return made
-        if _digest(live) == self.erased_sha256:
+        if _digest(sorted(live.items())) == self.erased_sha256:
             raise ValueError(f"{self.file} goes on its base, and this U-Net is the erased one already.")
         for tensors in stored():
             if (made := self._between(tensors, live)) is not None:
                 return made
+        found = _digest(sorted(live.items()))
         raise ValueError(
-            f"{self.file} goes on the U-Net with SHA-256 {self.base_sha256[:16]}…, this one has {_digest(live)[:16]}… "
-            "and no such file beside it: load the base that the patch was made for."
+            f"{self.file} goes on the U-Net with SHA-256 {self.base_sha256[:16]}…, this one has {found[:16]}… and no "
+            "such file beside it: load the base that the patch was made for."
         )
 
     def _between(self, base: Mapping[str, torch.Tensor], live: Mapping[str, torch.Tensor]) -> Erasure | None:
         """The erasure, if `base` are its base's weights and `live` the same, rounded; None of another base."""
-        if _digest(base) != self.base_sha256 or base.keys() != live.keys():
+        base = dict(sorted(base.items()))
+        if _digest(base.items()) != self.base_sha256 or base.keys() != live.keys():
             return None
-        after, old, new = dict(base), {}, {}
-        for name, places in self.places.items():
-            if name not in base or places.numel() != (base[name].numel() + 7) // 8:
-                raise ValueError(f"{self.file} is damaged: {name} has another size in it; copy it again.")
-            tensor = base[name].detach().cpu()
-            there, bits = _unpack(places, tensor.shape), _bits(tensor).clone()
-            if self.changes[name].dtype != bits.dtype or len(self.changes[name]) != int(there.sum()):
-                raise ValueError(f"{self.file} is damaged: {name} has another data type in it; copy it again.")
-            bits[there] ^= self.changes[name]
-            after[name] = bits.view(tensor.dtype)
-            old[name], new[name] = (one[there].to(live[name].dtype) for one in (tensor, after[name]))
-        if self.erased_sha256 and _digest(after) != self.erased_sha256:
+        old, new = {}, {}
+
+        def erased() -> Iterator[tuple[str, torch.Tensor]]:
+            """The weights after, one tensor at a time; what differs is kept."""
+            for name, tensor in base.items():
+                tensor = tensor.detach().cpu()
+                if name in self.places:
+                    there, bits = _unpack(self.places[name], tensor.shape), _bits(tensor).clone()
+                    bits[there] ^= self.changes[name]
+                    before, tensor = tensor, bits.view(tensor.dtype)
+                    old[name], new[name] = (one[there].to(live[name].dtype) for one in (before, tensor))
+                yield name, tensor
+
+        self._require_fit(base)
+        if _digest(erased()) != self.erased_sha256 and self.erased_sha256:
             raise ValueError(f"{self.file} is damaged: it does not give the weights that it promises; copy it again.")
         for name, tensor in base.items():
             rounded = _bits(tensor.detach().cpu().to(live[name].dtype))
             if not torch.equal(rounded, _bits(live[name].detach().cpu())):
                 return None
         return Erasure({name: live[name] for name in self.places}, self.places, old, new)
+
+    def _require_fit(self, base: Mapping[str, torch.Tensor]) -> None:
+        """Refuse places and changes that are not of these tensors."""
+        for name, places in self.places.items():
+            if name not in base or places.ndim != 1 or len(places) != (base[name].numel() + 7) // 8:
+                raise ValueError(f"{self.file} is damaged: {name} has another size in it; copy it again.")
+            kind, moved = _INTEGERS[base[name].element_size()], int(_unpack(places, base[name].shape).sum())
+            if self.changes[name].dtype != kind or self.changes[name].shape != (moved,):
+                raise ValueError(f"{self.file} is damaged: {name} has another data type in it; copy it again.")
 
 
 def _read(path: Path) -> Patch:
@@ -218,7 +234,7 @@ def _read(path: Path) -> Patch:
         raise ValueError(f"{file} is damaged or no safetensors file ({' '.join(str(error).split())[:120]}).") from error
     if told.get("format") != FORMAT or told.get("version") not in VERSIONS:
         raise ValueError(f"{file} is not a patch of salun_diffusers: its header says {str(told)[:120]}.")
-    if told["version"] != "1" and told.get("sha256") != _digest(tensors):
+    if told["version"] != "1" and told.get("sha256") != _digest(sorted(tensors.items())):
         raise ValueError(f"{file} is damaged: the hash over its contents is another; copy it again.")
     places, changes = (
         {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
@@ -255,11 +271,10 @@ def _unpack(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return torch.from_numpy(flags).view(torch.bool).reshape(shape)
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """SHA-256 over names, data types, shapes and bytes, in the order of the sorted names."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
+    for name, tensor in tensors:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(_bits(tensor).numpy().data)
+        digest.update(_bits(tensor.detach().cpu()).numpy().data)
     return digest.hexdigest()

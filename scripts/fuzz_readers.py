@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from fuzz_community import erased_by_pipeline
 from fuzz_pipeline import small_pipeline
 from PIL import Image
 from safetensors.torch import save_file
@@ -30,6 +31,7 @@ from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manif
 from salun_diffusers.evaluation.nudity import Box, boxes_to_json, read_boxes
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, Table
+from salun_diffusers.files.base_card import read_card
 from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import model_index
@@ -117,7 +119,14 @@ def _masks() -> list[Made]:
         patch = WeightPatch.load(home / "patch.safetensors")
         return _flat(patch.apply(_BASE)), _flat(patch.revert(_ERASED))
 
+    def community_patch(home: Path) -> Any:
+        return _flat(erased_by_pipeline(home / "patch.safetensors", _BASE))
+
     return [
+        (
+            Reader("community-patch", "patch.safetensors", "safetensors", community_patch, hashed=True),
+            lambda home: WeightPatch.between(_BASE, _ERASED).save(home / "patch.safetensors"),
+        ),
         (
             Reader("mask", "mask.safetensors", "safetensors", read_mask, hashed=True),
             lambda home: mask.save(home / "mask.safetensors"),
@@ -315,12 +324,17 @@ def _pipelines() -> list[Made]:
         full = SaliencyMask.full(_unet_shapes(home))
         return write_changed_file(home, home / "out.safetensors", home / "base.safetensors", full)
 
+    card = "---\nlicense: other\nlicense_name: a-name\nbase_model: [a/b, c/d]\ntags:\n- a\n---\n# A model\n"
     weights = "unet/diffusion_pytorch_model.safetensors"
     return [
         (Reader("export", weights, "safetensors", exported), small_checkpoint),
         (Reader("export-text", "text_encoder/model.safetensors", "safetensors", exported), small_checkpoint),
         (Reader("export-config", "unet/config.json", "json", exported), small_checkpoint),
         (Reader("export-base", "base.safetensors", "safetensors", put_into_base), small_checkpoint),
+        (
+            Reader("base-card", "README.md", "bytes", lambda home: read_card(home / "README.md")),
+            lambda home: (home / "README.md").write_text(card),
+        ),
         (Reader("model-index", "model_index.json", "json", whole), small_pipeline),
         (Reader("unet-config", "unet/config.json", "json", tensors), small_pipeline),
         (Reader("unet-weights", weights, "safetensors", tensors), small_pipeline),

@@ -163,7 +163,7 @@ class TestErased:
 
     def test_other_pipelines_around_its_parts_draw_the_same_network(self, tiny_pipeline, pair):
         pipe = custom("erased_stable_diffusion", tiny_pipeline)
-        other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         pipe.load_erasure(pair[1])
         assert other.unet is pipe.unet and same(weights(other.unet), weights(load(pair[0]).unet))
 
@@ -287,6 +287,16 @@ class TestErasedRefuses:
         next(iter(pipe._erasure.parameters.values())).data += 1
         with pytest.raises(ValueError, match="was changed since its erasure was loaded"):
             pipe.set_erasure_scale(0.5)
+
+    def test_adapters_that_were_there_before(self, pipe, pair):
+        """peft calls the layer that it wraps `base_layer`."""
+        pipe.unet.conv_in.base_layer = torch.nn.Conv2d(1, 1, 1)
+        self.refused(pipe, "load the erasure first", pair[1])
+
+    def test_weights_on_no_device(self, pipe, pair):
+        pipe.unet.conv_in.to("meta")
+        with pytest.raises(ValueError, match="must be at hand"):
+            pipe.load_erasure(pair[1])
 
     def test_xl(self, tiny_pipeline, pair):
         pipe = custom("erased_stable_diffusion", tiny_pipeline)
