@@ -13,6 +13,7 @@ from typing import Any
 
 from salun_diffusers import __version__
 from salun_diffusers.accelerator import decided_by_main
+from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.foreseen import MADE_MASKS
 from salun_diffusers.diffusion.hub_flags import hub_target, look_at_target, made_of
 from salun_diffusers.diffusion.request import Request
@@ -24,6 +25,7 @@ from salun_diffusers.files.component_files import pipeline_files, weight_files
 from salun_diffusers.files.hub_upload import upload
 from salun_diffusers.files.loading import loading_line
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index, public_name
+from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import full_disk_is_told, sha256_of, whole_folder, write_text
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.reports.model_card import CardBase, CardFacts, model_card
@@ -76,13 +78,9 @@ def publish(run: Run, request: Request, report: EvaluationReport) -> None:
     def sent() -> str:
         place = look_at_target(config)  # Again: hours may have gone by.
         write_card(run, request, report, place.repository)
-        files = {file.name: file.path for file in pipeline_files(run.folder.pipeline)}
-        if config.publish_mask:
-            files |= {_MASK: run.folder.mask} | ({_PATCH: run.folder.patch} if request.settings.save_patch else {})
         erased = ", ".join(part.name for part in request.concept.parts or (request.concept,))
-        return upload(
-            hub_target(config), place, files, f"{public_name(config.pretrained_model_name_or_path)[0]} without {erased}"
-        )
+        told = f"{public_name(config.pretrained_model_name_or_path)[0]} without {erased}"
+        return upload(hub_target(config), place, published(run.folder, config), told)
 
     try:
         address = decided_by_main(run.accelerator, sent)
@@ -93,6 +91,16 @@ def publish(run: Run, request: Request, report: EvaluationReport) -> None:
         ) from error
     if run.main:
         tell("note", f"uploaded to {address}")
+
+
+def published(folder: RunFolder, config: EraseConfig) -> dict[str, Path]:
+    """What is uploaded of a run: name in the repository → file."""
+    files = {file.name: file.path for file in pipeline_files(folder.pipeline)}
+    if config.publish_mask:
+        files[_MASK] = folder.mask
+        if config.save_patch:
+            files[_PATCH] = folder.patch
+    return files
 
 
 def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, folder: Path) -> None:

@@ -123,7 +123,7 @@ def read_card(file: Path) -> BaseCard:
 
     try:
         text = read_bytes(file, limit=_LARGEST).decode("utf-8-sig")
-        block = re.match(r"\s*---\r?\n.*?\n---", text, flags=re.DOTALL)
+        block = re.match(r"\s*---(\r\n|\r|\n).*?(\r\n|\r|\n)---[ \t]*(\r\n|\n|$)", text, flags=re.DOTALL)
         if block is None:
             return BaseCard()
         if len(block[0]) > _LARGEST_BLOCK:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,16 @@ from huggingface_hub import ModelCard
 from two_processes import run_two
 
 from salun_diffusers import UserError, erase
+from salun_diffusers.diffusion import publishing
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.hub_flags import check_hub
+from salun_diffusers.files.base_card import BaseCard
+from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.programs.erase import main
 from salun_diffusers.programs.patch import main as patch
 from salun_diffusers.programs.verify import main as verify
+from salun_diffusers.reports.model_card import CardBase
 
 ROOT = Path(__file__).parents[2]
 CARD = "---\nlicense: creativeml-openrail-m\nbase_model: some/one\n---\nThe best model there is.\n"
@@ -38,8 +44,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 class TestUploaded:
-    def test_from_a_refusal_at_the_end_to_a_published_mask(self, hub, small_run, base, tmp_path, capfd, monkeypatch):
-        """One run: the hub refuses when all is done, then takes it, then the mask as well."""
+    def test_after_a_refusal_at_the_end(self, hub, small_run, base, tmp_path, capfd, monkeypatch):
+        """One run: the hub refuses when all is done; resumed, it is uploaded and nothing is trained again."""
         monkeypatch.chdir(tmp_path)
         run = tmp_path / "run"
         flags = {"pretrained_model_name_or_path": base, "output_dir": run, "push_to_hub": True, "hub_token": WRITE,
@@ -70,12 +76,6 @@ class TestUploaded:
         assert 'from_pretrained("me/x")' in card.text and "salun verify BASE me/x --mask mask.safetensors" in card.text
         assert str(tmp_path) not in made.files["README.md"].decode()
 
-        assert main(small_run(**flags, publish_mask=True)) == 0
-        assert made.files["salun/mask.safetensors"] == (run / "mask.safetensors").read_bytes()
-        assert made.files["salun/patch.safetensors"] == (run / "patch.safetensors").read_bytes()
-        assert "--mask salun/mask.safetensors" in made.files["README.md"].decode()
-        assert len(made.commits) == 3
-
         # The token is in no file of the run, and was not told.
         told = capfd.readouterr()
         assert not [name for name, data in content(run).items() if WRITE.encode() in data]
@@ -91,13 +91,29 @@ class TestUploaded:
         assert verify([str(base), str(run / "pipeline"), "--mask", "full"]) == 1
         assert "BASE_README.md (not the base's)" in capfd.readouterr().out
 
+    def test_mask_and_patch_only_if_that_is_asked_for(self, base, tmp_path):
+        run = RunFolder(tmp_path)
+        shutil.copytree(base, run.pipeline)
+        for name in ("mask.safetensors", "patch.safetensors", "report.json", "work/forget.safetensors"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+        (tmp_path / "checkpoint-4").mkdir()
+        (run.pipeline / ".git").mkdir()
+        (run.pipeline / ".git" / "config").write_text("")
+        plain = {name: run.pipeline / name for name in content(base)}
+        mask, patch = {"salun/mask.safetensors": run.mask}, {"salun/patch.safetensors": run.patch}
+        assert publishing.published(run, EraseConfig(save_patch=True)) == plain
+        assert publishing.published(run, EraseConfig(publish_mask=True)) == plain | mask
+        assert publishing.published(run, EraseConfig(publish_mask=True, save_patch=True)) == plain | mask | patch
+
     @pytest.mark.slow
     def test_by_one_of_two_processes(self, small_run, base, tmp_path):
         """Each is a process of its own, which finds the hub by HF_ENDPOINT."""
         with serving() as hub:
             words = small_run(
-                pretrained_model_name_or_path=base, output_dir=tmp_path / "run", push_to_hub=True, hub_model_id="me/x"
-            )
+                pretrained_model_name_or_path=base, output_dir=tmp_path / "run", push_to_hub=True, hub_model_id="me/x",
+                publish_mask=True, save_patch=True,
+            )  # fmt: skip
             run_two(
                 ROOT / "erase.py", *words, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_TOKEN=WRITE,
                 HF_HUB_DISABLE_XET="1", NO_PROXY="127.0.0.1",
@@ -105,7 +121,11 @@ class TestUploaded:
             paths = [path for _, path in hub.asked]
             assert paths.count("/api/whoami-v2") == 2  # Before the work, and after it.
             assert len([path for path in paths if "/commit/" in path]) == 1
-            assert hub.repositories["me/x"].files["BASE_README.md"].decode() == CARD
+            sent = hub.repositories["me/x"].files
+            assert sent["BASE_README.md"].decode() == CARD
+            assert sent["salun/mask.safetensors"] == (tmp_path / "run" / "mask.safetensors").read_bytes()
+            assert sent["salun/patch.safetensors"] == (tmp_path / "run" / "patch.safetensors").read_bytes()
+            assert "--mask salun/mask.safetensors" in sent["README.md"].decode()
 
 
 class TestRefused:
@@ -184,6 +204,30 @@ class TestAskedByOneProcess:
         assert main([*words, "--dry_run"]) == 0
         said = capsys.readouterr().out
         assert "upload    me/x on the hub, a private repository, without mask and patch" in said and WRITE not in said
+
+
+class TestBase:
+    """By which name and revision a reader elsewhere may know the base."""
+
+    def base(self, name: str, folder: Path) -> CardBase:
+        request = SimpleNamespace(config=EraseConfig(pretrained_model_name_or_path=name), base=folder)
+        return publishing._base_of(request, "sha", "")
+
+    def test_of_the_hub(self, sd14):
+        made = self.base("CompVis/stable-diffusion-v1-4", sd14)
+        assert made == CardBase("CompVis/stable-diffusion-v1-4", "hub", "a" * 40, "sha", BaseCard())
+
+    def test_of_a_folder(self, base, tmp_path):
+        made = self.base(str(base), base)
+        assert (made.name, made.kind, made.revision, made.card.license) == (
+            "stable", "local", "", ("creativeml-openrail-m",),
+        )  # fmt: skip
+        (tmp_path / "0001-circle" / "pipeline").mkdir(parents=True)
+        assert self.base(str(tmp_path / "0001-circle" / "pipeline"), tmp_path).name == "0001-circle/pipeline"
+
+    def test_of_the_package(self):
+        made = self.base("demo", EMBEDDED["demo"])
+        assert (made.name, made.kind, made.card.license) == ("demo", "embedded", ("apache-2.0",))
 
 
 def test_no_repr_of_the_settings_shows_the_token():

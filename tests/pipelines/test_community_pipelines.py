@@ -379,10 +379,9 @@ class TestSalUn:
         result = pipe.erase("disc", **QUICK)
         assert result.pipe is pipe and result.report.concept == "disc"
         assert result.patch.number_moved > 0 and not same(weights(pipe.unet), before)
-        result.save(tmp_path / "saved")
-        again = load(tmp_path / "saved")
+        pipe.save_pretrained(tmp_path)
+        again = load(tmp_path)
         assert type(again) is StableDiffusionPipeline and same(weights(again.unet), weights(pipe.unet))
-        assert "“disc” was erased from it" in (tmp_path / "saved" / "README.md").read_text()
         result.undo()
         assert same(weights(pipe.unet), before)
 
