@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.hub_flags import hub_target
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import Watcher, watched
@@ -158,6 +159,8 @@ def _erase_named(config: EraseConfig) -> EraseResult:
     """Erase from a folder or a model of the hub."""
     if config.dry_run:
         raise UserError("dry_run is for the program, which prints its plan; erase() always erases. Leave it False.")
+    if config.push_to_hub:
+        hub_target(config)  # The name of a folder that goes is none for a repository.
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         folder = config.output_dir or str(Path(scratch) / "run")
         request = accept(dataclasses.replace(config, output_dir=folder))

@@ -175,6 +175,11 @@ class TestRefused:
         with pytest.raises(UserError, match="holds something else"):
             check_hub(config("star"))
 
+    def test_a_folder_of_python_that_does_not_stay_gives_no_name(self, hub):
+        with pytest.raises(UserError, match="needs a name for the repository"):
+            erase(EraseConfig(concept="circle", push_to_hub=True, hub_token=WRITE))
+        assert hub.asked == []
+
     def test_a_pipeline_in_memory(self, tiny_pipeline):
         with pytest.raises(UserError, match=r"takes no push_to_hub: .* result\.save\(FOLDER\)"):
             erase(load(tiny_pipeline), "disc", push_to_hub=True)
