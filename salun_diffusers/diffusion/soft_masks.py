@@ -64,6 +64,10 @@ def soft_updates(
 ) -> SoftUpdates:
     """What is done to the updates of a fine-tuning beside its mask.
 
+    Differs from the official code: the share of changes taken back falls linearly to 0, and only weights that can move
+    are counted. With ``--soft_rule official`` it falls as in OPTML-Group/Unlearn-Saliency@a6e89fd,
+    SD/train-scripts/proximal_gradient.py, see `official_share`, and all weights of the pipeline are counted.
+
     Args:
         run: Its folder holds the probabilities, if there are any.
         family: The base model.
