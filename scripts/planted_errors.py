@@ -178,6 +178,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("weights - selected.number_selected +", "weights +"),
             ('"mask draw", len(self._inclusions)', '"mask draw", 1'),
             ("reduce(or_, self._inclusions).save", "self._inclusions[0].save"),
+            ("not self._inclusions or not self.settings.scales_updates", "not self._inclusions"),
             ("len(data.forget) + len(data.anchor)", "len(data.forget)"),
         ]
     },

@@ -46,14 +46,14 @@ class MaskChoice:
         if not settings.by_probability or ratio == 1:
             return SaliencyMask.from_saliency(scores, ratio, scope, recipe)
         inclusion = Inclusion.from_saliency(scores, ratio, settings.mask_temperature, scope, recipe)
-        if not settings.scales_updates:
-            return inclusion.draw(stream(settings.seed, "mask draw", len(self._inclusions)))
         self._inclusions.append(inclusion)
-        return inclusion.support()
+        if settings.scales_updates:
+            return inclusion.support()
+        return inclusion.draw(stream(settings.seed, "mask draw", len(self._inclusions)))
 
     def save(self, run: Run) -> tuple[Path, ...]:
         """Write the probabilities beside the mask, where training needs them; returns the file, if there is one."""
-        if not self._inclusions:
+        if not self._inclusions or not self.settings.scales_updates:
             return ()
         reduce(or_, self._inclusions).save(run.folder.inclusion)
         return (run.folder.inclusion,)

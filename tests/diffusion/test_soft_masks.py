@@ -71,7 +71,8 @@ class TestChoice:
         choice = MaskChoice(tiny_settings(soft_threshold="probabilistic", mask_temperature=0.5))
         made = Inclusion.from_saliency(SCORES, 0.5, 0.5)
         first, second = choice.of(SCORES, {"concept": "star"}), choice.of(SCORES, {})
-        assert first == made.draw(stream(7, "mask draw", 0)) and second == made.draw(stream(7, "mask draw", 0))
+        assert first == made.draw(stream(7, "mask draw", 1)) and second == made.draw(stream(7, "mask draw", 2))
+        assert choice.save(SimpleNamespace()) == ()  # type: ignore[arg-type]
         assert first.recipe["kind"] == "drawn" and first.recipe["concept"] == "star"
         assert first.recipe["temperature"] == 0.5 and first.recipe["expected_density"] == pytest.approx(0.5, abs=1e-3)
 
