@@ -71,7 +71,7 @@ class QuickPeaks:
 
     def training(self, settings: Settings, precision: Precision) -> tuple[int, int]:
         """Of a step, and of what it holds throughout."""
-        ratio = settings.mask_ratio if settings.mask in MADE_MASKS else 1.0
+        ratio = settings.mask_ratio if settings.mask in MADE_MASKS and not settings.scales_updates else 1.0
         whole = settings.mask == "full" or ratio == 1
         selected = int((1.0 if whole else ratio) * self._trained(settings.train_method))
         moments = 2 * selected + selected // 32 if settings.use_8bit_adam else 8 * selected

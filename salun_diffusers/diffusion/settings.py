@@ -190,6 +190,15 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     return settings
 
 
+def soft_in_words(settings: Settings) -> str:
+    """The soft threshold of a run, for its plan; empty where the mask is hard."""
+    if settings.soft_threshold == "proximal":
+        return f"proximal, share {settings.soft_share:g} at the start, {settings.soft_rule}"
+    draws = ", one draw for each step" if settings.mask_draws == "step" else ", drawn once"
+    told = f"{settings.soft_threshold}, temperature {settings.mask_temperature:g}"
+    return told + (draws if settings.soft_threshold == "probabilistic" else "") if settings.by_probability else ""
+
+
 def _check_course(settings: Settings) -> None:
     """Refuse what the course of the learning rate would not heed."""
     course, rules = settings.lr_scheduler, settings.lr_step_rules

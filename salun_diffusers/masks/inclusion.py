@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,7 +101,7 @@ class Inclusion(Mapping[str, Tensor]):
             tensors, recipe = load_file(file), dict(parse_json(told["recipe"].encode()))
             order, sha256 = parse_json(told["names"].encode()), told["sha256"]
             same = sorted(order) == sorted(tensors) and _seal(tensors, told["recipe"], told["names"]) == sha256
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"{file} is damaged: {error!r}; remove it, and the run makes it again.") from error
         if not same:
             raise UserError(f"{file} has been altered: its sha256 is another; remove it, and the run makes it again.")

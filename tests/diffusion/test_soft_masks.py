@@ -23,10 +23,11 @@ from two_processes import run_two
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion import trainer
 from salun_diffusers.diffusion.config import EraseConfig, ObjectiveName
+from salun_diffusers.diffusion.fitting import _for_training
 from salun_diffusers.diffusion.foreseen import at_most
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.presets.known import find_concept
-from salun_diffusers.diffusion.settings import resolve
+from salun_diffusers.diffusion.settings import resolve, soft_in_words
 from salun_diffusers.diffusion.sharding import refuse_unshardable
 from salun_diffusers.diffusion.soft_masks import MaskChoice, soft_updates
 from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
@@ -252,6 +253,29 @@ def test_what_may_move_at_most() -> None:
     assert at_most(tiny_settings(**SOFT["step"]), 1).mask_ratio == 1
     assert at_most(tiny_settings(**SOFT["proximal"]), 1).mask_ratio == 0.5
     assert at_most(tiny_settings(soft_threshold="probabilistic"), 1).mask_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, ""),
+        (SOFT["official"], "proximal, share 0.9 at the start, official"),
+        (SOFT["step"], "probabilistic, temperature 0.25, one draw for each step"),
+        ({"soft_threshold": "probabilistic"}, "probabilistic, temperature 0.25, drawn once"),
+        ({**SOFT["continuous"], "mask_temperature": 2.0}, "continuous, temperature 2"),
+    ],
+)
+def test_the_plan_says_it(flags: dict[str, Any], words: str) -> None:
+    assert soft_in_words(tiny_settings(**flags)) == words
+
+
+def test_a_smaller_ratio_is_no_remedy_where_every_weight_may_move() -> None:
+    """Neither in the search for flags that fit, nor in the account of what is selected."""
+    ratios = [
+        any("mask_ratio" in remedy for remedy in _for_training(tiny_settings(**flags), "no"))
+        for flags in ({}, SOFT["proximal"], SOFT["step"], SOFT["continuous"])
+    ]
+    assert ratios == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("empty_folder")

@@ -123,6 +123,7 @@ class TestFile:
             (lambda path: _rewrite(path, recipe='{"concept": "dog"}'), "has been altered"),
             (lambda path: _rewrite(path, names='["a"]'), "has been altered"),
             (lambda path: _rewrite(path, recipe="["), "is damaged"),
+            (lambda path: _without_type(path), "is damaged|truncated"),
             (lambda path: _rewrite(path, names=""), "is damaged"),
         ],
     )
@@ -133,6 +134,11 @@ class TestFile:
         with pytest.raises(UserError, match=words) as told:
             Inclusion.load(file)
         assert str(file) in str(told.value) and "\n" not in str(told.value)
+
+
+def _without_type(path: Path) -> None:
+    """A header that is JSON and describes no tensor."""
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"F16"', b'"ctype":"F16"', 1))
 
 
 def _rewrite(path: Path, **changes: str) -> None:
