@@ -46,7 +46,7 @@ def scored(by, family, data, folder, **changes) -> Saliency | SaliencyMask:
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         run, settings = run_in(folder, accelerator), dataclasses.replace(RATIO, **changes)
         if by is saliency_mask:
-            return saliency_mask(run, family, parameters, data, settings, {})
+            return saliency_mask(run, family, parameters, data, MaskChoice(settings), {})
         return by(run, family, parameters, data, settings)
 
 
