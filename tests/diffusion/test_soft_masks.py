@@ -203,6 +203,16 @@ class TestErasure:
         assert (run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == unet
 
 
+def test_chance_has_one_probability_for_all(small_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """--mask random: every weight is drawn as often in every step, the control of what scores are worth."""
+    flags = {"mask": "random", "mask_ratio": 0.25, "max_train_steps": 1, **SOFT["step"]}
+    assert main(small_run(output_dir=tmp_path / "run", **flags)) == 0
+    inclusion = Inclusion.load(tmp_path / "run" / "inclusion.safetensors")
+    assert {float(p) for tensor in inclusion.values() for p in tensor.unique()} == {0.25}
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["mask"]["density"] == 1 and report["receipt"]["moved_share"] == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.slow  # 15 to 30 s, most of it two imports of torch and diffusers at once.
 @pytest.mark.parametrize("kind", ["proximal", "step", "continuous"])
 def test_two_processes_end_with_the_weights_of_one(
