@@ -48,7 +48,10 @@ class SoftConfig:
     seeds: tuple[str, ...] = setting(("0", "1"), "Seeds.")
     demo_concept: str = setting("star", "What the demo forgets.")
     digit: str = setting("7", "What the other two forget.")
-    num_validation_images: int = setting(10, "Pictures per prompt of demo; ten times as many of digits.", minimum=1)
+    num_validation_images: int = setting(8, "Pictures per prompt of demo; ten times as many of digits.", minimum=1)
+    max_train_steps: int | None = setting(
+        None, "Optimizer steps of demo and digits; by default the preset's.", minimum=1
+    )
     output: str = setting("docs/results/soft_thresholds.json", "JSON file of all rows.")
 
 
@@ -74,26 +77,30 @@ def work(config: SoftConfig, command: str) -> str:
                         continue
                     started = time.perf_counter()
                     run = unlearned if model == "classifier" else erased
-                    row = run(model, concept, ARMS[arm], seed, (Path(place), config.num_validation_images))
-                    rows.append({"model": model, "concept": concept, "arm": arm, "seed": seed, **row})
-                    write_json(output, {"format": "salun_diffusers soft thresholds, version 1", "command": command,
-                                        "arms": ARMS, "rows": rows})  # fmt: skip
+                    row = run(model, concept, ARMS[arm], seed, (Path(place), config))
+                    told = {"model": model, "concept": concept, "arm": arm, "seed": seed}
+                    rows.append({**told, **row, "command": command})
+                    write_json(
+                        output, {"format": "salun_diffusers soft thresholds, version 1", "arms": ARMS, "rows": rows}
+                    )
                     sys.stderr.write(f"{model} {arm} {seed}: {time.perf_counter() - started:.0f} s\n")
                     gc.collect()
     return table(rows)
 
 
-def erased(model: str, concept: str, arm: dict[str, Any], seed: int, common: tuple[Path, int]) -> dict[str, Any]:
+def erased(model: str, concept: str, arm: dict[str, Any], seed: int, common: tuple[Path, SoftConfig]) -> dict[str, Any]:
     """Erase a concept from an embedded model, and read the report."""
     from salun_diffusers.diffusion.config import EraseConfig
     from salun_diffusers.diffusion.request import accept
     from salun_diffusers.diffusion.run import run_erasure
 
-    place, pictures = common
+    place, config = common
+    pictures = config.num_validation_images
     asked = EraseConfig(
         concept=concept, pretrained_model_name_or_path=model, seed=seed, output_dir=str(place / "run"),
         generated_data_dir=str(place / "generated"),
-        num_validation_images=pictures if model == "demo" else 10 * pictures, **arm,
+        num_validation_images=pictures if model == "demo" else 10 * pictures,
+        max_train_steps=config.max_train_steps, **arm,
     )  # fmt: skip
     run, _ = run_erasure(accept(asked), command="")
     report = json.loads((run.root / "report.json").read_text())
@@ -107,13 +114,16 @@ def erased(model: str, concept: str, arm: dict[str, Any], seed: int, common: tup
         "cra": found["cra_after"],
         "drift": found["drift"],
         "pictures": found["n"],
+        "steps": report["config"]["max_train_steps"],
         "may_move": report["mask"]["density"],
         "moved": report["receipt"]["moved_share"],
         "seconds": found["seconds"],
     }
 
 
-def unlearned(model: str, concept: str, arm: dict[str, Any], seed: int, common: tuple[Path, int]) -> dict[str, Any]:
+def unlearned(
+    model: str, concept: str, arm: dict[str, Any], seed: int, common: tuple[Path, SoftConfig]
+) -> dict[str, Any]:
     """Have a small classifier of digits forget a class by relabelling, and read the report."""
     from salun_diffusers.classification.config import TrainConfig, UnlearnConfig
     from salun_diffusers.classification.run import run_unlearning
