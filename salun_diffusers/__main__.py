@@ -20,6 +20,7 @@ PROGRAMS = {
     "evaluate objects": "measure which class pictures show",
     "evaluate alignment": "measure CLIP score and drift at equal seed",
     "compare": "put several reports side by side",
+    "mask": "look at masks, compare and combine them",
     "train-classifier": "train an image classifier",
     "unlearn-classifier": "make an image classifier forget",
     "train-ddpm": "train a class-conditional DDPM",

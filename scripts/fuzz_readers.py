@@ -37,7 +37,10 @@ from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
 from salun_diffusers.files.single_file_export import write_changed_file, write_single_file
+from salun_diffusers.masks.inclusion import Inclusion
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.mask_map import mask_map
+from salun_diffusers.masks.mask_overlap import bases_of, method_of, overlaps
 from salun_diffusers.masks.patch import WeightPatch
 from salun_diffusers.masks.receipt import compare
 from salun_diffusers.pictures.picture_sources import load_pictures
@@ -115,6 +118,14 @@ def _masks() -> list[Made]:
         read = SaliencyMask.load(home / "mask.safetensors")
         return read, dict(read.recipe), read.matched_to({"w": _BASE["w"], "b": _BASE["b"]}).density
 
+    def looked_at(home: Path) -> Any:
+        read = SaliencyMask.load(home / "mask.safetensors")
+        return mask_map(read).cells, method_of(read.recipe), bases_of(read.recipe), overlaps(read, mask)["w"].both
+
+    def read_inclusion(home: Path) -> Any:
+        read = Inclusion.load(home / "inclusion.safetensors")
+        return _flat(read), list(read), dict(read.recipe)
+
     def read_patch(home: Path) -> Any:
         patch = WeightPatch.load(home / "patch.safetensors")
         return _flat(patch.apply(_BASE)), _flat(patch.revert(_ERASED))
@@ -130,6 +141,16 @@ def _masks() -> list[Made]:
         (
             Reader("mask", "mask.safetensors", "safetensors", read_mask, hashed=True),
             lambda home: mask.save(home / "mask.safetensors"),
+        ),
+        (
+            Reader("mask-tools", "mask.safetensors", "safetensors", looked_at, hashed=True),
+            lambda home: (mask | ~mask).save(home / "mask.safetensors"),
+        ),
+        (
+            Reader("inclusion", "inclusion.safetensors", "safetensors", read_inclusion, hashed=True),
+            lambda home: Inclusion({"w": torch.rand(8, 5).half(), "b": torch.rand(3).half()}, {"ratio": 0.5}).save(
+                home / "inclusion.safetensors"
+            ),
         ),
         (
             Reader("patch", "patch.safetensors", "safetensors", read_patch, hashed=True),

@@ -10,6 +10,9 @@ from salun_diffusers.diffusion.source_config import SourceConfig
 
 Recipe = Literal["frozen_teacher", "paper"]
 ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
+SoftThreshold = Literal["none", "proximal", "probabilistic", "continuous"]
+SoftRule = Literal["exact", "official"]
+MaskDraws = Literal["fixed", "step"]
 # diffusers' own names (diffusers.optimization.SchedulerType).
 LearningRateCourse = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
@@ -63,6 +66,36 @@ class EraseConfig(SourceConfig):
         "full",
         "Which tensors may be selected: full, xattn, noxattn, selfattn, or a regular expression on their names.",
         group=_MASK,
+    )
+    soft_threshold: SoftThreshold = setting(
+        "none",
+        "proximal: all changes are shrunk after each step (SalUn-soft); probabilistic: the mask is drawn, each weight "
+        "by a probability from its score; continuous: that probability scales each weight's updates.",
+        group=_MASK,
+    )
+    soft_share: float | None = setting(
+        None,
+        "proximal: share of the changes taken back at the start, falling to 0; 0.5 by default.",
+        group=_MASK,
+        minimum=0,
+        maximum=1,
+    )
+    soft_rule: SoftRule | None = setting(
+        None,
+        "proximal: exact (default); official: the share falls in leaps and ends above 0, and the VAE's and the text "
+        "encoder's weights count as unchanged ones, as in the official code.",
+        group=_MASK,
+    )
+    mask_temperature: float | None = setting(
+        None,
+        "probabilistic, continuous: T of p = 1 / (1 + (c/s)^(1/T)) of a score s; 0.25 by default, small is almost the "
+        "hard mask.",
+        group=_MASK,
+        minimum=0.01,
+        maximum=100,
+    )
+    mask_draws: MaskDraws | None = setting(
+        None, "probabilistic: one draw for the whole run (fixed, the default) or one for each step.", group=_MASK
     )
 
     recipe: Recipe = setting(

@@ -25,7 +25,7 @@ from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
-from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
+from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve, soft_in_words
 from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words, with_curve
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
@@ -281,6 +281,7 @@ def plan(request: Request) -> str:
         f"(forget, anchor, retain) of {settings.num_inference_steps} steps by {scheduler}, "
         f"{settings.generation_batch_size} at once",
         f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",
+        *([f"soft      {soft}"] if (soft := soft_in_words(settings)) else []),
         f"fine-tune {settings.length}, {GlobalBatch.of(settings, processes)}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
