@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from salun_diffusers.arguments import secrets
-from salun_diffusers.diffusion.config import SALIENCY_MASKS, EraseConfig, LearningRateCourse, ObjectiveName, Recipe
 from salun_diffusers.diffusion.config import (
     SALIENCY_MASKS,
     EraseConfig,
