@@ -56,9 +56,39 @@ def optional_word(help: str, *, group: str = "Settings") -> Any:
     return dataclasses.field(default=None, metadata={**shown.metadata, "alone": ""})
 
 
-def word(help: str, *, group: str = "Settings") -> Any:
-    """A required dataclass field that is given as a bare word, without a flag."""
-    return dataclasses.field(metadata={**setting("", help, group=group).metadata, "positional": True})
+def secret(help: str, *, group: str = "Settings") -> Any:
+    """A dataclass field of a password: no record, no command that is written down and no `repr` shows its value."""
+    return dataclasses.field(default=None, repr=False, metadata={**setting(None, help, group=group).metadata,
+                                                                 "secret": True})  # fmt: skip
+
+
+def secrets(config_type: Any) -> tuple[str, ...]:
+    """Names of the fields that were made with `secret`."""
+    return tuple(field.name for field in dataclasses.fields(config_type) if "secret" in field.metadata)
+
+
+def without_secrets(words: Sequence[str], config_type: Any) -> list[str]:
+    """The words of a command line without the flags that hold a secret, and without their values."""
+    flags = {form for name in secrets(config_type) for form in (f"--{name}", "--" + name.replace("_", "-"))}
+    kept: list[str] = []
+    following = False
+    for text in words:
+        if not following and text.split("=")[0] not in flags:
+            kept.append(text)
+        following = not following and text in flags
+    return kept
+
+
+def word(help: str, *, group: str = "Settings", left_out: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is given as a bare word, without a flag.
+
+    Args:
+        help: As for `setting`.
+        group: As for `setting`.
+        left_out: The value where the word is left out; without one it is required.
+    """
+    metadata = {**setting("", help, group=group).metadata, "positional": True}
+    return dataclasses.field(default=left_out, metadata=metadata)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -109,6 +139,8 @@ def parse(
             bare = _argument(hints[field.name], field, left_open)
             if "choices" not in bare:
                 bare["metavar"] = field.name.upper()
+            if field.default is not dataclasses.MISSING:
+                bare |= {"nargs": "?", "default": field.default}
             groups[title].add_argument(field.name, **bare)
             continue
         groups[title].add_argument(
@@ -118,7 +150,8 @@ def parse(
     for text in words:
         if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
             raise UserError(f"The command line must be UTF-8, {text!a} is not.")
-    given = vars(parser.parse_args(words))
+    # Intermixed: a word that may be left out is not given up because a flag stands before it.
+    given = vars(parser.parse_intermixed_args(words))
     values = {name: _plain(value, hints[name]) for name, value in given.items()}
     config = config_type(**{name: _expanded(value) for name, value in values.items()})
     check(config)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
+
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # Where accelerate looks, too.
 
 
 class UserError(ValueError):
@@ -69,3 +72,8 @@ def printable(text: str) -> str:
 def tell(kind: str, message: object) -> None:
     """Write ``kind: message`` to stderr, as one line whatever the message holds."""
     sys.stderr.write(f"{kind}: {one_line(message)}\n")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only one or the first of several processes: what is told or sent once is this one's."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)

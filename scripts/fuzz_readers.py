@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from fuzz_community import erased_by_pipeline
 from fuzz_pipeline import small_pipeline
 from PIL import Image
 from safetensors.torch import save_file
@@ -30,11 +31,16 @@ from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manif
 from salun_diffusers.evaluation.nudity import Box, boxes_to_json, read_boxes
 from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, Table
+from salun_diffusers.files.base_card import read_card
 from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
+from salun_diffusers.files.single_file_export import write_changed_file, write_single_file
+from salun_diffusers.masks.inclusion import Inclusion
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.mask_map import mask_map
+from salun_diffusers.masks.mask_overlap import bases_of, method_of, overlaps
 from salun_diffusers.masks.patch import WeightPatch
 from salun_diffusers.masks.receipt import compare
 from salun_diffusers.pictures.picture_sources import load_pictures
@@ -112,14 +118,39 @@ def _masks() -> list[Made]:
         read = SaliencyMask.load(home / "mask.safetensors")
         return read, dict(read.recipe), read.matched_to({"w": _BASE["w"], "b": _BASE["b"]}).density
 
+    def looked_at(home: Path) -> Any:
+        read = SaliencyMask.load(home / "mask.safetensors")
+        return mask_map(read).cells, method_of(read.recipe), bases_of(read.recipe), overlaps(read, mask)["w"].both
+
+    def read_inclusion(home: Path) -> Any:
+        read = Inclusion.load(home / "inclusion.safetensors")
+        return _flat(read), list(read), dict(read.recipe)
+
     def read_patch(home: Path) -> Any:
         patch = WeightPatch.load(home / "patch.safetensors")
         return _flat(patch.apply(_BASE)), _flat(patch.revert(_ERASED))
 
+    def community_patch(home: Path) -> Any:
+        return _flat(erased_by_pipeline(home / "patch.safetensors", _BASE))
+
     return [
+        (
+            Reader("community-patch", "patch.safetensors", "safetensors", community_patch, hashed=True),
+            lambda home: WeightPatch.between(_BASE, _ERASED).save(home / "patch.safetensors"),
+        ),
         (
             Reader("mask", "mask.safetensors", "safetensors", read_mask, hashed=True),
             lambda home: mask.save(home / "mask.safetensors"),
+        ),
+        (
+            Reader("mask-tools", "mask.safetensors", "safetensors", looked_at, hashed=True),
+            lambda home: (mask | ~mask).save(home / "mask.safetensors"),
+        ),
+        (
+            Reader("inclusion", "inclusion.safetensors", "safetensors", read_inclusion, hashed=True),
+            lambda home: Inclusion({"w": torch.rand(8, 5).half(), "b": torch.rand(3).half()}, {"ratio": 0.5}).save(
+                home / "inclusion.safetensors"
+            ),
         ),
         (
             Reader("patch", "patch.safetensors", "safetensors", read_patch, hashed=True),
@@ -297,8 +328,34 @@ def _pipelines() -> list[Made]:
     def foreseen(home: Path) -> None:
         check_foreseen(home / "unet", home / "scheduler", _SETTINGS, None)
 
+    def small_checkpoint(home: Path) -> None:
+        small_pipeline(home)
+        (home / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        save_file({"quant_conv.bias": torch.ones(4)}, home / "vae" / "diffusion_pytorch_model.safetensors")
+        text = {"text_model.final_layer_norm.bias": torch.ones(4)}
+        save_file(text, home / "text_encoder" / "model.safetensors")
+        write_single_file(home, home / "base.safetensors", None)
+
+    def exported(home: Path) -> Any:
+        check_complete(home)
+        count = write_single_file(home, home / "out.safetensors", None)
+        return count, (home / "out.safetensors").read_bytes()
+
+    def put_into_base(home: Path) -> Any:
+        full = SaliencyMask.full(_unet_shapes(home))
+        return write_changed_file(home, home / "out.safetensors", home / "base.safetensors", full)
+
+    card = "---\nlicense: other\nlicense_name: a-name\nbase_model: [a/b, c/d]\ntags:\n- a\n---\n# A model\n"
     weights = "unet/diffusion_pytorch_model.safetensors"
     return [
+        (Reader("export", weights, "safetensors", exported), small_checkpoint),
+        (Reader("export-text", "text_encoder/model.safetensors", "safetensors", exported), small_checkpoint),
+        (Reader("export-config", "unet/config.json", "json", exported), small_checkpoint),
+        (Reader("export-base", "base.safetensors", "safetensors", put_into_base), small_checkpoint),
+        (
+            Reader("base-card", "README.md", "bytes", lambda home: read_card(home / "README.md")),
+            lambda home: (home / "README.md").write_text(card),
+        ),
         (Reader("model-index", "model_index.json", "json", whole), small_pipeline),
         (Reader("unet-config", "unet/config.json", "json", tensors), small_pipeline),
         (Reader("unet-weights", weights, "safetensors", tensors), small_pipeline),

@@ -30,6 +30,7 @@ _MEASURES, _RECIPES = "classification/test_measures.py", "classification/test_re
 _INCEPTION, _FIDELITY = "evaluation/test_inception.py", "evaluation/test_fidelity.py"
 _ALIGNMENT, _NUDITY = "evaluation/test_alignment.py", "evaluation/test_nudity.py"
 _OBJECTS = "evaluation/test_objects.py"
+_STACK = "masks/test_patch_stack.py"
 _RETAIN_AWARE = "diffusion/test_retain_aware.py"
 
 # File → test files → pairs of right and wrong.
@@ -82,6 +83,54 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("total - taken_back + 1", "total - taken_back"),
             ("now - threshold * change.sign()", "now + threshold * change.sign()"),
             ("start * (1 - step / steps)", "start * step / steps"),
+            ("int(share * (total + others)) - others", "int(share * total)"),
+            ("epochs * (forget + retain)))", "epochs * forget))"),
+            ("divmod(step - 1, forget)", "divmod(step, forget)"),
+        ]
+    },
+    "masks/soft_updates.py": {
+        "masks/test_soft_updates.py": [
+            ("torch.lerp(start, leaf, share.to(leaf))", "torch.lerp(leaf, start, share.to(leaf))"),
+            ("falling_share(start, done, 1)", "falling_share(start, 1 - done, 1)"),
+            ("[leaf.detach().clone() for leaf in weights]", "[leaf.detach() for leaf in weights]"),
+            ('stream(seed, "soft mask", step)', 'stream(seed, "soft mask")'),
+            (
+                "self._reference, self._share(*self._now), others=self._others",
+                "self._reference, self._share(*self._now)",
+            ),
+        ]
+    },
+    "masks/inclusion.py": {
+        "masks/test_inclusion.py": [
+            ("(low + high) / 2) / temperature)", "(low + high) / 2) * temperature)"),
+            ("(middle, high) if", "(low, middle) if"),
+            ("1 - (1 - mine.double()) * (1 - theirs)", "mine.double() + theirs"),
+            ("generator=generator) < probabilities", "generator=generator) > probabilities"),
+            ("pack(tensor > 0)", "pack(tensor >= 0)"),
+            ("[score.reshape(-1) > 0]", "[score.reshape(-1) >= 0]"),
+        ]
+    },
+    "masks/mask_overlap.py": {
+        "masks/test_mask_overlap.py": [
+            ("self.first + self.second - self.both", "self.first + self.second"),
+            ("self.first + self.second - self.by_chance", "self.first + self.second"),
+            ("selected * other / size", "selected + other / size"),
+            ("if len(named) > 1:", "if len(named) > 2:"),
+        ]
+    },
+    "masks/mask_map.py": {
+        "masks/test_mask_map.py": [
+            ("Count(weights + size, before + selected)", "Count(size, before + selected)"),
+            ('None if name.startswith("mid_block.") else', ""),
+            ("len(shape) > 2", "len(shape) > 1"),
+        ]
+    },
+    "masks/patch.py": {_STACK: [("torch.lerp(*ends, strength)", "torch.lerp(*ends[::-1], strength)")]},
+    "masks/patch_stack.py": {
+        _STACK: [
+            ('if order == "first" else (second, first)', 'if order == "last" else (second, first)'),
+            ("return first ^ second", "return second"),
+            ("second.erased_sha256 if continued else UNKNOWN", "second.erased_sha256"),
         ]
     },
     "masks/receipt.py": {_MEASURES: [("(moved & ~allowed)", "(moved & allowed)")]},
@@ -131,6 +180,15 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("self.l1_weight * (1 - progress)", "self.l1_weight * progress"),
             ("torch.cat([away, conditional[rows:]])", "torch.cat([away, conditional[:rows]])"),
             ("tensor.abs().sum() for tensor", "tensor.sum() for tensor"),
+        ]
+    },
+    "diffusion/soft_masks.py": {
+        "diffusion/test_soft_masks.py": [
+            ("weights - selected.number_selected +", "weights +"),
+            ('"mask draw", len(self._inclusions)', '"mask draw", 1'),
+            ("reduce(or_, self._inclusions).save", "self._inclusions[0].save"),
+            ("not self._inclusions or not self.settings.scales_updates", "not self._inclusions"),
+            ("len(data.forget) + len(data.anchor)", "len(data.forget)"),
         ]
     },
     "diffusion/batches.py": {

@@ -12,13 +12,14 @@ if os.environ.get("SALUN_TEST_DEVICE") != "cuda":
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from fake_hub import FakeHub, serving
 from PIL import Image
 from tiny_models import CAPTIONS, build_ddpm, build_pipeline, build_sd14, build_sdxl_snapshot
 
@@ -181,3 +182,22 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    """A hub on 127.0.0.1 that the libraries of this process take for the one there is; nobody is logged in."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    forget_sessions = getattr(_http, "close_session", None) or _http.reset_sessions
+    with serving() as running:
+        for name, value in (("ENDPOINT", running.url), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True),
+                            ("HF_TOKEN_PATH", str(tmp_path_factory.mktemp("home") / "token"))):  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        forget_sessions()
+        yield running
+    forget_sessions()  # Once more: a session keeps what it was made with.

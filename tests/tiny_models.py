@@ -177,3 +177,20 @@ def in_hub_cache(folder: Path, cache: Path, name: str, *, commit: str, revision:
     (room / "refs").mkdir(exist_ok=True)
     (room / "refs" / revision).write_text(commit)
     return snapshot
+
+
+def build_sd2(folder: Path) -> Path:
+    """A Stable Diffusion 2 folder with random weights: OpenCLIP's text encoder, linear projections, v-prediction."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    build_pipeline(folder, prediction_type="v_prediction")
+    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    torch.manual_seed(1)
+    config = {**pipe.text_encoder.config.to_dict(), "hidden_act": "gelu", "num_hidden_layers": 2}
+    pipe.register_modules(
+        unet=UNet2DConditionModel.from_config({**pipe.unet.config, "use_linear_projection": True}).eval(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**config)).eval(),
+    )
+    pipe.save_pretrained(folder)
+    return folder

@@ -125,6 +125,31 @@ class UnlearnConfig:
         "global", "Rank weights over the whole model or within each tensor.", group=_MASK
     )
 
+    soft_threshold: Literal["none", "proximal", "probabilistic", "continuous"] = setting(
+        "none",
+        "proximal: all changes are shrunk after each step (SalUn-soft); probabilistic: the mask is drawn, each weight "
+        "by a probability from its score; continuous: that probability scales each weight's updates.",
+        group=_MASK,
+    )
+    soft_share: float | None = setting(
+        None,
+        "proximal: share of the changes taken back in the first epoch, falling to 0 in the last; 0.5 by default.",
+        group=_MASK,
+        minimum=0,
+        maximum=1,
+    )
+    mask_temperature: float | None = setting(
+        None,
+        "probabilistic, continuous: T of p = 1 / (1 + (c/s)^(1/T)) of a score s; 0.25 by default, small is almost the "
+        "hard mask.",
+        group=_MASK,
+        minimum=0.01,
+        maximum=100,
+    )
+    mask_draws: Literal["fixed", "step"] | None = setting(
+        None, "probabilistic: one draw for the whole run (fixed, the default) or one for each step.", group=_MASK
+    )
+
     preset: UnlearningPreset | None = setting(
         None, "The method's settings in SalUn's Table 1; flags come first.", group=_METHOD
     )

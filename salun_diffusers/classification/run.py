@@ -147,17 +147,19 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
     check_request(config)
 
     from salun_diffusers.accelerator import engine
-    from salun_diffusers.classification.masks import make_mask
     from salun_diffusers.classification.methods import default_mask
     from salun_diffusers.classification.metrics import measure, require_finite
     from salun_diffusers.classification.models import load_classifier, save_classifier
     from salun_diffusers.classification.run_report import Outcome, mask_receipt, subject_of, write_report
+    from salun_diffusers.classification.soft_masks import check_soft, masked
     from salun_diffusers.classification.training import Task
     from salun_diffusers.files.run_folder import fingerprint, open_run
     from salun_diffusers.progress import Clock
 
     mia = cast("MiaRule", config.mia)  # The preset, or none, has filled it.
-    make_method(config)  # What is wrong with the settings is told before anything is loaded.
+    method = make_method(config)  # What is wrong with the settings is told before anything is loaded.
+    kind = config.mask or default_mask(config.method)
+    check_soft(config, kind, getattr(method, "training", None))
     clock = Clock({})
     with clock.stage("load"):
         classifier, pools, size, record = load(config)
@@ -171,15 +173,9 @@ def run_unlearning(config: UnlearnConfig, command: str = "") -> tuple[RunFolder,
         with clock.stage("measure before"):
             before = measure(classifier, split, seed=config.seed, mia=mia)
         with clock.stage("saliency and mask"):
-            mask = make_mask(
-                config.mask or default_mask(config.method),
-                classifier,
-                split.forget,
-                ratio=config.mask_ratio,
-                scope=config.mask_scope,
-                seed=config.seed,
-            )
-        task = Task(classifier, split, mask, config.seed, config.norm_stats, augmentation_of(config, record))
+            mask, soften = masked(config, kind, classifier, split.forget)
+        augmentation = augmentation_of(config, record)
+        task = Task(classifier, split, mask, config.seed, config.norm_stats, augmentation, soften)
         with clock.stage("unlearning"):
             unlearned = method(task)
         require_finite(unlearned.classifier, split)  # Before a folder is made: nothing is left of a model that broke.

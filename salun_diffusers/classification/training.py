@@ -18,9 +18,11 @@ from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.masks.soft_updates import HardUpdates, SoftUpdates, attach
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
 from salun_diffusers.seeds import stream
 
+Soften: TypeAlias = Callable[[SelectedWeights], SoftUpdates]
 History: TypeAlias = "list[dict[str, float | None]]"
 _MILDER = "use a lower --learning_rate or fewer --epochs (iu: a smaller --step)."
 
@@ -38,9 +40,19 @@ class Trainee(Protocol):
         """Whether batch norms go on updating their statistics."""
         ...
 
+    @property
+    def soften(self) -> Soften:
+        """What is done to their updates beside the mask."""
+        ...
+
     def selected(self) -> SelectedWeights:
         """The weights that may move."""
         ...
+
+
+def hard(selected: SelectedWeights) -> SoftUpdates:
+    """Nothing is done to updates: the mask alone decides."""
+    return HardUpdates()
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,12 @@ class AllWeights:
     Args:
         classifier: With fresh weights.
         norm_stats: Whether batch norms update their statistics.
+        soften: What is done to updates.
     """
 
     classifier: Classifier
     norm_stats: NormStats = "update"
+    soften: Soften = hard
 
     def selected(self) -> SelectedWeights:
         """All weights."""
@@ -71,6 +85,7 @@ class Task:
         seed: Seed of everything a method draws.
         norm_stats: Whether batch norms go on updating their statistics in training; no mask covers those.
         augmentation: What is done to pictures that a method trains on.
+        soften: What is done to updates beside the mask.
     """
 
     classifier: Classifier
@@ -79,6 +94,7 @@ class Task:
     seed: int = 0
     norm_stats: NormStats = "update"
     augmentation: Augmentation = AS_THEY_ARE
+    soften: Soften = hard
 
     def batches(
         self, data: LabelledPictures, batch_size: int | list[int], name: str, epoch: int, *, forget: bool = False
@@ -165,11 +181,14 @@ def fit(
     optimizer = torch.optim.SGD(
         selected.weights, training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
     )
+    soft = task.soften(selected)
+    attach(soft, optimizer)
     rates = learning_rates(training)
     history: History = []
     for epoch, batch in ((number, batch) for number in range(training.epochs) for batch in passes(number)):
         rate = rates[epoch]
         optimizer.param_groups[0]["lr"] = rate
+        soft.begin(len(history) + 1, epoch / max(training.epochs - 1, 1))
         # Batch norm cannot take the statistics of one picture.
         task.classifier.train(task.norm_stats if len(batch.labels) > 1 else "freeze")
         value = loss(batch)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from salun_diffusers.arguments import setting
+from salun_diffusers.arguments import secret, setting
 from salun_diffusers.diffusion.source_config import SourceConfig
 
 Recipe = Literal["frozen_teacher", "paper"]
 ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
+SoftThreshold = Literal["none", "proximal", "probabilistic", "continuous"]
+SoftRule = Literal["exact", "official"]
+MaskDraws = Literal["fixed", "step"]
 # diffusers' own names (diffusers.optimization.SchedulerType).
 LearningRateCourse = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
@@ -17,7 +20,7 @@ LearningRateCourse = Literal[
 SALIENCY_MASKS = ("saliency", "saliency_ratio")
 """The masks that gradients make."""
 _DATA, _MASK, _TRAIN = "Generated data", "Saliency mask", "Fine-tuning"
-_EVALUATION, _RUN = "Evaluation", "Run"
+_EVALUATION, _RUN, _HUB = "Evaluation", "Run", "Hub"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,36 @@ class EraseConfig(SourceConfig):
         "full",
         "Which tensors may be selected: full, xattn, noxattn, selfattn, or a regular expression on their names.",
         group=_MASK,
+    )
+    soft_threshold: SoftThreshold = setting(
+        "none",
+        "proximal: all changes are shrunk after each step (SalUn-soft); probabilistic: the mask is drawn, each weight "
+        "by a probability from its score; continuous: that probability scales each weight's updates.",
+        group=_MASK,
+    )
+    soft_share: float | None = setting(
+        None,
+        "proximal: share of the changes taken back at the start, falling to 0; 0.5 by default.",
+        group=_MASK,
+        minimum=0,
+        maximum=1,
+    )
+    soft_rule: SoftRule | None = setting(
+        None,
+        "proximal: exact (default); official: the share falls in leaps and ends above 0, and the VAE's and the text "
+        "encoder's weights count as unchanged ones, as in the official code.",
+        group=_MASK,
+    )
+    mask_temperature: float | None = setting(
+        None,
+        "probabilistic, continuous: T of p = 1 / (1 + (c/s)^(1/T)) of a score s; 0.25 by default, small is almost the "
+        "hard mask.",
+        group=_MASK,
+        minimum=0.01,
+        maximum=100,
+    )
+    mask_draws: MaskDraws | None = setting(
+        None, "probabilistic: one draw for the whole run (fixed, the default) or one for each step.", group=_MASK
     )
 
     recipe: Recipe = setting(
@@ -234,6 +267,22 @@ class EraseConfig(SourceConfig):
         "Try a batch of every stage before the work, to see whether they fit and how long they take; auto: on a GPU, "
         "for denoisers of 50 million weights or more. With --dry_run, on loads the model and tells the time.",
         group=_RUN,
+    )
+
+    push_to_hub: bool = setting(
+        False, "Upload the erased pipeline with its model card when the run is done, and nothing else.", group=_HUB
+    )
+    hub_model_id: str | None = setting(
+        None, "Repository to upload to, NAME or OWNER/NAME; by default the name of --output_dir.", group=_HUB
+    )
+    hub_token: str | None = secret(
+        "Token of the hub that may write; by default that of `hf auth login` or HF_TOKEN. Never recorded.", group=_HUB
+    )
+    hub_private_repo: bool = setting(False, "Make the repository a private one.", group=_HUB)
+    publish_mask: bool = setting(
+        False,
+        "Upload the mask, and the patch if there is one, too: whoever has them can bring the concept back more easily.",
+        group=_HUB,
     )
 
     @property

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.hub_flags import hub_target
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.errors import UserError
 from salun_diffusers.progress import Watcher, watched
@@ -41,6 +43,21 @@ class EraseResult:
     def pipe(self) -> Any:
         """The erased pipeline."""
         return self.pipeline
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the pipeline as a folder for `from_pretrained`, with a model card that says what it is.
+
+        `pipe.save_pretrained` writes the same without the card.
+
+        Args:
+            folder: One that is new or empty.
+
+        Raises:
+            UserError: If the folder is in use.
+        """
+        from salun_diffusers.diffusion.publishing import save_erased
+
+        save_erased(self.pipeline, self.mask, self.report, Path(folder))
 
     def undo(self) -> Any:
         """Give a pipeline in memory the weights back that it had, bit for bit, and return it.
@@ -107,7 +124,7 @@ def erase(
         ...     pipe, "Van Gogh", method="esd", in_place=False,
         ...     forget_prompt="a painting by Van Gogh", anchor_prompt="a painting",
         ... )
-        >>> result.pipe.save_pretrained("without-van-gogh"); result.patch.save("van-gogh.safetensors")  # doctest: +SKIP
+        >>> result.save("without-van-gogh"); result.patch.save("van-gogh.safetensors")  # doctest: +SKIP
 
         A folder or a model of the hub, as the program does it:
 
@@ -142,6 +159,8 @@ def _erase_named(config: EraseConfig) -> EraseResult:
     """Erase from a folder or a model of the hub."""
     if config.dry_run:
         raise UserError("dry_run is for the program, which prints its plan; erase() always erases. Leave it False.")
+    if config.push_to_hub:
+        hub_target(config)  # The name of a folder that goes is none for a repository.
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         folder = config.output_dir or str(Path(scratch) / "run")
         request = accept(dataclasses.replace(config, output_dir=folder))

@@ -19,6 +19,7 @@ from salun_diffusers.files.json_files import parse_json, read_object
 from salun_diffusers.files.whole_files import check_whole
 
 MADE_MASKS = (*SALIENCY_MASKS, "random", "full", "magnitude")
+_SCORED = tuple(mask for mask in MADE_MASKS if mask != "full")
 _BYTES_OF_A_WEIGHT = 12  # of a checkpoint: itself and Adam's two moments, in fp32
 _BYTES_OF_AN_AVERAGE = 4
 
@@ -54,6 +55,8 @@ def at_most(settings: Settings, concepts: int) -> Settings:
         settings: Of the run.
         concepts: How many it forgets.
     """
+    if settings.scales_updates:
+        return replace(settings, mask_ratio=1.0)  # Every weight with a score may move in some step.
     if not settings.scored or settings.concept_masks != "union" or concepts == 1:
         return settings
     return replace(settings, mask_ratio=min(1.0, concepts * settings.mask_ratio))
@@ -101,6 +104,11 @@ def check_foreseen(
         UserError: If no weight can be selected, the user's mask has none in common with the model, or sampling takes
             more steps than there are timesteps.
     """
+    if settings.by_probability and settings.mask not in _SCORED:
+        raise UserError(
+            f"--soft_threshold {settings.soft_threshold} makes the mask from scores, got --mask {settings.mask}, which "
+            f"has none: use one of {', '.join(_SCORED)}, or --soft_threshold proximal."
+        )
     shapes = counts if counts is not None else _stored_counts(denoiser, variant)
     kind = read_object(denoiser / "config.json", constants=float).get("_class_name")
     names = trained_names(shapes, settings.train_method, ATTENTION.get(str(kind), {}))

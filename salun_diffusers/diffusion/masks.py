@@ -7,6 +7,7 @@ from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from salun_diffusers.diffusion.families.family import Family
@@ -15,6 +16,7 @@ from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.saliency_pass import forget_saliency, retain_saliency
 from salun_diffusers.diffusion.settings import Settings
+from salun_diffusers.diffusion.soft_masks import MaskChoice
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
@@ -36,22 +38,25 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     trained = trained_parameters(parameters, settings.train_method, family.attention)
     recipe: dict[str, JSON] = {
         "concept": [part.name for part in request.concept.parts] or _typed(request),
-        "base": _public_name(request.config.pretrained_model_name_or_path),
+        "base": public_name(request.config.pretrained_model_name_or_path),
         "base_sha256": run.base,
         "train_method": settings.train_method,
         "seed": settings.seed,
     }
-    ratio, scope = settings.mask_ratio, settings.mask_scope
+    ratio, scope, choice = settings.mask_ratio, settings.mask_scope, MaskChoice(settings)
     match settings.mask:
         case "saliency" | "saliency_ratio":
             recipe |= {"guidance": settings.saliency_guidance}
             recipe |= {"scores": settings.mask} if settings.mask != "saliency" else {}
             recipe |= {"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}
-            mask = saliency_mask(run, family, trained, data, settings, recipe)
+            mask = saliency_mask(run, family, trained, data, choice, recipe)
         case "magnitude":
             scores = Saliency({name: tensor.detach().abs() for name, tensor in trained.items()})
             recipe |= {"scores": "magnitude"}
-            mask = SaliencyMask.from_saliency(scores, ratio, scope, recipe)
+            mask = choice.of(scores, recipe)
+        case "random" if settings.by_probability:
+            recipe |= {"scores": "random"}
+            mask = choice.of(Saliency({name: torch.ones(one.shape) for name, one in trained.items()}), recipe)
         case "random":
             mask = SaliencyMask.random(
                 trained, ratio, stream(settings.seed, "mask"), scope, {**recipe, "run_seed": settings.seed}
@@ -66,7 +71,8 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     if run.main:
         with full_disk_is_told("the mask"):
             mask.save(run.folder.mask)
-        run.folder.mark_done("mask", run.marks.mask, run.folder.mask)
+            beside = choice.save(run)
+        run.folder.mark_done("mask", run.marks.mask, run.folder.mask, *beside)
     run.accelerator.wait_for_everyone()
     return mask
 
@@ -76,7 +82,7 @@ def _typed(request: Request) -> str:
     return request.config.concept if isinstance(request.config.concept, str) else request.concept.name
 
 
-def _public_name(model: str) -> str:
+def public_name(model: str) -> str:
     """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
     return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 
@@ -93,7 +99,7 @@ def saliency_mask(
     family: Family,
     parameters: Mapping[str, nn.Parameter],
     data: EraseData,
-    settings: Settings,
+    choice: MaskChoice,
     recipe: Mapping[str, JSON],
 ) -> SaliencyMask:
     """The mask of the forget loss, divided by the retain loss where the settings say so.
@@ -103,6 +109,7 @@ def saliency_mask(
     Each m_i has the ratio of the settings, so that a concept has in the join the weights that it would have alone; the
     join has between ratio and k·ratio of all. The joint loss has exactly the ratio, for all concepts together.
     """
+    settings = choice.settings
     alone = settings.concept_masks == "joint" or data.groups == 1
 
     @cache
@@ -114,7 +121,7 @@ def saliency_mask(
         scores = forget_saliency(run, family, parameters, data if alone else data.forget_of(group), settings)
         if settings.mask == "saliency_ratio":
             scores = saliency_ratio(scores, of_retained())
-        masks.append(SaliencyMask.from_saliency(scores, settings.mask_ratio, settings.mask_scope, recipe))
+        masks.append(choice.of(scores, recipe))
     if len(masks) == 1:
         return masks[0]
     joined = reduce(or_, masks)

@@ -88,6 +88,11 @@ class ModelShape:
         """Shapes of the denoiser's tensors by name."""
         return {name: tensor.shape for name, tensor in self._network("unet", torch.float32, GPU).named_parameters()}
 
+    def weights_beside(self) -> int:
+        """How many weights the other parts have: the VAE and the text encoders."""
+        others = [self._network(name, torch.float32, GPU) for name in self.parts if name != "unet"]
+        return sum(parameter.numel() for network in others for parameter in network.parameters())
+
     def family(self, sampling: torch.dtype, device: torch.device = GPU) -> Family:
         """The family of the pipeline with networks of these shapes, in eval mode, the denoiser in fp32.
 

@@ -71,13 +71,14 @@ class QuickPeaks:
 
     def training(self, settings: Settings, precision: Precision) -> tuple[int, int]:
         """Of a step, and of what it holds throughout."""
-        ratio = settings.mask_ratio if settings.mask in MADE_MASKS else 1.0
+        ratio = settings.mask_ratio if settings.mask in MADE_MASKS and not settings.scales_updates else 1.0
         whole = settings.mask == "full" or ratio == 1
         selected = int((1.0 if whole else ratio) * self._trained(settings.train_method))
         moments = 2 * selected + selected // 32 if settings.use_8bit_adam else 8 * selected
         # A tensor that is selected whole is its own leaf, and needs no bits.
         averages = 4 * selected if settings.use_ema else 0
-        resident = 4 * self._weights + moments + averages + (0 if whole else 4 * selected + self._weights // 8)
+        beside = 4 * selected if settings.soft_threshold == "proximal" else 6 * selected * settings.scales_updates
+        resident = 4 * self._weights + moments + averages + beside + (0 if whole else 4 * selected + self._weights // 8)
         rows = len(make_objective(settings).halves) * GlobalBatch.of(settings, processes=1).largest
         at_once = self._activations(rows, precision, settings.gradient_checkpointing, settings.train_method)
         accumulated = 4 * selected if settings.gradient_accumulation_steps > 1 else 0

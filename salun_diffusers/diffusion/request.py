@@ -17,6 +17,7 @@ from salun_diffusers.diffusion.earlier import with_earlier
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
 from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.hub_flags import check_hub, hub_target
 from salun_diffusers.diffusion.joined import concept_of
 from salun_diffusers.diffusion.own_reading import check_own_flags, read_own_sets
 from salun_diffusers.diffusion.own_sets import OwnSets, sized, with_own_sets
@@ -24,7 +25,7 @@ from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
-from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve
+from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve, soft_in_words
 from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words, with_curve
 from salun_diffusers.diffusion.unfetched import check_unfetched
 from salun_diffusers.errors import UserError
@@ -129,6 +130,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         scheduler_class(str(config.scheduler))
     check_own_flags(config)
     check_output(config.output_dir, config.resume_from_checkpoint)
+    check_hub(config)
     # A model that lies here is looked at first, one that has to be fetched or written out last.
     early = held is None and (is_single_file(name) or not is_local(name))
     if early and is_single_file(name):
@@ -231,6 +233,13 @@ def _own_scheduler(base: Path) -> str:
     return str(told[1]) if isinstance(told, list) else "its own scheduler"
 
 
+def _upload(config: EraseConfig) -> str:
+    """Where the result goes, for the plan; the hub itself is asked when the run begins."""
+    target = hub_target(config)
+    shared = "with the mask" if config.publish_mask else "without mask and patch"
+    return f"{target.name} on the hub, {'a private' if target.private else 'a public'} repository, {shared}"
+
+
 def plan(request: Request) -> str:
     """What a run would do, for `--dry_run`: every setting, and the steps that would follow."""
     from salun_diffusers.diffusion.collateral_prompts import collateral_count  # imports torch
@@ -272,6 +281,7 @@ def plan(request: Request) -> str:
         f"(forget, anchor, retain) of {settings.num_inference_steps} steps by {scheduler}, "
         f"{settings.generation_batch_size} at once",
         f"mask      {settings.mask}, ratio {settings.mask_ratio:g}, saliency guidance {settings.saliency_guidance:g}",
+        *([f"soft      {soft}"] if (soft := soft_in_words(settings)) else []),
         f"fine-tune {settings.length}, {GlobalBatch.of(settings, processes)}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
@@ -279,6 +289,7 @@ def plan(request: Request) -> str:
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
         *([f"strength  {strength}"] if (strength := strength_in_words(concept, settings)) else []),
         f"work      {in_words(stages)}",
+        *([f"upload    {_upload(request.config)}"] if request.config.push_to_hub else []),
     ]
     if few := few_steps(request.base):
         lines.append(f"note      {few}")

@@ -8,6 +8,7 @@ from salun_diffusers.diffusion.collateral import draw_collateral
 from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import latent_sets
 from salun_diffusers.diffusion.masks import make_mask
+from salun_diffusers.diffusion.publishing import publish, write_card
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
 from salun_diffusers.diffusion.sampler import Sampler, sampler_of_base, sampler_of_erased
@@ -59,7 +60,9 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
         curve = curve or reported_curve(run, request, detector, erased)
         outcome = Outcome(before, after, mask, receipt, history, curve, collateral)
         report = write_report(run, request, detector, outcome)
+        write_card(run, request, report)
         remove_explicit_latents(run, request)
+        publish(run, request, report)
     return run.folder, report
 
 

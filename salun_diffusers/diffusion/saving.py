@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import nn
 
 from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.families.family import Family
+from salun_diffusers.diffusion.masks import public_name
+from salun_diffusers.diffusion.publishing import write_card
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError, tell
@@ -30,7 +33,9 @@ def write_erased(run: Run, request: Request, family: Family) -> None:
 def write_pipeline(run: Run, request: Request, family: Family) -> list[Path]:
     """Write the base with the family's present denoiser; the main process does. Returns the files of weights."""
     _cast(family.denoiser, request.settings.save_dtype, request.model.dtypes())
-    return request.model.write(run.folder.pipeline, family.denoiser)
+    weights = request.model.write(run.folder.pipeline, family.denoiser)
+    write_card(run, request, None)  # It says at once that this is not the base; figures come with the report.
+    return weights
 
 
 def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt:
@@ -41,7 +46,11 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
     """
     if run.main and request.settings.save_patch:
         with full_disk_is_told("the patch"):
-            request.model.patch(run.folder.pipeline).save(run.folder.patch)
+            names = [part.name for part in request.concept.parts] or [request.concept.name]
+            base = public_name(request.config.pretrained_model_name_or_path)
+            about = {"concept": ", ".join(names), "base": base}
+            patch = request.model.patch(run.folder.pipeline)
+            dataclasses.replace(patch, about=about).save(run.folder.patch)
     # Both denoisers are in memory then: once a machine, not once a process.
     receipt = decided_by_main(run.accelerator, lambda: request.model.receipt(run.folder.pipeline, mask))
     if not receipt.holds:

@@ -8,13 +8,24 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from salun_diffusers.diffusion.config import SALIENCY_MASKS, EraseConfig, LearningRateCourse, ObjectiveName, Recipe
+from salun_diffusers.arguments import secrets
+from salun_diffusers.diffusion.config import (
+    SALIENCY_MASKS,
+    EraseConfig,
+    LearningRateCourse,
+    MaskDraws,
+    ObjectiveName,
+    Recipe,
+    SoftRule,
+    SoftThreshold,
+)
 from salun_diffusers.diffusion.source_config import PredictionType
 from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
 OWN_SCHEDULER = "own"
 _RETAIN_DROP = 0.01
+_SOFT: dict[str, Any] = {"soft_share": 0.5, "soft_rule": "exact", "mask_temperature": 0.25, "mask_draws": "fixed"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,11 @@ class Settings(Numbers):
     saliency_micro_batch_size: float
     offload_saliency: bool
     train_method: str
+    soft_threshold: SoftThreshold
+    soft_share: float
+    soft_rule: SoftRule
+    mask_temperature: float
+    mask_draws: MaskDraws
     batch_of: Literal["step", "process"]  # What train_batch_size counts: a preset's is global, the flag's is not.
     resolution: int  # of pictures that are drawn; 0 is the model's own
     scale_lr: bool
@@ -122,6 +138,16 @@ class Settings(Numbers):
         return math.isfinite(self.target_forget)
 
     @property
+    def by_probability(self) -> bool:
+        """Whether the mask is made of probabilities, not of the largest scores."""
+        return self.soft_threshold in ("probabilistic", "continuous")
+
+    @property
+    def scales_updates(self) -> bool:
+        """Whether every step has weights, or a mask, of its own beside the mask of the run."""
+        return self.soft_threshold == "continuous" or (self.by_probability and self.mask_draws == "step")
+
+    @property
     def drawn_size(self) -> dict[str, str]:
         """What fingerprints of drawn latents say of their size; nothing of the model's own."""
         return {"resolution": str(self.resolution)} if self.resolution else {}
@@ -146,10 +172,12 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
     limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP, "strength_points": 0}
+    limits |= _SOFT
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
     _check_course(settings)
+    _check_soft(config)
     if settings.saliency_weighting != "none" and not settings.scored:
         raise UserError(
             f"--saliency_weighting {settings.saliency_weighting} weighs the saliency loss, which --mask "
@@ -161,6 +189,15 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
             f"{numbers.learning_rate:g} is that of its whole batch already."
         )
     return settings
+
+
+def soft_in_words(settings: Settings) -> str:
+    """The soft threshold of a run, for its plan; empty where the mask is hard."""
+    if settings.soft_threshold == "proximal":
+        return f"proximal, share {settings.soft_share:g} at the start, {settings.soft_rule}"
+    draws = ", one draw for each step" if settings.mask_draws == "step" else ", drawn once"
+    told = f"{settings.soft_threshold}, temperature {settings.mask_temperature:g}"
+    return told + (draws if settings.soft_threshold == "probabilistic" else "") if settings.by_probability else ""
 
 
 def _check_course(settings: Settings) -> None:
@@ -181,11 +218,32 @@ def _check_course(settings: Settings) -> None:
         raise UserError(f"--lr_step_rules must be such as 1:100,0.1:200,0.01 (factor:last step, …), got {rules!r}.")
 
 
+def _check_soft(config: EraseConfig) -> None:
+    """Refuse flags of another soft threshold than the one asked for."""
+    heeded = {
+        "none": (),
+        "proximal": ("soft_share", "soft_rule"),
+        "probabilistic": ("mask_temperature", "mask_draws"),
+        "continuous": ("mask_temperature",),
+    }
+    for name in _SOFT:
+        if getattr(config, name) is not None and name not in heeded[config.soft_threshold]:
+            wanted = " or ".join(kind for kind, names in heeded.items() if name in names)
+            raise UserError(
+                f"--{name} goes with --soft_threshold {wanted}, got --soft_threshold {config.soft_threshold}; it would "
+                "have no effect."
+            )
+
+
 def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
-    """The flags with the values that the run has, for its records; a limit that is off is None, as JSON has no ∞."""
+    """The flags with the values that the run has, for its records.
+
+    Secrets stay out; a limit that is off is None, as JSON has no ∞.
+    """
     values = dataclasses.asdict(settings)
     length = values.pop("length")
     values["resolution"] = config.resolution
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
-    return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}
+    given = {name: value for name, value in dataclasses.asdict(config).items() if name not in secrets(config)}
+    return given | {name: None if value == UNLIMITED else value for name, value in values.items()}

@@ -30,6 +30,11 @@ def refuse_unshardable(accelerator: Accelerator, settings: Settings) -> None:
         return
     if settings.objective == "l1_sparse":
         raise UserError("--objective l1_sparse sums over whole tensors, FSDP2 shares them out: use DDP or one process.")
+    if settings.soft_threshold == "proximal" or settings.scales_updates:
+        raise UserError(
+            f"--soft_threshold {settings.soft_threshold} looks at whole tensors in every step, FSDP2 shares them out: "
+            "use DDP, one process, or probabilistic masks that are drawn once (--mask_draws fixed)."
+        )
     if getattr(settings, "use_8bit_adam", False):
         raise UserError("--use_8bit_adam has blocks across what FSDP2 shares out: use DDP, one process or fp32 Adam.")
 

@@ -18,6 +18,8 @@ from salun_diffusers.files.run_folder import fingerprint
 
 _MASK = ("mask_scope", "train_method", "seed")
 _SALIENCY = ("saliency_guidance", "saliency_batch_size", "saliency_max_grad_norm")
+_BY_PROBABILITY = ("soft_threshold", "mask_temperature", "mask_draws")
+_PROXIMAL = ("soft_threshold", "soft_share", "soft_rule")
 _TRAINING = (
     "recipe", "objective", "l1_weight", "negative_guidance", "retain_weight", "learning_rate",
     "scale_lr", "use_ema", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_step_rules", "snr_power",
@@ -100,12 +102,15 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
         kind="given" if sources.given_masks else settings.mask,
         ratio=settings.mask_ratio if made else None,
         **chosen(_MASK),
+        # Nothing is said of hard masks.
+        **(chosen(_BY_PROBABILITY) if settings.by_probability else {}),
         **looked,
         **({"of": settings.concept_masks, **shared} if concept.parts and settings.scored else {}),
     )
     batch = GlobalBatch.of(settings, sources.processes).size
     # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.
-    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared)
+    soft = chosen(_PROXIMAL) if settings.soft_threshold == "proximal" else {}
+    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared, **soft)
     pipeline = fingerprint(
         training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
     )

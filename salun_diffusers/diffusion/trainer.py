@@ -25,6 +25,7 @@ from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare, refresh, whole
+from salun_diffusers.diffusion.soft_masks import soft_updates
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.training_checkpoints import Trained, is_due, tell_if_another_course
 from salun_diffusers.errors import UserError, tell
@@ -33,6 +34,7 @@ from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.files.kept_checkpoints import latest_checkpoint
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.masks.soft_updates import attach
 from salun_diffusers.progress import Progress
 
 
@@ -143,6 +145,9 @@ def fine_tune(
     averages = averages_of(selected, settings.use_ema)
     leaves = Leaves(accelerator, selected.weights)
     trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler, leaves)
+    # What they measure from is the base, so they are there before a checkpoint's weights.
+    soft = soft_updates(run, family, selected, data, settings, steps)
+    attach(soft, trained.stepper)
     if resume_from:
         trained.load(tensors, state)
         tensors.clear()  # As large as all that is trained.
@@ -161,6 +166,7 @@ def fine_tune(
             rate = rates(step)
             for group in stepper.param_groups:
                 group["lr"] = rate
+            soft.begin(step + 1, (step + 1) / steps)
             losses = _step(accelerator, network, selected, stepper, draws, settings, progress=step / steps)
             averages.update()
             row = {"step": step + 1, **losses, "learning_rate": rate}

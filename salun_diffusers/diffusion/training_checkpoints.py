@@ -184,8 +184,9 @@ def tell_if_another_course(state: Mapping[str, Any], steps: int, settings: Setti
     if planned == steps or done == 0:
         return
     before, now = rates(planned), rates(steps)
-    # l1_sparse's penalty decays over the steps as well.
-    if settings.objective == "l1_sparse" or any(before(step) != now(step) for step in range(done)):
+    # l1_sparse's penalty and the proximal share decay over the steps as well.
+    decays = settings.objective == "l1_sparse" or settings.soft_threshold == "proximal"
+    if decays or any(before(step) != now(step) for step in range(done)):
         tell(
             "note",
             f"the first {done} steps were those of a training of {planned}: its learning rate "

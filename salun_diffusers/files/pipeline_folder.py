@@ -24,6 +24,17 @@ def is_local(name: str) -> bool:
     return name in EMBEDDED or Path(name).expanduser().is_dir()
 
 
+def public_name(name: str) -> tuple[str, str]:
+    """What a reader elsewhere may know the base by, and what kind of name that is."""
+    if name in EMBEDDED:
+        return name, "embedded"
+    path = Path(name).expanduser()
+    if not path.exists():  # A pipeline in memory may be known by its class only.
+        return name, "hub" if name.count("/") == 1 else "local"
+    path = path.resolve()
+    return (f"{path.parent.name}/{path.name}" if path.name == "pipeline" else path.name), "local"
+
+
 def locate(
     name: str,
     *,

@@ -44,6 +44,11 @@ class RunFolder:
         return self.root / "mask.safetensors"
 
     @property
+    def inclusion(self) -> Path:
+        """The probabilities that scale updates or draw a mask for every step, if the run has any."""
+        return self.root / "inclusion.safetensors"
+
+    @property
     def patch(self) -> Path:
         """The patch file, if one was asked for."""
         return self.root / "patch.safetensors"

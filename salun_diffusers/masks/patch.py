@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, final
 
@@ -26,8 +26,11 @@ from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
 from salun_diffusers.files.stored_weights import bit_patterns, stored_weights, weights_sha256, write_tensors
 from salun_diffusers.files.whole_files import check_whole
 from salun_diffusers.masks.packed_bits import bytes_for, count_ones, pack, padding, unpack
+from salun_diffusers.masks.patch_header import Layout, about_of, layout_of, texts_of
 
 FORMAT, VERSION = "salun_diffusers.patch", "2"  # Version 1 had no hash over its contents.
+UNKNOWN = ""
+"""The hash of weights that nobody has seen: those that several patches lead to, put together."""
 
 
 @final
@@ -39,7 +42,9 @@ class WeightPatch:
         places: One bit per weight of each changed tensor: where it moved, packed as `packed_bits.pack` does.
         changes: Exclusive or of the bits before and after at those places, in order.
         base_sha256: `weights_sha256` of all weights before.
-        erased_sha256: The same after.
+        erased_sha256: The same after, or `UNKNOWN`.
+        layout: Data type and number of weights of every tensor of the model, moved or not; empty in older files.
+        about: What the change is, in words, such as ``concept`` and ``base``.
 
     Example:
         >>> import torch
@@ -53,6 +58,8 @@ class WeightPatch:
     changes: Mapping[str, Tensor]
     base_sha256: str
     erased_sha256: str
+    layout: Layout = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def between(cls, base: Mapping[str, Tensor], erased: Mapping[str, Tensor]) -> WeightPatch:
@@ -74,7 +81,8 @@ class WeightPatch:
             change = (bit_patterns(old) ^ bit_patterns(new)).flatten()
             if change.any():
                 places[name], changes[name] = pack(change != 0), change[change != 0]
-        return cls(places, changes, weights_sha256(base), weights_sha256(erased))
+        layout = {name: (str(tensor.dtype).removeprefix("torch."), tensor.numel()) for name, tensor in base.items()}
+        return cls(places, changes, weights_sha256(base), weights_sha256(erased), layout)
 
     @property
     def number_moved(self) -> int:
@@ -87,7 +95,11 @@ class WeightPatch:
         Raises:
             UserError: If these are not the base's.
         """
-        return self._flipped(weights, "base", self.base_sha256)
+        self._require(weights, "base", self.base_sha256)
+        erased = self._flipped(weights)
+        if self.erased_sha256 != UNKNOWN:
+            self._require_promised(erased, self.erased_sha256)
+        return erased
 
     def revert(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The base's weights of the erased ones.
@@ -95,7 +107,49 @@ class WeightPatch:
         Raises:
             UserError: If these are not the erased ones.
         """
-        return self._flipped(weights, "erased", self.erased_sha256)
+        if self.erased_sha256 != UNKNOWN:
+            self._require(weights, "erased", self.erased_sha256)
+            base = self._flipped(weights)
+            self._require_promised(base, self.base_sha256)
+            return base
+        # Flipping twice changes nothing: what flips to the base is what the base flips to.
+        base = self._flipped(weights)
+        if weights_sha256(base) != self.base_sha256:
+            raise UserError(
+                "The patch needs the weights that it makes of the base; these are "
+                f"{'the base itself' if weights_sha256(weights) == self.base_sha256 else 'those of another model'}."
+            )
+        return base
+
+    def scaled(self, weights: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
+        """Go a part of the way to the erased weights, or beyond: θ(s) = θ₀ + s·(θ - θ₀), on the weights that moved.
+
+        The sum is taken in float32 (float64 for such weights) and rounded once; s = 0 and s = 1 give both ends to the
+        bit. Other results have a hash of their own, so `revert` does not take them.
+
+        Args:
+            weights: The base's, θ₀.
+            strength: s.
+
+        Raises:
+            UserError: If these are not the base's weights, or a result is beyond the range of its data type.
+        """
+        erased = self.apply(weights)
+        if strength in (0.0, 1.0):  # As they are: no formula keeps the sign of a zero.
+            return erased if strength == 1.0 else dict(weights)
+        for name, places in self.places.items():
+            old, new = weights[name], erased[name]
+            moved = unpack(places, old.shape)
+            wide = torch.promote_types(old.dtype, torch.float32)
+            ends = old[moved].to(wide), new[moved].to(wide)
+            between = torch.lerp(*ends, strength).to(old.dtype)
+            if (~between.isfinite() & ends[0].isfinite() & ends[1].isfinite()).any():
+                raise UserError(
+                    f"Strength {strength:g} puts weights of {name} beyond the range of {old.dtype}; take a smaller one."
+                )
+            erased[name] = new.clone()
+            erased[name][moved] = between
+        return erased
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; under its final name it exists complete or not at all."""
@@ -107,6 +161,7 @@ class WeightPatch:
             "base_sha256": self.base_sha256,
             "erased_sha256": self.erased_sha256,
             "sha256": weights_sha256(tensors),
+            **texts_of(self.layout, self.about),
         }
         write_tensors(Path(path), tensors, metadata)
 
@@ -141,11 +196,10 @@ class WeightPatch:
         right = right and all(count_ones(places[name]) == len(x) and x.ndim == 1 for name, x in changes.items())
         if not right or not all(isinstance(told.get(name), str) for name in ("base_sha256", "erased_sha256")):
             raise UserError(f"{file} is damaged: places and changes do not pair up; copy it again.")
-        return cls(places, changes, told["base_sha256"], told["erased_sha256"])
+        hashes = told["base_sha256"], told["erased_sha256"]
+        return cls(places, changes, *hashes, layout_of(told, places, file), about_of(told, file))
 
-    def _flipped(
-        self, weights: Mapping[str, Tensor], which: Literal["base", "erased"], wanted: str
-    ) -> dict[str, Tensor]:
+    def _require(self, weights: Mapping[str, Tensor], which: Literal["base", "erased"], wanted: str) -> None:
         found = weights_sha256(weights)
         if found != wanted:
             other = {self.base_sha256: "the base", self.erased_sha256: "the erased model"}.get(found, "another model")
@@ -153,6 +207,17 @@ class WeightPatch:
                 f"The patch needs the {which} weights with SHA-256 {wanted[:16]}…, these have {found[:16]}…: "
                 f"they are those of {other}."
             )
+
+    def _require_promised(self, made: Mapping[str, Tensor], promised: str) -> None:
+        found = weights_sha256(made)
+        if found != promised:
+            raise UserError(
+                f"The patch is damaged: it promises weights with SHA-256 {promised[:16]}… and gives {found[:16]}…; "
+                "copy it again."
+            )
+
+    def _flipped(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The exclusive or of weights and changes, at their places."""
         flipped = dict(weights)
         for name, places in self.places.items():
             if name not in weights:
@@ -164,12 +229,6 @@ class WeightPatch:
                 raise UserError(f"The patch is damaged: {name} has another size or data type in it.")
             bits[unpack(places, bits.shape)] ^= self.changes[name]
             flipped[name] = bits.view(tensor.dtype).reshape(tensor.shape)
-        made, promised = weights_sha256(flipped), self.erased_sha256 if which == "base" else self.base_sha256
-        if made != promised:
-            raise UserError(
-                f"The patch is damaged: it promises weights with SHA-256 {promised[:16]}… and gives {made[:16]}…; "
-                "copy it again."
-            )
         return flipped
 
 

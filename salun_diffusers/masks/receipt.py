@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.base_card import CARD, KEPT, is_card
 from salun_diffusers.files.component_files import parts_listing, pipeline_files, unreadable_parts, weight_files
 from salun_diffusers.files.pipeline_copy import index_without, kept_files
 from salun_diffusers.files.pipeline_folder import OWN_CODE, components, denoiser_folder, model_index
@@ -169,8 +170,9 @@ def compare(
 def _changed_files(base: Path, erased: Path, variants: tuple[str | None, str | None]) -> Iterator[str]:
     """What is not as it must be beside the denoiser's weights: changed, missing and added files, links.
 
-    Named exceptions: a README beside the components may be written anew, and optional parts that could not be loaded
-    without a pickle may be entered as absent in `model_index.json`.
+    Named exceptions: a README beside the components may be written anew and the base's kept under its own name there
+    (`files/base_card.py`), and optional parts that could not be loaded without a pickle may be entered as absent in
+    `model_index.json`.
     """
     denoiser, absent = denoiser_folder(model_index(base), base), unreadable_parts(base, variants[0])
     read = {path.name for path in weight_files(erased / denoiser, variants[1])}
@@ -182,8 +184,12 @@ def _changed_files(base: Path, erased: Path, variants: tuple[str | None, str | N
     for component in components(model_index(erased)):
         if (erased / component).is_symlink():
             yield f"{component} (a link)"
-    for name in sorted({*ours, *theirs} - {"README.md"}):
-        if name not in theirs:
+    for name in sorted({*ours, *theirs}):
+        if is_card(name):
+            kept = ours.get(name.removeprefix(KEPT))  # The hub's cache may lack it.
+            if name in theirs and name != CARD and kept and _digest(kept) != _digest(theirs[name]):
+                yield f"{name} (not the base's)"
+        elif name not in theirs:
             yield f"{name} (missing)"
         elif name not in ours:
             yield f"{name} (added)"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.positions import Keep, Positions, positions_of
-from salun_diffusers.masks.shards import held
+from salun_diffusers.masks.shards import held, held_range
 from salun_diffusers.masks.trained_tensors import only_trained
 
 
@@ -137,6 +137,26 @@ class SelectedWeights:
         for name, leaf, positions in zip(self.names, self.weights, self._positions, strict=True):
             flat = held(self._parameters[name])
             positions.put(flat, leaf.detach().to(flat.dtype))
+
+    def gather(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Take the selected entries of other tensors of the parameters' shapes, on the devices of the leaves.
+
+        Args:
+            values: By parameter name, whole also where this process holds a part of the parameter.
+
+        Raises:
+            UserError: If there is none for a leaf, or of another size.
+        """
+        found = []
+        for name, positions in zip(self.names, self._positions, strict=True):
+            parameter = self._parameters[name]
+            size = tuple(values[name].shape) if name in values else "nothing"
+            if size != tuple(parameter.shape):
+                raise UserError(f"A value for each weight of {name} {tuple(parameter.shape)} is required, got {size}.")
+            mine = held_range(name, parameter)
+            flat = values[name].reshape(-1)[mine.start : mine.stop].to(parameter.device)
+            found.append(positions.take(flat).clone())
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Return the leaves by parameter name, for a checkpoint. They are live: save or clone them before stepping."""

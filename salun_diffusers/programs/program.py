@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
-from salun_diffusers.arguments import parse
-from salun_diffusers.errors import Interrupted, ReceiptError, UserError, is_out_of_memory, one_line, printable, tell
+from salun_diffusers.arguments import parse, without_secrets
+from salun_diffusers.errors import (
+    Interrupted,
+    ReceiptError,
+    UserError,
+    is_first_process,
+    is_out_of_memory,
+    one_line,
+    printable,
+    tell,
+)
 
 T = TypeVar("T")
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # Where accelerate looks, too.
 
 
 @final
@@ -56,9 +64,9 @@ class Program(Generic[T]):
             settings = parse(
                 self.settings, words, name=shown, description=self.description.strip(), left_open=self.left_open
             )
-            answer = self.work(settings, typed_command(self.name, words))
+            answer = self.work(settings, self._recorded(words))
             text, code = answer if isinstance(answer, tuple) else (answer, 0)
-            if _is_first():
+            if is_first_process():
                 sys.stdout.write(printable(text))
             return code
         except UserError as error:
@@ -75,10 +83,9 @@ class Program(Generic[T]):
             tell("interrupted", stop if isinstance(stop, Interrupted) else self.interrupted)
             return 130
 
-
-def _is_first() -> bool:
-    """Whether this is the only one or the first of several processes: what they came to is printed once."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+    def _recorded(self, words: Sequence[str]) -> str:
+        """The command for the record: whoever reads it learns no secret."""
+        return shlex.join(without_secrets(shlex.split(typed_command(self.name, words)), self.settings))
 
 
 def _told(error: Exception) -> int:

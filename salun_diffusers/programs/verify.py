@@ -3,19 +3,26 @@
     salun verify BASE ERASED --mask FILE
 
 Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
-question cannot be answered (a folder or file is missing or foreign).
+question cannot be answered (a folder or file is missing or foreign). Whoever has no mask compares everything beside the
+denoiser, and sees how much of it moved, by `--mask full`, which lets all of its weights move.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
-from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.pipeline_folder import denoiser_folder, locate, model_index
 from salun_diffusers.files.single_file import find_model
 from salun_diffusers.programs.program import Program
+
+if TYPE_CHECKING:
+    from salun_diffusers.masks.mask import SaliencyMask
+
+FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class VerifyConfig:
 
     base: str = word("The base pipeline: a folder, a single file, a hub id, `demo` or `digits`.")
     erased: str = word("The erased pipeline: a folder or a hub id.")
-    mask: str = setting("", "Mask file of the run.")
+    mask: str = setting("", "Mask file of the run; full: any weight of the denoiser may differ, all else may not.")
     revision: str | None = setting(None, "Revision of the erased pipeline on the hub.")
     base_revision: str | None = setting(None, "Revision of the base on the hub.")
     variant: str | None = setting(None, "Variant of the erased pipeline's weight files, such as fp16.")
@@ -40,7 +47,8 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.receipt import compare
 
-    mask = SaliencyMask.load(Path(config.mask).expanduser())
+    if config.mask != FULL:
+        mask = SaliencyMask.load(Path(config.mask).expanduser())
     variants = (config.variant if config.base_variant is None else config.base_variant, config.variant)
     base = find_model(
         config.base,
@@ -50,6 +58,8 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
         single_file_config=config.single_file_config,
     )
     erased = locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
+    if config.mask == FULL:
+        mask = _all_of(base, variants[0])
     receipt = compare(base, erased, mask, variants)
     lines = [
         f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
@@ -57,6 +67,15 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     ]
     verdict = "ok" if receipt.holds else "FAILED"
     return "".join(lines) + f"{verdict}: {receipt.sentence()}\n", 0 if receipt.holds else 1
+
+
+def _all_of(folder: Path, variant: str | None) -> SaliencyMask:
+    """The mask that lets all weights of a pipeline's denoiser move."""
+    from salun_diffusers.files.stored_weights import stored_weights
+    from salun_diffusers.masks.mask import SaliencyMask
+
+    denoiser = folder / denoiser_folder(model_index(folder), folder)
+    return SaliencyMask.full({name: tensor.shape for name, tensor in stored_weights(denoiser, variant)})
 
 
 main = Program("verify", VerifyConfig, work, __doc__ or "")

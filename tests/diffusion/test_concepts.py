@@ -184,7 +184,7 @@ class TestResolve:
         settings = resolve(asked, find_concept(asked).numbers)
         record = recorded(asked, settings)
         # What a preset's batch is of, too: one typed would be a process's.
-        assert set(record) == {field.name for field in fields(EraseConfig)} | {"batch_of"}
+        assert set(record) == {field.name for field in fields(EraseConfig)} - {"hub_token"} | {"batch_of"}
         assert Length(record["max_train_steps"], "steps") == settings.length
         assert record["num_train_epochs"] is record["max_grad_norm"] is None
         assert json.loads(json.dumps(record, allow_nan=False))["seed"] == 3

@@ -17,6 +17,7 @@ from salun_diffusers.diffusion.latent_sets import EraseData, LatentSet
 from salun_diffusers.diffusion.masks import saliency_mask
 from salun_diffusers.diffusion.objectives import EraseBatch, guided_noise_loss, weighted_noise_loss
 from salun_diffusers.diffusion.saliency_pass import forget_saliency, retain_saliency
+from salun_diffusers.diffusion.soft_masks import MaskChoice
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.saliency import Saliency
 from salun_diffusers.programs.erase import main
@@ -46,7 +47,7 @@ def scored(by, family, data, folder, **changes) -> Saliency | SaliencyMask:
     with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
         run, settings = run_in(folder, accelerator), dataclasses.replace(RATIO, **changes)
         if by is saliency_mask:
-            return saliency_mask(run, family, parameters, data, settings, {})
+            return saliency_mask(run, family, parameters, data, MaskChoice(settings), {})
         return by(run, family, parameters, data, settings)
 
 

@@ -205,7 +205,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def full(small_run, tmp_path_factory) -> Path:
     """A run without a target: today's weights."""
     folder = tmp_path_factory.mktemp("full") / "run"
-    assert main(small_run(output_dir=folder, checkpointing_steps=2, **SEEN)) == 0
+    assert main(small_run(output_dir=folder, checkpointing_steps=2, strength_points=0, **SEEN)) == 0
     return folder
 
 
@@ -282,20 +282,25 @@ class TestARun:
                 name = name.removeprefix("weight.")
                 assert torch.equal(found[name].flatten()[mask.indices(name).long()], tensor)
 
-    def test_draws_a_curve_without_changing_anything(self, small_run, tmp_path, full):
-        """Its ends are the report's own pictures: of three points one is drawn."""
+    @pytest.mark.parametrize(
+        ("points", "strengths"), [(3, [0, 0.5, 1]), (None, [0, 0.25, 0.5, 0.75, 1])], ids=["three", "unasked"]
+    )
+    def test_draws_a_curve_without_changing_anything(self, small_run, tmp_path, full, points, strengths):
+        """Its ends are the report's own pictures: of three points one is drawn. Unasked it has five."""
         folder = tmp_path / "run"
-        assert main(small_run(output_dir=folder, strength_points=3, **SEEN)) == 0
+        assert main(small_run(output_dir=folder, strength_points=points, **SEEN)) == 0
         assert (folder / UNET).read_bytes() == (full / UNET).read_bytes()
         report = EvaluationReport.from_json(json.loads((folder / "report.json").read_text()))
         assert report.strength is not None
-        assert [one.strength for one in report.strength.points] == [0, 0.5, 1]
+        assert [one.strength for one in report.strength.points] == strengths
         shown = next(pair for pair in report.comparisons if pair.after.group == "concept")
         ends = report.strength.points[0].forgotten.value, report.strength.points[-1].forgotten.value
         assert ends == pytest.approx((1 - shown.before.value, 1 - shown.after.value))
         pictures = sum(len(list((run / "work" / "drawn").rglob("*.safetensors"))) for run in (folder, full))
         asked = len(list((folder / "samples").glob("*-after.png")))
-        assert pictures - 2 * len(list((full / "work" / "drawn").rglob("*.safetensors"))) == asked
+        assert pictures - 2 * len(list((full / "work" / "drawn").rglob("*.safetensors"))) == asked * (
+            len(strengths) - 2
+        )
 
 
 def load_full(folder: Path, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

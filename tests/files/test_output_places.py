@@ -27,6 +27,8 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
                  "evaluation.drawing_pipeline.load_pipeline"),
     "patch make": ("BASE BASE", "", "masks.patch.stored_weights"),
     "patch apply": ("BASE p.safetensors", "", "masks.patch.stored_weights"),
+    "patch stack": ("p.safetensors p.safetensors", "", "masks.patch.load_file"),
+    "export single-file": ("BASE", "", "files.original_layout.stored_tensors"),
     "train-ddpm": ("", "--output_dir", "diffusion.ddpm_training.load_pictures"),
     "train-classifier": ("--dataset digits", "--output_dir", "classification.datasets.load_pools"),
     "unlearn-classifier": ("--model BASE --forget_class 1", "--output_dir", "classification.models.load_classifier"),

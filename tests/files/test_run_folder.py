@@ -191,6 +191,8 @@ class TestFinishedRun:
 
     def test_differs_from_the_base_in_the_denoisers_weights_only(self, finished, tiny_pipeline):
         base, erased = digests(tiny_pipeline), digests(finished / "pipeline")
+        card = erased.pop("README.md")  # The base has none.
+        assert card
         assert base.keys() == erased.keys()
         assert [name for name in base if base[name] != erased[name]] == ["unet/diffusion_pytorch_model.safetensors"]
 
@@ -215,6 +217,7 @@ class TestFinishedRun:
         assert all(torch.equal(made[key], wanted[key]) for key in wanted)
         mask = SaliencyMask.load(tmp_path / "patched/mask.safetensors")
         assert 0 < patch.number_moved <= mask.number_selected
+        assert patch.about == {"concept": "disc", "base": tiny_pipeline.name}
 
     def test_records_itself(self, finished):
         config = json.loads((finished / "config.json").read_text())

@@ -282,7 +282,7 @@ class TestOutput:
 
 class TestMaskFile:
     def test_neither_word_nor_file(self, refused):
-        refused("--mask must be one of saliency, random, full", "no file salency", mask="salency")
+        refused("--mask must be one of saliency, saliency_ratio, random, full", "no file salency", mask="salency")
 
     def test_damaged(self, refused, tmp_path):
         (tmp_path / "mask.safetensors").write_bytes(b"no mask")
