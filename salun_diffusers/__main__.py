@@ -13,6 +13,7 @@ PROGRAMS = {
     "erase": "erase a concept from a diffusion pipeline",
     "verify": "check that only selected weights of a pipeline moved",
     "patch": "make, apply or revert the patch of an erasure",
+    "export lora": "write what an erasure changed as a LoRA",
     "generate": "draw the prompts of a file with any pipeline",
     "evaluate nudity": "count exposed body parts in folders of pictures",
     "evaluate fid": "measure the distance of pictures from a reference",

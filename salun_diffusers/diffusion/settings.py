@@ -14,6 +14,10 @@ from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
 OWN_SCHEDULER = "own"
+RANK = 4
+"""Of a LoRA where none is said, as in diffusers' own scripts."""
+LORA_RATE = 10.0
+"""Times a preset's learning rate is that of a LoRA: its factors begin at zero and small."""
 _RETAIN_DROP = 0.01
 
 
@@ -85,6 +89,9 @@ class Settings(Numbers):
     train_method: str
     batch_of: Literal["step", "process"]  # What train_batch_size counts: a preset's is global, the flag's is not.
     resolution: int  # of pictures that are drawn; 0 is the model's own
+    adapter: Literal["none", "lora"]
+    rank: int  # of the adapter
+    lora_alpha: float
     scale_lr: bool
     use_ema: bool
     recipe: Recipe
@@ -139,6 +146,8 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     """
     if config.objective in ("ascent", "esd"):
         numbers = dataclasses.replace(numbers, retain_weight=0.0)  # As these were published.
+    if config.adapter == "lora":
+        numbers = dataclasses.replace(numbers, learning_rate=LORA_RATE * numbers.learning_rate)
     if config.max_train_steps is not None:
         numbers = dataclasses.replace(numbers, length=Length(config.max_train_steps, "steps"))
     elif config.num_train_epochs is not None:
@@ -146,6 +155,8 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
     limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP, "strength_points": 0}
+    rank = RANK if config.rank is None else config.rank
+    limits |= {"rank": rank, "lora_alpha": rank}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})

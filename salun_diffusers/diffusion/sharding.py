@@ -30,6 +30,8 @@ def refuse_unshardable(accelerator: Accelerator, settings: Settings) -> None:
         return
     if settings.objective == "l1_sparse":
         raise UserError("--objective l1_sparse sums over whole tensors, FSDP2 shares them out: use DDP or one process.")
+    if getattr(settings, "adapter", "none") != "none":
+        raise UserError("--adapter lora is small and trained whole, FSDP2 shares tensors out: use DDP or one process.")
     if getattr(settings, "use_8bit_adam", False):
         raise UserError("--use_8bit_adam has blocks across what FSDP2 shares out: use DDP, one process or fp32 Adam.")
 

@@ -101,11 +101,13 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
         ratio=settings.mask_ratio if made else None,
         **chosen(_MASK),
         **looked,
+        **({"adapter": settings.adapter, "rank": settings.rank} if settings.adapter != "none" else {}),
         **({"of": settings.concept_masks, **shared} if concept.parts and settings.scored else {}),
     )
     batch = GlobalBatch.of(settings, sources.processes).size
     # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.
-    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared)
+    scaled = {"lora_alpha": settings.lora_alpha} if settings.adapter != "none" else {}
+    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared, **scaled)
     pipeline = fingerprint(
         training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
     )

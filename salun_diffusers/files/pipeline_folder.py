@@ -24,6 +24,11 @@ def is_local(name: str) -> bool:
     return name in EMBEDDED or Path(name).expanduser().is_dir()
 
 
+def public_name(model: str) -> str:
+    """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
+
+
 def locate(
     name: str,
     *,
