@@ -45,7 +45,8 @@ def write_lora(folder: Path, lora: LowRank, record: Mapping[str, Any], layout: L
         if layout == "peft":
             settings = {f"{PREFIX}{key}": value for key, value in peft_settings(lora).items()}
             tensors = {f"{PREFIX}{key}": tensor for key, tensor in peft_tensors(lora).items()}
-            header = {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True)}
+            # One entry: safetensors writes several in any order, and the same LoRA is the same file.
+            header = {_METADATA: json.dumps(settings, sort_keys=True)}
         else:
             tensors, header = kohya_tensors(lora), kohya_header(lora)
         write_tensors(partial / name, tensors, header)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -218,6 +218,8 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         disk = disk_space(result, 0 if model.is_held else selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_root), disk.total, what)
+    if isinstance(model, AdaptedModel):
+        model = replace(model, told={"concept": concept.name, **model.told})
     return Request(config, settings, concept, base, class_name(index), model, disk, own)
 
 

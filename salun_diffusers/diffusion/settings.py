@@ -197,6 +197,8 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     length = values.pop("length")
     values["resolution"] = config.resolution
+    if config.adapter == "none":
+        values["rank"] = values["lora_alpha"] = None
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     return dataclasses.asdict(config) | {name: None if value == UNLIMITED else value for name, value in values.items()}
