@@ -14,6 +14,7 @@ PROGRAMS = {
     "verify": "check that only selected weights of a pipeline moved",
     "patch": "make, apply or revert the patch of an erasure",
     "export lora": "write what an erasure changed as a LoRA",
+    "export sparse": "write the exact change of linear layers for PEFT",
     "generate": "draw the prompts of a file with any pipeline",
     "evaluate nudity": "count exposed body parts in folders of pictures",
     "evaluate fid": "measure the distance of pictures from a reference",

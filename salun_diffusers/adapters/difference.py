@@ -92,7 +92,7 @@ def lora_between(
         StoredTensors(folder / denoiser_folder(model_index(folder), folder), variant)
         for folder, variant in zip((base, erased), variants, strict=True)
     )
-    _require_same(before, after, base / denoiser, erased / denoiser)
+    require_same(before, after, base / denoiser, erased / denoiser)
     layers = layers_of(blank_denoiser(base))
     kept, rows, left, total, lacking, beside = {}, [], [], 0.0, 0.0, 0.0
     with Progress("low rank", len(before), show) as bar:
@@ -121,10 +121,20 @@ def _square(change: Tensor) -> float:
     return float(change.double().square().sum())
 
 
-def _require_same(
+def require_same(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], base: Path, erased: Path
 ) -> None:  # fmt: skip
-    """Refuse denoisers whose tensors are not the same ones."""
+    """Refuse denoisers whose tensors are not the same ones.
+
+    Args:
+        before: Tensors of the base.
+        after: Of the erased one.
+        base: Where they lie.
+        erased: Where these lie.
+
+    Raises:
+        UserError: Naming the first that only one has, or that has another shape.
+    """
     if first := next(iter(sorted(before.keys() ^ after.keys())), ""):
         lacking, having = (erased, base) if first in before else (base, erased)
         raise UserError(f"{lacking} lacks {first}, which {having} has: the base of an erasure is required.")

@@ -18,13 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from salun_diffusers.adapters.loadable import require_lora
-from salun_diffusers.arguments import setting, word
+from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError, tell
-from salun_diffusers.files.output_places import require_outside_components, require_writable
-from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.files.run_source import RunSource
-from salun_diffusers.files.single_file import find_model
+from salun_diffusers.programs.erased_source import ErasedSource, Variants, base_and_erased, new_output
 from salun_diffusers.programs.program import Program
 
 if TYPE_CHECKING:
@@ -34,12 +31,9 @@ RANK = 16
 
 
 @dataclass(frozen=True)
-class ExportLoraConfig:
+class ExportLoraConfig(ErasedSource):
     """What is written, and of what."""
 
-    erased: str = word("A run's folder, or an erased pipeline: a folder or a hub id.")
-    output: str = word("The folder to write.")
-    base: str | None = setting(None, "The base: a folder, a single file, a hub id or `demo`; a run knows its own.")
     rank: int | None = setting(None, "Rank of each layer's change; 16 by default.", minimum=1, maximum=4096)
     format: Literal["peft", "kohya"] = setting(
         "peft", "peft: for diffusers; kohya: by the names of WebUI and ComfyUI, which diffusers reads, too."
@@ -48,68 +42,24 @@ class ExportLoraConfig:
     rates: Literal["auto", "off"] = setting(
         "auto", "auto: of a run, draw its report's pictures with the LoRA and let its detector look."
     )
-    revision: str | None = setting(None, "Revision of the erased pipeline on the hub.")
-    base_revision: str | None = setting(None, "Revision of the base on the hub.")
-    variant: str | None = setting(None, "Variant of the erased pipeline's weight files, such as fp16.")
-    base_variant: str | None = setting(None, "Variant of the base's weight files, if it is not that of --variant.")
-    cache_dir: str | None = setting(None, "Where downloaded pipelines are kept.")
-    single_file_config: str | None = setting(None, "For a single file: folder or hub id with its configurations.")
 
 
 def work(config: ExportLoraConfig, command: str) -> str:
     """Write the LoRA and its record; say what it lacks."""
-    output = Path(config.output).expanduser()
-    require_writable(output.parent, "OUTPUT's folder")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} must be empty or new: nothing is overwritten.")
-    run = RunSource.found(config.erased)
+    output, run = new_output(config), RunSource.found(config.erased)
     if run is not None and run.adapter is not None:
         if config.rank is not None:
             raise UserError(f"{config.erased} has a LoRA of its own, with ranks by saliency: leave --rank out.")
         return _written_anew(config, run.adapter, output)
-    base, erased, variants = _folders(config, run)
-    require_outside_components(output, base, "OUTPUT")
-    require_outside_components(output, erased, "OUTPUT")
-    return _from_difference(config, output, (base, erased), variants, run, command)
-
-
-def _folders(config: ExportLoraConfig, run: RunSource | None) -> tuple[Path, Path, tuple[str | None, str | None]]:
-    """Base and erased pipeline, and the variants of their weight files; a run's record says what flags do not."""
-    flags = {
-        "pretrained_model_name_or_path": config.base,
-        "revision": config.base_revision,
-        "variant": config.variant,
-        "single_file_config": config.single_file_config,
-    }
-    if run is not None:
-        own = flags if config.base is None else {"variant": config.variant}  # The rest is of the run's base.
-        flags |= {name: run.told(name) for name in own if flags[name] is None}
-    name = flags["pretrained_model_name_or_path"]
-    if name is None:
-        raise UserError(f"--base is required: {config.erased} is no run's folder, which would say what it was made of.")
-    variants = (flags["variant"] if config.base_variant is None else config.base_variant, flags["variant"])
-    base = find_model(
-        name,
-        revision=flags["revision"],
-        variant=variants[0],
-        cache_dir=config.cache_dir,
-        single_file_config=flags["single_file_config"],
-    )
-    require_lora(base, "A LoRA")
-    if run is not None and run.pipeline is not None:
-        return base, run.pipeline, variants
-    return (
-        base,
-        locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir),
-        variants,
-    )
+    folders, variants = base_and_erased(config, run, output, "A LoRA")
+    return _from_difference(config, output, folders, variants, run, command)
 
 
 def _from_difference(
     config: ExportLoraConfig,
     output: Path,
     folders: tuple[Path, Path],
-    variants: tuple[str | None, str | None],
+    variants: Variants,
     run: RunSource | None,
     command: str,
 ) -> str:
