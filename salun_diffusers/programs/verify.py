@@ -2,6 +2,7 @@
 
     salun verify BASE ERASED --mask FILE
 
+ERASED may be a folder with the LoRA that a run trained: it must change layers of the mask only, on the base of the run.
 Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
 question cannot be answered (a folder or file is missing or foreign).
 """
@@ -37,6 +38,9 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     """Compare; a line per block, then whether the receipt holds."""
     if not config.mask:
         raise UserError("--mask is required: the mask file of the run (see --help).")
+    from salun_diffusers.adapters.lora_folder import WEIGHTS as LORA
+    from salun_diffusers.diffusion.adapted_model import AdaptedModel
+    from salun_diffusers.diffusion.base_model import FolderModel
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.receipt import compare
 
@@ -50,7 +54,10 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
         single_file_config=config.single_file_config,
     )
     erased = locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
-    receipt = compare(base, erased, mask, variants)
+    if (erased / LORA).is_file():
+        receipt = AdaptedModel(FolderModel(base, variants[0])).receipt(erased, mask)
+    else:
+        receipt = compare(base, erased, mask, variants)
     lines = [
         f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
         for block in receipt.blocks

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict
+from two_processes import run_two
 
 from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora
 from salun_diffusers.adapters.lora_names import peft_tensors
@@ -26,6 +27,7 @@ from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.whole_files import sha256_of
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
+from salun_diffusers.programs.verify import main as verify
 from salun_diffusers.reports.report import EvaluationReport
 
 
@@ -126,8 +128,35 @@ class TestRun:
         assert len({mark.run for mark in marks.values()}) == 1
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_lora(run: Path, small_run: Any, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys; from salun_diffusers.programs.erase import main; sys.exit(main())")
+    run_two(program, *small_run(adapter="lora", rank=2, train_batch_size=1, output_dir=tmp_path / "run"))
+    alone, together = (peft_tensors(read_lora(folder / "adapter")) for folder in (run, tmp_path / "run"))
+    learnt = [name for name in alone if ".lora_B." in name]
+    # Adam's steps have the sign of a gradient, however small: what rounding turns is a weight here and there.
+    apart = sum(float((together[name] - alone[name]).square().sum()) for name in learnt) ** 0.5
+    assert alone.keys() == together.keys()
+    assert apart < 0.02 * sum(float(alone[name].square().sum()) for name in learnt) ** 0.5
+
+
 class TestReceipt:
     """A LoRA on a layer that the mask does not name, and a base that changes under it."""
+
+    def test_verify_tells_it(
+        self, run: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        words = [str(tiny_pipeline), str(run / "adapter"), "--mask", str(run / "mask.safetensors")]
+        assert verify(words) == 0
+        assert "ok: " in capsys.readouterr().out
+        mask = SaliencyMask.load(run / "mask.safetensors")
+        narrower = mask.restrict(lambda name: "conv" not in name)
+        SaliencyMask(narrower.packed, narrower.shapes, mask.recipe).save(tmp_path / "mask.safetensors")
+        assert verify([*words[:3], str(tmp_path / "mask.safetensors")]) == 1
+        assert "FAILED: " in capsys.readouterr().out
+        assert verify(["demo", *words[1:]]) == 2
+        assert "The LoRA is of another model" in capsys.readouterr().err
 
     def test_another_layer_is_seen(self, run: Path, lora: LowRank, tiny_pipeline: Path, tmp_path: Path) -> None:
         from salun_diffusers.adapters.lora_folder import write_lora
