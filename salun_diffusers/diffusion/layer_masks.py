@@ -11,14 +11,16 @@ from salun_diffusers.adapters.low_rank import cost, highest_rank, layers_of
 from salun_diffusers.adapters.ranks import ranks_by_saliency, salient_layers
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.latent_sets import EraseData
-from salun_diffusers.diffusion.masks import forget_saliency, trained_parameters
+from salun_diffusers.diffusion.masks import trained_parameters
 from salun_diffusers.diffusion.request import Request
+from salun_diffusers.diffusion.saliency_pass import forget_saliency, retain_saliency
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.mask_file import JSON
+from salun_diffusers.masks.saliency import saliency_ratio
 from salun_diffusers.seeds import stream
 
 Scores = dict[str, float]
@@ -105,12 +107,14 @@ def _scores(run: Run, family: Family, shapes: Shapes, data: EraseData, settings:
     parameters = dict(family.denoiser.named_parameters())
     weights: dict[str, nn.Parameter] = {f"{layer}.weight": parameters[f"{layer}.weight"] for layer in shapes}
     match settings.mask:
-        case "saliency":
+        case "saliency" | "saliency_ratio":
             joint = settings.concept_masks == "joint" or data.groups == 1
             sets = [data] if joint else [data.forget_of(group) for group in range(data.groups)]
             scores = dict.fromkeys(shapes, 0.0)
             for one in sets:
                 found = forget_saliency(run, family, weights, one, settings)
+                if settings.mask == "saliency_ratio":
+                    found = saliency_ratio(found, retain_saliency(run, family, weights, data, settings))
                 sums = {layer: float(found[f"{layer}.weight"].double().sum()) for layer in shapes}
                 whole = max(sum(sums.values()), 1e-38)
                 scores = {layer: scores[layer] + sums[layer] / whole for layer in shapes}

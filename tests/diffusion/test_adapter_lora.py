@@ -186,7 +186,7 @@ class TestReceipt:
 
 class TestLayers:
     @pytest.mark.slow
-    @pytest.mark.parametrize("mask", ["random", "magnitude"])
+    @pytest.mark.parametrize("mask", ["random", "magnitude", "saliency_ratio"])
     def test_other_ways_to_choose(self, mask: str, small_run: Any, tmp_path: Path, tiny_pipeline: Path) -> None:
         assert main(small_run(adapter="lora", rank=2, mask=mask, output_dir=tmp_path / "run", max_train_steps=1)) == 0
         ranks = ranks_of(SaliencyMask.load(tmp_path / "run" / "mask.safetensors"))
@@ -232,6 +232,9 @@ class TestWeights:
         with weights.in_training(gather_as_they_come=True):
             for _ in range(2):
                 unet(torch.ones(1, 4, 4, 4), 3, torch.ones(1, 16, 16)).sample.square().mean().backward()
+                assert {name for name, tensor in unet.named_parameters() if tensor.grad is not None} == set(
+                    weights.names
+                )
                 weights.gather_gradients()
                 stepper.step()
                 stepper.zero_grad()
