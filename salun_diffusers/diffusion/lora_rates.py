@@ -26,17 +26,18 @@ from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.progress import Clock
 from salun_diffusers.seeds import random_state_kept
 
-_WITHOUT = {"output_dir": None, "resume_from_checkpoint": None, "report_to": None, "validation_prompts": (),
+_WITHOUT = {"resume_from_checkpoint": None, "report_to": None, "validation_prompts": (),
             "dry_run": False, "vram": None, "probe": "off", "generated_data_dir": None, "target_forget": None,
             "max_retain_drop": None, "strength_points": 0, "collateral": False, "list_concepts": None,
             "save_patch": False, "save_dtype": "base"}  # fmt: skip
 
 
-def request_of(run: RunSource) -> Request:
+def request_of(run: RunSource, place: Path) -> Request:
     """What a run was asked for, as far as its pictures depend on it.
 
     Args:
         run: With its record.
+        place: A folder that can be written, for a run that will not be.
 
     Raises:
         UserError: If that can no longer be had: a model or a file that it names is gone.
@@ -45,7 +46,7 @@ def request_of(run: RunSource) -> Request:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in run.record.items() if name in fields
     }
-    values |= {name: value for name, value in _WITHOUT.items() if name in fields}
+    values |= {name: value for name, value in _WITHOUT.items() if name in fields} | {"output_dir": str(place / "run")}
     # A record tells every number of the run, and not which of two flags said how long it took.
     if values.get("num_train_epochs") is not None:
         values["max_train_steps"] = None
@@ -69,7 +70,12 @@ def lora_rates(run: RunSource, folder: Path, command: str) -> dict[str, Any]:
     Raises:
         UserError: If the run's request can no longer be carried out.
     """
-    request = request_of(run)
+    with TemporaryDirectory(prefix="salun-") as scratch:
+        return _rates(run, folder, Path(scratch), command)
+
+
+def _rates(run: RunSource, folder: Path, scratch: Path, command: str) -> dict[str, Any]:
+    request = request_of(run, scratch)
     concept, erased = request.concept, run.pipeline
     if erased is None:
         raise ValueError("Rates are compared with an erased pipeline, found none.")
@@ -80,7 +86,6 @@ def lora_rates(run: RunSource, folder: Path, command: str) -> dict[str, Any]:
         "lora": (dataclasses.replace(request, model=adapted), folder),
     }
     with (
-        TemporaryDirectory(prefix="salun-") as scratch,
         random_state_kept(),
         engine(
             mixed_precision=request.config.mixed_precision, gradient_accumulation_steps=1, report_to=None, trains=False
@@ -88,12 +93,12 @@ def lora_rates(run: RunSource, folder: Path, command: str) -> dict[str, Any]:
     ):  # fmt: skip
         detector = make_detector(request.detector)
         marks = StageMarks("", {}, "", "", "")
-        here = Run(accelerator, RunFolder(Path(scratch)), Clock({}), "", marks, command)
+        here = Run(accelerator, RunFolder(scratch), Clock({}), "", marks, command)
         drawn: dict[str, Pictures] = {}
         for name, (asked, place) in places.items():
             family = load_family(accelerator, asked, place)
             kept = RunFolder(run.root).work / "drawn"
-            kept = kept if name != "lora" and kept.is_dir() else Path(scratch) / "drawn"
+            kept = kept if name != "lora" and kept.is_dir() else scratch / "drawn"
             sampler = Sampler(family, asked.settings, here, kept, asked.model.at(place).identity())
             with torch.inference_mode():
                 drawn[name] = draw_pictures(sampler, concept, name)
@@ -101,16 +106,20 @@ def lora_rates(run: RunSource, folder: Path, command: str) -> dict[str, Any]:
         found = {
             name: figures(concept, detector, drawn["base"], drawn[name], command) for name in ("erased", "lora")
         }  # fmt: skip
-    pairs = zip(found["erased"].comparisons, found["lora"].comparisons, strict=True)
+    # By name: of two rates the one that fell more is first, and pictures become one thing here and another there.
+    rates = {(one.after.group, one.after.name): one.after.value for one in found["lora"].comparisons}
+    drift = {(one.group, one.name): one.value for one in found["lora"].measurements}
     return {
         "detector": str(request.detector),
         "rates": [
             {"name": one.after.name, "group": one.after.group, "n": one.after.n, "base": one.before.value,
-             "erased": one.after.value, "lora": other.after.value}
-            for one, other in pairs
+             "erased": one.after.value, "lora": rates[key]}
+            for one in found["erased"].comparisons
+            if (key := (one.after.group, one.after.name)) in rates
         ],
         "drift": [
-            {"name": one.name, "group": one.group, "n": one.n, "erased": one.value, "lora": other.value}
-            for one, other in zip(found["erased"].measurements, found["lora"].measurements, strict=True)
+            {"name": one.name, "group": one.group, "n": one.n, "erased": one.value, "lora": drift[key]}
+            for one in found["erased"].measurements
+            if (key := (one.group, one.name)) in drift
         ],
     }  # fmt: skip

@@ -87,7 +87,7 @@ def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings, attention
     packed = {}
     for name, shape in shapes.items():
         bits = torch.zeros(bytes_for(shape.numel()), dtype=torch.uint8)
-        whole, rest = divmod(_moved(name, shape, ratio, settings) if name in trained else 0, 8)
+        whole, rest = divmod(moved_of(name, shape, ratio, settings) if name in trained else 0, 8)
         bits[:whole] = 255
         if rest:
             bits[whole] = 2**rest - 1
@@ -95,8 +95,15 @@ def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings, attention
     return SaliencyMask(packed, shapes, {"kind": "rehearsal"})
 
 
-def _moved(name: str, shape: torch.Size, ratio: float, settings: Settings) -> int:
-    """Weights of a tensor that move; with a LoRA as many as it has parameters there, spread evenly."""
+def moved_of(name: str, shape: torch.Size, ratio: float, settings: Settings) -> int:
+    """Weights of a tensor that move; with a LoRA as many as it has parameters there, spread evenly.
+
+    Args:
+        name: Of the tensor.
+        shape: Of the tensor.
+        ratio: The share that a mask selects.
+        settings: Whether there is a LoRA, and of which rank.
+    """
     if settings.adapter == "none":
         return int(ratio * shape.numel())
     layer = name.endswith(".weight") and len(shape) in (2, 4)
