@@ -32,9 +32,8 @@ def check_adapter(config: EraseConfig) -> None:
         raise UserError("--adapter lora ranks layers against each other: leave --mask_scope at global.")
     if config.save_patch:
         raise UserError("--save_patch says what changed in the base, and --adapter lora changes nothing in it.")
-    for name in ("target_forget", "strength_points"):
-        if getattr(config, name):
-            raise UserError(
-                f"--{name} walks between two sets of weights; a LoRA's strength is set where it is loaded, by "
-                "pipe.set_adapters(NAME, 0.8)."
-            )
+    if config.target_forget is not None:
+        raise UserError(
+            "--target_forget leaves a pipeline at a strength, and a LoRA's is set where it is loaded, by "
+            "pipe.set_adapters(NAME, 0.8); --strength_points draws the curve that says which."
+        )

@@ -14,14 +14,17 @@ from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict
 from two_processes import run_two
 
+from salun_diffusers.adapters.fused import Fused
 from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora
 from salun_diffusers.adapters.lora_names import peft_tensors
 from salun_diffusers.adapters.lora_weights import LoraWeights, attach, attached
-from salun_diffusers.adapters.low_rank import LowRank, cost, layers_of
+from salun_diffusers.adapters.low_rank import Factors, LowRank, cost, layers_of
+from salun_diffusers.diffusion.adapted_model import NAME, load_lora
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.layer_masks import ranks_of
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
+from salun_diffusers.diffusion.strength_line import AdapterLine
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.whole_files import sha256_of
@@ -41,12 +44,16 @@ def base_of(folder: Path) -> Any:
     return pipe
 
 
+LORA = {"adapter": "lora", "rank": 2, "checkpointing_steps": 2, "detector": "demo", "detector_labels": "shape:circle",
+        "strength_points": 3}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def run(tiny_pipeline: Path, small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, the base's files before and after it compared."""
     before = files_of(tiny_pipeline)
     folder = tmp_path_factory.mktemp("lora") / "run"
-    assert main(small_run(adapter="lora", rank=2, checkpointing_steps=2, output_dir=folder)) == 0
+    assert main(small_run(**LORA, output_dir=folder)) == 0
     assert files_of(tiny_pipeline) == before
     return folder
 
@@ -66,6 +73,7 @@ class TestRun:
         assert report.receipt.outside_mask_identical and 0 < report.receipt.moved_share <= report.mask.density
         assert f'pipe.load_lora_weights("{run / "adapter"}", weight_name="{WEIGHTS}")' in report.load
         assert (report.config["adapter"], report.config["rank"], report.config["lora_alpha"]) == ("lora", 2, 2)
+        assert report.strength is not None and [one.strength for one in report.strength.points] == [0.0, 0.5, 1.0]
         pairs = [
             (path, path.with_name(path.name.replace("before", "after"))) for path in run.rglob("forget*before.png")
         ]
@@ -108,9 +116,7 @@ class TestRun:
         shutil.rmtree(folder / "adapter")
         shutil.rmtree(folder / "checkpoint-4")
         (folder / "work" / "pipeline.json").unlink()
-        again = small_run(adapter="lora", rank=2, checkpointing_steps=2, output_dir=folder,
-                          resume_from_checkpoint="latest")  # fmt: skip
-        assert main(again) == 0
+        assert main(small_run(**LORA, output_dir=folder, resume_from_checkpoint="latest")) == 0
         assert sha256_of(folder / "adapter" / WEIGHTS) == sha256_of(run / "adapter" / WEIGHTS)
 
     def test_another_rank_is_another_mask_and_another_alpha_another_training(self) -> None:
@@ -132,13 +138,27 @@ class TestRun:
 def test_two_processes_train_one_lora(run: Path, small_run: Any, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import sys; from salun_diffusers.programs.erase import main; sys.exit(main())")
-    run_two(program, *small_run(adapter="lora", rank=2, train_batch_size=1, output_dir=tmp_path / "run"))
+    run_two(program, *small_run(**LORA, train_batch_size=1, output_dir=tmp_path / "run"))
     alone, together = (peft_tensors(read_lora(folder / "adapter")) for folder in (run, tmp_path / "run"))
     learnt = [name for name in alone if ".lora_B." in name]
     # Adam's steps have the sign of a gradient, however small: what rounding turns is a weight here and there.
     apart = sum(float((together[name] - alone[name]).square().sum()) for name in learnt) ** 0.5
     assert alone.keys() == together.keys()
     assert apart < 0.02 * sum(float(alone[name].square().sum()) for name in learnt) ** 0.5
+
+
+def test_the_line_is_walked_by_scaling_the_lora(run: Path, lora: LowRank, tiny_pipeline: Path) -> None:
+    pipe, noised, states = base_of(tiny_pipeline), torch.ones(1, 4, 4, 4), torch.ones(1, 16, 16)
+    weights = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    load_lora(pipe, run / "adapter")
+    line, plain = AdapterLine(pipe, NAME), base_of(tiny_pipeline).unet
+    for strength in (0.0, 0.5, 1.0):
+        line.go_to(strength)
+        part = LowRank({name: Factors(one.down, one.up * strength) for name, one in lora.items()})
+        plain.load_state_dict(dict(Fused(weights, part)))
+        with torch.no_grad():
+            wanted, found = (unet(noised, 3, states).sample for unet in (plain, pipe.unet))
+        assert torch.allclose(found, wanted, atol=1e-5), strength
 
 
 class TestReceipt:
@@ -279,7 +299,6 @@ class TestRefused:
             ({"adapter": "lora", "objective": "l1_sparse"}, "--objective l1_sparse"),
             ({"adapter": "lora", "mask_scope": "per_tensor"}, "--mask_scope"),
             ({"adapter": "lora", "save_patch": True}, "--save_patch"),
-            ({"adapter": "lora", "strength_points": 3}, "pipe.set_adapters"),
             ({"adapter": "lora", "target_forget": 0.9}, "pipe.set_adapters"),
             ({"adapter": "lora", "rank": 0}, "--rank must be"),
             ({"adapter": "dora"}, "invalid choice"),
