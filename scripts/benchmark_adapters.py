@@ -79,12 +79,8 @@ def rows_of(config: AdaptersConfig, concept: str, seed: str) -> Iterator[Artefac
     """Erase a concept in all ways, as far as that has not been done, and measure what is left."""
     root = Path(config.output_dir) / f"{concept}-{seed}"
     common = ["--concept", concept, "--pretrained_model_name_or_path", config.model, "--seed", seed]
-    common += [
-        "--num_validation_images",
-        str(config.num_validation_images),
-        "--generated_data_dir",
-        f"{root}/generated",
-    ]
+    common += ["--num_validation_images", str(config.num_validation_images), "--strength_points", "0"]
+    common += ["--generated_data_dir", f"{root}/generated"]
     for number, ratio in enumerate(config.ratios):
         run = _run(root / f"ratio-{ratio}", [*common, "--mask_ratio", ratio, "--save_patch"])
         figures = _figures(read_object(run.root / "report.json"))
