@@ -38,7 +38,10 @@ class TestNames:
     @pytest.mark.parametrize(
         ("words", "line"),
         [
-            (["erse"], "error: salun erse is unknown; one of erase, verify, patch, generate, evaluate, compare"),
+            (
+                ["erse"],
+                "error: salun erse is unknown; one of erase, verify, patch, export, generate, evaluate, compare",
+            ),
             (["evaluate"], "error: salun evaluate must be followed by one of nudity, fid, objects, alignment"),
             (["evaluate", "erase"], "error: salun evaluate must be followed by"),
             (["verify", "only-one"], "error: the following arguments are required: ERASED"),
