@@ -14,6 +14,8 @@ PROGRAMS = {
     "verify": "check that only selected weights of a pipeline moved",
     "patch": "make, apply, revert, describe or stack the patches of erasures",
     "export single-file": "write a pipeline as one checkpoint for WebUI and ComfyUI",
+    "export lora": "write what an erasure changed as a LoRA",
+    "export sparse": "write the exact change of linear layers for PEFT",
     "generate": "draw the prompts of a file with any pipeline",
     "evaluate nudity": "count exposed body parts in folders of pictures",
     "evaluate fid": "measure the distance of pictures from a reference",

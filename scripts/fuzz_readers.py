@@ -14,6 +14,10 @@ from fuzz_pipeline import small_pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from salun_diffusers.adapters.fused import Fused
+from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora, write_lora
+from salun_diffusers.adapters.lora_names import peft_tensors
+from salun_diffusers.adapters.low_rank import Factors, LowRank
 from salun_diffusers.diffusion.concept_rows import read_concepts
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families.tensor_names import check_tensors
@@ -36,6 +40,7 @@ from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
+from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.files.single_file_export import write_changed_file, write_single_file
 from salun_diffusers.masks.inclusion import Inclusion
 from salun_diffusers.masks.mask import SaliencyMask
@@ -95,7 +100,7 @@ _SETTINGS = resolve(EraseConfig(concept="circle"), find_concept(EraseConfig(conc
 
 def readers(folder: Path) -> list[Reader]:
     """All readers, with their good files below a folder."""
-    found = [*_masks(), *_runs(), *_evaluation(), *_pipelines()]
+    found = [*_masks(), *_adapters(), *_runs(), *_evaluation(), *_pipelines()]
     for reader, make in found:
         home = folder / reader.name
         reader.file(home).parent.mkdir(parents=True)
@@ -156,6 +161,32 @@ def _masks() -> list[Made]:
             Reader("patch", "patch.safetensors", "safetensors", read_patch, hashed=True),
             lambda home: WeightPatch.between(_BASE, _ERASED).save(home / "patch.safetensors"),
         ),
+    ]
+
+
+def _adapters() -> list[Made]:
+    lora = LowRank({"w": Factors(torch.ones(2, 5), torch.ones(8, 2))})
+
+    def read(home: Path) -> Any:
+        fused = Fused({"w.weight": _BASE["w"]}, read_lora(home / "lora"))
+        return _flat(peft_tensors(read_lora(home / "lora"))), [tuple(fused[name].shape) for name in fused]
+
+    def run(home: Path) -> None:
+        (home / "pipeline").mkdir()
+        (home / "pipeline" / "model_index.json").write_text("{}")
+        (home / "run.json").write_text("{}")
+        (home / "config.json").write_text(json.dumps({"pretrained_model_name_or_path": "demo", "variant": None}))
+
+    def source(home: Path) -> Any:
+        found = RunSource.found(str(home))
+        return found and [found.told(name) for name in ("pretrained_model_name_or_path", "variant")]
+
+    return [
+        (
+            Reader("lora", f"lora/{WEIGHTS}", "safetensors", read),
+            lambda home: write_lora(home / "lora", lora, {}),
+        ),
+        (Reader("run-source", "config.json", "json", source), run),
     ]
 
 

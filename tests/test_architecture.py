@@ -22,7 +22,7 @@ FLOORS = (
     ("seeds", "progress", "arguments", "accelerator"),
     ("files",),
     ("masks", "reports", "pipelines", "demo"),
-    ("pictures",),
+    ("pictures", "adapters"),
     ("evaluation",),
     ("diffusion", "classification"),
     ("programs",),

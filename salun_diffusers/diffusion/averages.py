@@ -10,7 +10,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.masks.trained_weights import TrainedWeights
 
 
 class Averages(Protocol):
@@ -68,7 +68,7 @@ class ExponentialAverages:
     That is diffusers' `EMAModel` as `train_text_to_image.py --use_ema` makes it. The base's own weights never enter.
     """
 
-    def __init__(self, selected: SelectedWeights) -> None:
+    def __init__(self, selected: TrainedWeights) -> None:
         """Begin with the present weights.
 
         Args:
@@ -110,7 +110,7 @@ class ExponentialAverages:
         self._selected.load(self.state())
 
 
-def averages_of(selected: SelectedWeights, wanted: bool) -> Averages:
+def averages_of(selected: TrainedWeights, wanted: bool) -> Averages:
     """The averages of a training.
 
     Args:

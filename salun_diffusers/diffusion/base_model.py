@@ -18,7 +18,7 @@ from salun_diffusers.files.run_folder import identity_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from salun_diffusers.diffusion.families.family import Family
     from salun_diffusers.masks.mask import SaliencyMask
@@ -50,6 +50,7 @@ class BaseModel(Protocol):
         folder: Its folder, of which at least the configurations are there.
         is_held: Whether it lies in memory: then no run can be taken up again.
         device: Where it must be computed with; None leaves that to accelerate.
+        result: Name of the folder of a run for what is made of it.
     """
 
     @property
@@ -65,6 +66,11 @@ class BaseModel(Protocol):
     @property
     def device(self) -> torch.device | None:
         """Where it must be computed with."""
+        ...
+
+    @property
+    def result(self) -> str:
+        """Name of the folder of a run for what is made of it."""
         ...
 
     def at(self, folder: Path) -> BaseModel:
@@ -97,6 +103,10 @@ class BaseModel(Protocol):
 
     def family(self, pipeline_class: str, loading: Loading) -> Family:
         """The model, ready to be drawn with and trained."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The denoiser's weights by name, as they are stored, on the CPU."""
         ...
 
     def dtypes(self) -> Mapping[str, torch.dtype]:
@@ -133,6 +143,7 @@ class FolderModel:
     variant: str | None = None
     is_held = False
     device = None
+    result = "pipeline"
 
     def text_space(self) -> TextSpace:
         """That of the folder's first text encoder."""
@@ -174,6 +185,12 @@ class FolderModel:
             prediction_type=loading.prediction_type,
             resolution=loading.resolution,
         )
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Of its files, each when it is asked for."""
+        from salun_diffusers.files.stored_weights import StoredTensors
+
+        return StoredTensors(self.folder / self._denoiser, self.variant)
 
     def dtypes(self) -> Mapping[str, torch.dtype]:
         """By its files."""

@@ -98,6 +98,24 @@ class EraseConfig(SourceConfig):
         None, "probabilistic: one draw for the whole run (fixed, the default) or one for each step.", group=_MASK
     )
 
+    adapter: Literal["none", "lora"] = setting(
+        "none",
+        "none: weights of the denoiser move, and a pipeline is written; lora: the base stays as it is, and a LoRA is "
+        "written, on the layers that carry the most saliency. --mask, --mask_ratio and --train_method say which.",
+        group=_TRAIN,
+    )
+    rank: int | None = setting(
+        None,
+        "Of --adapter lora: it has as many parameters as a LoRA of this rank on every layer, shared out by saliency; "
+        "4 by default.",
+        group=_TRAIN,
+        minimum=1,
+        maximum=4096,
+    )
+    lora_alpha: float | None = setting(
+        None, "Of --adapter lora: what it learns counts times --lora_alpha / --rank; by default once.", group=_TRAIN,
+        above=0,
+    )  # fmt: skip
     recipe: Recipe = setting(
         "frozen_teacher",
         "frozen_teacher: both targets are the base model's predictions; paper: SalUn as published.",

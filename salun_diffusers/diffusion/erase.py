@@ -16,6 +16,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.progress import Watcher, watched
 
 if TYPE_CHECKING:
+    from salun_diffusers.adapters.low_rank import LowRank
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.patch import WeightPatch
     from salun_diffusers.reports.report import EvaluationReport
@@ -31,6 +32,7 @@ class EraseResult:
         report: Measurements, receipt and verdict.
         folder: The run folder, or None if the run was not asked to leave one.
         patch: What was changed, of a pipeline in memory; a folder's goes to a file, by `save_patch`.
+        adapter: With ``adapter="lora"``, the LoRA that erases; the pipeline has it loaded, as ``erasure``.
     """
 
     pipeline: Any
@@ -38,6 +40,7 @@ class EraseResult:
     report: EvaluationReport
     folder: Path | None
     patch: WeightPatch | None = None
+    adapter: LowRank | None = None
 
     @property
     def pipe(self) -> Any:
@@ -53,18 +56,29 @@ class EraseResult:
             folder: One that is new or empty.
 
         Raises:
-            UserError: If the folder is in use.
+            UserError: If the folder is in use, or the erasure is a LoRA beside weights that are the base's.
         """
+        if self.adapter is not None:
+            raise UserError(
+                "save() writes weights that have forgotten, and here a LoRA does it beside the base's: save_adapter() "
+                "writes that one. To have both in one folder, pipe.fuse_lora(), pipe.unload_lora_weights() and "
+                "pipe.save_pretrained() of diffusers."
+            )
         from salun_diffusers.diffusion.publishing import save_erased
 
         save_erased(self.pipeline, self.mask, self.report, Path(folder))
 
     def undo(self) -> Any:
-        """Give a pipeline in memory the weights back that it had, bit for bit, and return it.
+        """Give a pipeline in memory the weights back that it had, bit for bit, and return it; a LoRA is taken off.
 
         Raises:
             UserError: If its weights are no longer those that the erasure left.
         """
+        if self.adapter is not None:
+            from salun_diffusers.diffusion.erase_held import take_off
+
+            take_off(self.pipeline)
+            return self.pipeline
         if self.patch is None:
             raise UserError(
                 "undo() is for a pipeline in memory, erase(pipe, …). A folder is erased as a copy: load the base again."
@@ -73,6 +87,18 @@ class EraseResult:
 
         undo(self.pipeline, self.patch)
         return self.pipeline
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the LoRA, so that ``pipe.load_lora_weights(folder)`` of diffusers reads it.
+
+        Raises:
+            UserError: If the erasure moved the denoiser's own weights, or the folder is in use.
+        """
+        if self.adapter is None:
+            raise UserError('A LoRA is required, this erasure has none: erase(pipe, …, adapter="lora") trains one.')
+        from salun_diffusers.diffusion.publishing import save_adapter
+
+        save_adapter(self.pipeline, self.adapter, self.mask, self.report, Path(folder).expanduser())
 
 
 def erase(
@@ -126,6 +152,11 @@ def erase(
         ... )
         >>> result.save("without-van-gogh"); result.patch.save("van-gogh.safetensors")  # doctest: +SKIP
 
+        A LoRA, which leaves the weights as they are:
+
+        >>> result = erase(pipe, "nudity", adapter="lora", rank=8)  # doctest: +SKIP
+        >>> pipe.set_adapters("erasure", 0.8); result.save_adapter("without-nudity")  # doctest: +SKIP
+
         A folder or a model of the hub, as the program does it:
 
         >>> result = erase(EraseConfig(concept="circle", pretrained_model_name_or_path="demo"))  # doctest: +SKIP
@@ -166,6 +197,8 @@ def _erase_named(config: EraseConfig) -> EraseResult:
         request = accept(dataclasses.replace(config, output_dir=folder))
 
         # Heavy imports wait until everything that is quickly known is known.
+        from salun_diffusers.adapters.lora_folder import read_lora
+        from salun_diffusers.diffusion.adapted_model import load_lora
         from salun_diffusers.diffusion.families.known import load_pipeline
         from salun_diffusers.diffusion.run import run_erasure
         from salun_diffusers.masks.mask import SaliencyMask
@@ -173,8 +206,12 @@ def _erase_named(config: EraseConfig) -> EraseResult:
 
         with random_state_kept():
             run, report = run_erasure(request, command="")
-        pipeline = load_pipeline(run.pipeline, config.variant)
-        mask = SaliencyMask.load(run.mask)
+        mask, adapter = SaliencyMask.load(run.mask), None
+        if config.adapter == "none":
+            pipeline = load_pipeline(run.pipeline, config.variant)
+        else:
+            pipeline, adapter = load_pipeline(request.base, config.variant), read_lora(run.pipeline)
+            load_lora(pipeline, run.pipeline)
         if config.output_dir is None:
-            return EraseResult(pipeline, mask, dataclasses.replace(report, load=""), None)
-        return EraseResult(pipeline, mask, report, run.root)
+            return EraseResult(pipeline, mask, dataclasses.replace(report, load=""), None, adapter=adapter)
+        return EraseResult(pipeline, mask, report, run.root, adapter=adapter)

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from salun_diffusers.adapters.lora_folder import read_lora
+from salun_diffusers.adapters.low_rank import LowRank
+from salun_diffusers.diffusion.adapted_model import NAME, load_lora
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.held_model import CALLED, HeldModel
 from salun_diffusers.diffusion.held_states import (
@@ -96,7 +99,7 @@ def config_of(concept: Any, method: str, settings: Mapping[str, Any]) -> EraseCo
 
 def erase_held(
     pipe: Any, config: EraseConfig, *, in_place: bool, device: Any
-) -> tuple[Any, SaliencyMask, EvaluationReport, Path | None, WeightPatch]:
+) -> tuple[Any, SaliencyMask, EvaluationReport, Path | None, WeightPatch | None, LowRank | None]:
     """Erase from a pipeline object.
 
     Args:
@@ -106,7 +109,7 @@ def erase_held(
         device: Where to compute, or None for where the pipeline does.
 
     Returns:
-        The erased pipeline, the mask, the report, the run folder if one was asked for, and the patch.
+        The erased pipeline, the mask, the report, the run folder if one was asked for, and the patch or the LoRA.
 
     Raises:
         UserError: If the request cannot be carried out; the pipeline is then as it was.
@@ -135,18 +138,23 @@ def erase_held(
             request = dataclasses.replace(request, config=dataclasses.replace(request.config, retain_prompts=told))
             with parked(pipe.unet):
                 run, report = run_erasure(request, command="")
-                patch = model.patch(run.pipeline)
+                beside = config.adapter != "none"
+                patch = None if beside else model.patch(run.pipeline)
         except UserError as error:
             raise UserError(str(error).replace(str(model.folder), CALLED)) from error
         except Interrupted:
             raise KeyboardInterrupt from None  # What that one tells is for a folder that stays.
         mask = SaliencyMask.load(run.mask)
         erased = pipe if in_place else copied(pipe, shared=not way)
-        put_weights(erased.unet, model.written[run.pipeline])
+        if beside:
+            load_lora(erased, run.pipeline)
+        else:
+            put_weights(erased.unet, model.written[run.pipeline])
+        adapter = read_lora(run.pipeline) if beside else None
         if not in_place and way:
             enable(erased, way, torch.device(pipe._offload_device))
         report = dataclasses.replace(report, config={**report.config, "output_dir": config.output_dir})
-        return erased, mask, report, run.root if config.output_dir else None, patch
+        return erased, mask, report, run.root if config.output_dir else None, patch, adapter
 
 
 def undo(pipe: Any, patch: WeightPatch) -> None:
@@ -158,6 +166,22 @@ def undo(pipe: Any, patch: WeightPatch) -> None:
     with without_offloading(pipe), torch.inference_mode(False):
         weights = {name: tensor.cpu() for name, tensor in plain_weights(pipe.unet).items()}
         put_weights(pipe.unet, patch.revert(weights))
+
+
+def take_off(pipe: Any) -> None:
+    """Take the LoRA of an erasure off a pipeline; the layers are the pipeline's own again if it was the only one.
+
+    Raises:
+        UserError: If there is none.
+    """
+    names = {name for found in pipe.get_list_adapters().values() for name in found}
+    if NAME not in names:
+        raise UserError(f"undo() takes the LoRA {NAME!r} off, and the pipeline has none of that name; it has {names}.")
+    with without_offloading(pipe):
+        if names == {NAME}:
+            pipe.unload_lora_weights()
+        else:
+            pipe.delete_adapters(NAME)
 
 
 def _require_pipeline(pipe: Any) -> None:

@@ -92,8 +92,8 @@ def _for_training(settings: Settings, precision: Precision) -> list[dict[str, An
         # A preset's batch is that of a step, however it is cut; the flag's is that of a cut.
         remedies.append(more if settings.batch_of == "step" else {"train_batch_size": batch * size // each, **more})
     remedies.append({"use_8bit_adam": True})
-    smaller_mask = settings.mask in MADE_MASKS and settings.mask != "full" and not settings.scales_updates
-    if smaller_mask and settings.mask_ratio > 0.1:
+    masked = settings.adapter == "none" and settings.mask in MADE_MASKS and settings.mask != "full"
+    if masked and not settings.scales_updates and settings.mask_ratio > 0.1:
         remedies.append({"mask_ratio": 0.1})
     return remedies
 

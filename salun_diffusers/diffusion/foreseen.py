@@ -142,6 +142,23 @@ def check_foreseen(
     return selected
 
 
+def parameters_of_rank(denoiser: Path, variant: str | None, rank: int) -> int:
+    """Parameters of a LoRA of one rank on every matrix and convolution in a denoiser's weight files.
+
+    Args:
+        denoiser: The denoiser's folder.
+        variant: Variant of its weight files.
+        rank: r; a layer has r · (out + in · height · width) of them.
+    """
+    shapes = (
+        entry["shape"]
+        for file in weight_files(denoiser, variant)
+        for name, entry in check_whole(file).items()
+        if name.endswith(".weight") and name != "__metadata__"
+    )
+    return sum(rank * (shape[0] + math.prod(shape[1:])) for shape in shapes if len(shape) in (2, 4))
+
+
 def _stored_counts(denoiser: Path, variant: str | None) -> dict[str, int]:
     return {
         name: math.prod(entry["shape"])

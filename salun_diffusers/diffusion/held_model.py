@@ -60,6 +60,7 @@ class HeldModel:
     place: Path
     written: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
     is_held = True
+    result = "pipeline"
 
     @classmethod
     def described(cls, pipe: Any, folder: Path, device: torch.device) -> HeldModel:
@@ -187,17 +188,18 @@ class HeldModel:
 
     def receipt(self, target: Path, mask: SaliencyMask) -> MaskReceipt:
         """Compare every weight."""
-        return count_moves(self._on_cpu(), self.written[target], mask)
+        return count_moves(self.tensors(), self.written[target], mask)
 
     def patch(self, target: Path) -> WeightPatch:
         """Compare every weight."""
-        return WeightPatch.between(self._on_cpu(), self.written[target])
+        return WeightPatch.between(self.tensors(), self.written[target])
 
     def loading_line(self) -> str:
         """Empty: it is loaded."""
         return ""
 
-    def _on_cpu(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The denoiser's weights, on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.weights().items()}
 
     def _read(self) -> Iterator[tuple[str, Any]]:

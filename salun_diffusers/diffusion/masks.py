@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.saliency_pass import forget_saliency, retain_sali
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.soft_masks import MaskChoice
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.files.pipeline_folder import public_name
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.mask_file import JSON
@@ -38,7 +39,7 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
     trained = trained_parameters(parameters, settings.train_method, family.attention)
     recipe: dict[str, JSON] = {
         "concept": [part.name for part in request.concept.parts] or _typed(request),
-        "base": public_name(request.config.pretrained_model_name_or_path),
+        "base": public_name(request.config.pretrained_model_name_or_path)[0],
         "base_sha256": run.base,
         "train_method": settings.train_method,
         "seed": settings.seed,
@@ -80,11 +81,6 @@ def make_mask(run: Run, request: Request, family: Family, data: EraseData) -> Sa
 def _typed(request: Request) -> str:
     """The concept as it was typed; by its name where a table says it."""
     return request.config.concept if isinstance(request.config.concept, str) else request.concept.name
-
-
-def public_name(model: str) -> str:
-    """A model's name for a file that may be passed on: of the user's folder or file its name, not where it lies."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 
 
 def trained_parameters(

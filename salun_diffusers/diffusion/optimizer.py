@@ -11,7 +11,7 @@ from diffusers.optimization import get_scheduler
 
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
-from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.masks.trained_weights import TrainedWeights
 
 
 def learning_rates(settings: Settings, steps: int) -> Callable[[int], float]:
@@ -34,7 +34,7 @@ def learning_rates(settings: Settings, steps: int) -> Callable[[int], float]:
     return lambda step: settings.learning_rate * factor(step)
 
 
-def make_optimizer(selected: SelectedWeights, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(selected: TrainedWeights, settings: Settings) -> torch.optim.Optimizer:
     """Adam on the selected weights; AdamW where they decay; on request with moments of 8 bits.
 
     Those are bitsandbytes', as in diffusers' own scripts: 2 bytes a selected weight instead of 8, in blocks of 256 with

@@ -13,6 +13,10 @@ from typing import Any
 
 from salun_diffusers import __version__
 from salun_diffusers.accelerator import decided_by_main
+from salun_diffusers.adapters.lora_folder import WEIGHTS as LORA
+from salun_diffusers.adapters.lora_folder import write_lora
+from salun_diffusers.adapters.low_rank import LowRank
+from salun_diffusers.diffusion.adapted_model import AdaptedModel
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.foreseen import MADE_MASKS
 from salun_diffusers.diffusion.hub_flags import hub_target, look_at_target, made_of
@@ -48,19 +52,23 @@ def write_card(run: Run, request: Request, report: EvaluationReport | None, plac
     if not run.main or request.model.is_held:
         return
     config, folder = request.config, run.folder.pipeline
-    base = _base_of(request, run.base, carry_cards(request.base, folder))
+    lora = isinstance(request.model, AdaptedModel)  # It lies beside a base whose card stays where it is.
+    base = _base_of(request, run.base, "" if lora else carry_cards(request.base, folder))
+    names = {str(folder): place}
+    names |= {str(request.base): base.name if base.kind == "hub" else "BASE"} if lora else {}
     measured = report is not None
     facts = CardFacts(
         concepts=tuple(part.name for part in request.concept.parts or (request.concept,)),
         base=base,
         pipeline_class=request.class_name,
         settings=in_words(recorded(config, request.settings)),
-        load=_loading(request.model.at(folder).loading_line(), folder, place),
+        load=_loading(request.model.at(folder).loading_line(), names),
         made=made_of(config),
         mask_sha256=SaliencyMask.load(run.folder.mask).sha256 if measured else "",
-        weights=_digests(folder, config.variant) if measured else {},
+        weights=({} if not measured else _digest_of_lora(folder) if lora else _digests(folder, config.variant)),
         mask_published=_MASK if config.publish_mask and place != _HERE else "",
         place=place,
+        lora=lora,
     )
     write_text(folder / CARD, model_card(facts, report) + "\n")
 
@@ -95,7 +103,10 @@ def publish(run: Run, request: Request, report: EvaluationReport) -> None:
 
 def published(folder: RunFolder, config: EraseConfig) -> dict[str, Path]:
     """What is uploaded of a run: name in the repository → file."""
-    files = {file.name: file.path for file in pipeline_files(folder.pipeline)}
+    if config.adapter == "none":
+        files = {file.name: file.path for file in pipeline_files(folder.pipeline)}
+    else:
+        files = {path.name: path for path in sorted(folder.pipeline.iterdir()) if path.is_file()}
     if config.publish_mask:
         files[_MASK] = folder.mask
         if config.save_patch:
@@ -115,8 +126,7 @@ def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, fol
     Raises:
         UserError: If the folder is in use.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} must be empty or new: nothing is overwritten.")
+    require_new(folder)
     name, kind = public_name(report.base)
     with full_disk_is_told("the erased pipeline"), whole_folder(folder) as partial:
         pipeline.save_pretrained(partial)
@@ -128,7 +138,7 @@ def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, fol
             base=CardBase(name, kind, card=card, kept_as=kept_as),
             pipeline_class=type(pipeline).__name__,
             settings=in_words(report.config),
-            load=_loading(loading_line(partial), partial, _HERE),
+            load=_loading(loading_line(partial), {str(partial): _HERE}),
             made={"concept": [report.concept], "base": name},
             mask_sha256=mask.sha256,
             weights=_digests(partial, None),
@@ -136,10 +146,57 @@ def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, fol
         write_text(partial / CARD, model_card(facts, report) + "\n")
 
 
-def _loading(line: str, folder: Path, place: str) -> str:
-    """The Python that loads a folder, as whoever has it elsewhere types it."""
-    here, there = (json.dumps(name, ensure_ascii=False) for name in (str(folder), place))
-    return "\n".join(line.replace(here, there).split("; "))
+def save_adapter(pipeline: Any, adapter: LowRank, mask: SaliencyMask, report: EvaluationReport, folder: Path) -> None:
+    """Write the LoRA of an erasure as a folder with its card; it is there whole or not at all.
+
+    Args:
+        pipeline: What it belongs to.
+        adapter: The LoRA.
+        mask: The layers it changes.
+        report: What was measured.
+        folder: A folder that is new or empty.
+
+    Raises:
+        UserError: If the folder is in use.
+    """
+    require_new(folder)
+    name, kind = public_name(report.base)
+    write_lora(folder, adapter, {"concept": report.concept, "base": name, "base_sha256": mask.recipe["base_sha256"]})
+    origin = json.dumps(name if kind == "hub" else "BASE", ensure_ascii=False)
+    facts = CardFacts(
+        concepts=(report.concept,),
+        base=CardBase(name, kind, card=card_of(report.base, Path(report.base), report.config["revision"])),
+        pipeline_class=type(pipeline).__name__,
+        settings=in_words(report.config),
+        load=f"from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained({origin})\n"
+        f'pipe.load_lora_weights("{_HERE}", weight_name="{LORA}")',
+        made={"concept": [report.concept], "base": name, "adapter": "lora"},
+        mask_sha256=mask.sha256,
+        weights=_digest_of_lora(folder),
+        lora=True,
+    )
+    write_text(folder / CARD, model_card(facts, report) + "\n")
+
+
+def require_new(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        UserError: If it does, or is none.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} must be empty or new: nothing is overwritten.")
+
+
+def _loading(line: str, names: Mapping[str, str]) -> str:
+    """The Python that loads a folder, as whoever has it elsewhere types it: with these names in place of folders."""
+    for here, there in names.items():
+        line = line.replace(json.dumps(here, ensure_ascii=False), json.dumps(there, ensure_ascii=False))
+    return "\n".join(line.split("; "))
+
+
+def _digest_of_lora(folder: Path) -> dict[str, str]:
+    return {LORA: sha256_of(folder / LORA)}
 
 
 def _digests(folder: Path, variant: str | None) -> dict[str, str]:
@@ -162,11 +219,13 @@ def in_words(values: Mapping[str, Any]) -> dict[str, str]:
         values: As `recorded` gives them.
     """
     plain = values["objective"] == "relabel"
-    mask = f"{values['mask_ratio']:g} ({values['mask']}, {values['mask_scope']})"
+    lora = values["adapter"] == "lora"
+    mask = f"{values['mask_ratio']:g} ({values['mask']}, {'whole layers' if lora else values['mask_scope']})"
     scheduler = "the model's own scheduler" if values["scheduler"] == OWN_SCHEDULER else values["scheduler"]
     epochs, steps = values["num_train_epochs"], values["max_train_steps"]
     return {
         "recipe": values["recipe"] if plain else f"{values['objective']}, {values['recipe']} settings",
+        **({"LoRA": f"the parameters of rank {values['rank']}, shared out by saliency"} if lora else {}),
         "mask ratio": mask if values["mask"] in MADE_MASKS else "that of a given mask",
         "trained": f"{f'{epochs} epochs' if steps is None else f'{steps} steps'}, Adam {values['learning_rate']:g} "
         f"({values['lr_scheduler']}), retain weight {values['retain_weight']:g}",

@@ -22,6 +22,7 @@ from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
 from salun_diffusers.diffusion.model_shape import ModelShape
+from salun_diffusers.diffusion.rehearsal import moved_of
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_peaks import SAMPLING, Precision, StagePeaks, autocast
 
@@ -74,11 +75,16 @@ class QuickPeaks:
         ratio = settings.mask_ratio if settings.mask in MADE_MASKS and not settings.scales_updates else 1.0
         whole = settings.mask == "full" or ratio == 1
         selected = int((1.0 if whole else ratio) * self._trained(settings.train_method))
+        if lora := settings.adapter == "lora":
+            names = trained_names(self._sizes, settings.train_method, self._shape.attention)
+            shapes = self._shape.denoiser_shapes()
+            selected = sum(moved_of(name, shapes[name], 1.0, settings) for name in names)
         moments = 2 * selected + selected // 32 if settings.use_8bit_adam else 8 * selected
         # A tensor that is selected whole is its own leaf, and needs no bits.
         averages = 4 * selected if settings.use_ema else 0
-        beside = 4 * selected if settings.soft_threshold == "proximal" else 6 * selected * settings.scales_updates
-        resident = 4 * self._weights + moments + averages + beside + (0 if whole else 4 * selected + self._weights // 8)
+        beside = 4 * selected if lora else 0 if whole else 4 * selected + self._weights // 8
+        beside += 4 * selected if settings.soft_threshold == "proximal" else 6 * selected * settings.scales_updates
+        resident = 4 * self._weights + moments + averages + beside
         rows = len(make_objective(settings).halves) * GlobalBatch.of(settings, processes=1).largest
         at_once = self._activations(rows, precision, settings.gradient_checkpointing, settings.train_method)
         accumulated = 4 * selected if settings.gradient_accumulation_steps > 1 else 0

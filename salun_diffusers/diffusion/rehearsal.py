@@ -87,12 +87,27 @@ def mask_of_size(shapes: Mapping[str, torch.Size], settings: Settings, attention
     packed = {}
     for name, shape in shapes.items():
         bits = torch.zeros(bytes_for(shape.numel()), dtype=torch.uint8)
-        whole, rest = divmod(int(ratio * shape.numel()) if name in trained else 0, 8)
+        whole, rest = divmod(moved_of(name, shape, ratio, settings) if name in trained else 0, 8)
         bits[:whole] = 255
         if rest:
             bits[whole] = 2**rest - 1
         packed[name] = bits
     return SaliencyMask(packed, shapes, {"kind": "rehearsal"})
+
+
+def moved_of(name: str, shape: torch.Size, ratio: float, settings: Settings) -> int:
+    """Weights of a tensor that move; with a LoRA as many as it has parameters there, spread evenly.
+
+    Args:
+        name: Of the tensor.
+        shape: Of the tensor.
+        ratio: The share that a mask selects.
+        settings: Whether there is a LoRA, and of which rank.
+    """
+    if settings.adapter == "none":
+        return int(ratio * shape.numel())
+    layer = name.endswith(".weight") and len(shape) in (2, 4)
+    return min(settings.rank * (shape[0] + shape[1:].numel()), shape.numel()) if layer else 0
 
 
 def _rehearsed_batch(settings: Settings) -> int:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from salun_diffusers.adapters.loadable import require_lora
 from salun_diffusers.arguments import check
+from salun_diffusers.diffusion.adapted_model import AdaptedModel
+from salun_diffusers.diffusion.adapter_flags import check_adapter
 from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
 from salun_diffusers.diffusion.earlier import with_earlier
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
-from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space, parameters_of_rank
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.hub_flags import check_hub, hub_target
 from salun_diffusers.diffusion.joined import concept_of
@@ -38,6 +41,7 @@ from salun_diffusers.files.pipeline_folder import (
     denoiser_folder,
     is_local,
     model_index,
+    public_name,
 )
 from salun_diffusers.files.run_folder import check_output
 from salun_diffusers.files.single_file import SINGLE_FILES, find_model, is_single_file
@@ -128,6 +132,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         from salun_diffusers.evaluation.drawing_pipeline import scheduler_class  # imports torch
 
         scheduler_class(str(config.scheduler))
+    check_adapter(config)
     check_own_flags(config)
     check_output(config.output_dir, config.resume_from_checkpoint)
     check_hub(config)
@@ -151,10 +156,13 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
             check=require_erasable,
         )
     )
-    model = held if held is not None else FolderModel(base, config.variant)
+    model: BaseModel = held if held is not None else FolderModel(base, config.variant)
     index = model_index(base)
     require_erasable(base, index)
     denoiser_folder(index, base)
+    if config.adapter == "lora":
+        require_lora(base, "--adapter lora")
+        model = AdaptedModel(model, {"base": public_name(name)[0]})
     for flag, place in (("output_dir", config.output_root), ("generated_data_dir", config.generated_data_dir)):
         if place:
             require_outside_components(place, base, f"--{flag}")
@@ -203,10 +211,16 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         selected = check_foreseen(
             denoiser, base / "scheduler", settings, config.variant, concept.groups, counts=model.counts()
         )
+        result = model.bytes_of_result()
+        if config.adapter == "lora" and held is None:
+            selected = parameters_of_rank(denoiser, config.variant, settings.rank)
+            result = 4 * selected
         # A run that cannot be taken up again writes no checkpoints.
-        disk = disk_space(model.bytes_of_result(), 0 if model.is_held else selected, settings)
+        disk = disk_space(result, 0 if model.is_held else selected, settings)
         what = "The erased pipeline with its work files and checkpoints"
         require_space(Path(config.output_root), disk.total, what)
+    if isinstance(model, AdaptedModel):
+        model = replace(model, told={"concept": concept.name, **model.told})
     return Request(config, settings, concept, base, class_name(index), model, disk, own)
 
 
@@ -285,6 +299,11 @@ def plan(request: Request) -> str:
         f"fine-tune {settings.length}, {GlobalBatch.of(settings, processes)}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
+        *(
+            [f"adapter   LoRA with the parameters of rank {settings.rank}, alpha {settings.lora_alpha:g}"]
+            if settings.adapter == "lora"
+            else []
+        ),
         f"disk      {request.disk or 'known when the weights are there'}",
         f"report    detector {request.detector}, {settings.num_validation_images} pictures per prompt",
         *([f"strength  {strength}"] if (strength := strength_in_words(concept, settings)) else []),

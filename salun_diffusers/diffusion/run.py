@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from salun_diffusers.diffusion.collateral import draw_collateral
 from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import latent_sets
-from salun_diffusers.diffusion.masks import make_mask
+from salun_diffusers.diffusion.moved_weights import weights_to_move
 from salun_diffusers.diffusion.publishing import publish, write_card
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.run_report import Outcome, write_report
 from salun_diffusers.diffusion.sampler import Sampler, sampler_of_base, sampler_of_erased
 from salun_diffusers.diffusion.saving import remove_explicit_latents, verify_erased, write_erased
-from salun_diffusers.diffusion.sharding import share_out
 from salun_diffusers.diffusion.start import load_family, started
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.strength import reported_curve, restored, settle_strength
@@ -23,7 +22,6 @@ from salun_diffusers.diffusion.validation import draw_pictures
 from salun_diffusers.diffusion.validation_pictures import watcher
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
-from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.reports.report import EvaluationReport
 
 
@@ -82,9 +80,7 @@ def _erase(run: Run, request: Request, sampler: Sampler, real: Mapping[str, Late
 
     # Find the weights that carry the concept.
     with run.stage("saliency and mask"):
-        mask = make_mask(run, request, family, data)
-        share_out(run.accelerator, family.denoiser)
-        selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
+        selected = weights_to_move(run, request, family, data)
 
     # Let only those move.
     checkpoint = checkpoint_to_resume(run, request, training_steps(settings, data, run.processes.count))

@@ -90,7 +90,7 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     config, settings, concept = request.config, request.settings, request.concept
     before, after, mask, receipt = outcome.before, outcome.after, outcome.mask, outcome.receipt
     baseline = settings.objective != "relabel"
-    judged = _judged(concept, detector, before, after, run.command)
+    judged = figures(concept, detector, before, after, run.command)
     old, new = outcome.collateral
     beside, drifts = measure_collateral(request, detector, old, new, run.command) if old and new else ([], [])
     blocks = tuple(
@@ -138,8 +138,8 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
     return report
 
 
-def _judged(concept: Concept, detector: Detector, before: Pictures, after: Pictures, command: str) -> Judged:
-    """Figures and verdict."""
+def figures(concept: Concept, detector: Detector, before: Pictures, after: Pictures, command: str) -> Judged:
+    """Figures and verdict of one concept or several; arguments as for `measure`."""
     if len(concept.looked_for) > 1:
         return measure_several(concept, detector, (before, after), command, judge)
     comparisons, measurements = measure(concept, detector, before, after, command)

@@ -12,11 +12,11 @@ from torch import nn
 
 from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.families.family import Family
-from salun_diffusers.diffusion.masks import public_name
 from salun_diffusers.diffusion.publishing import write_card
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import ReceiptError, tell
+from salun_diffusers.files.pipeline_folder import public_name
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.receipt import MaskReceipt
@@ -47,7 +47,7 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
     if run.main and request.settings.save_patch:
         with full_disk_is_told("the patch"):
             names = [part.name for part in request.concept.parts] or [request.concept.name]
-            base = public_name(request.config.pretrained_model_name_or_path)
+            base = public_name(request.config.pretrained_model_name_or_path)[0]
             about = {"concept": ", ".join(names), "base": base}
             patch = request.model.patch(run.folder.pipeline)
             dataclasses.replace(patch, about=about).save(run.folder.patch)

@@ -24,6 +24,10 @@ from salun_diffusers.errors import UserError
 
 UNLIMITED = math.inf
 OWN_SCHEDULER = "own"
+RANK = 4
+"""Of a LoRA where none is said, as in diffusers' own scripts."""
+LORA_RATE = 10.0
+"""Times a preset's learning rate is that of a LoRA: its factors begin at zero and small."""
 _RETAIN_DROP = 0.01
 _SOFT: dict[str, Any] = {"soft_share": 0.5, "soft_rule": "exact", "mask_temperature": 0.25, "mask_draws": "fixed"}
 
@@ -101,6 +105,9 @@ class Settings(Numbers):
     mask_draws: MaskDraws
     batch_of: Literal["step", "process"]  # What train_batch_size counts: a preset's is global, the flag's is not.
     resolution: int  # of pictures that are drawn; 0 is the model's own
+    adapter: Literal["none", "lora"]
+    rank: int  # of the adapter
+    lora_alpha: float
     scale_lr: bool
     use_ema: bool
     recipe: Recipe
@@ -165,6 +172,8 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     """
     if config.objective in ("ascent", "esd"):
         numbers = dataclasses.replace(numbers, retain_weight=0.0)  # As these were published.
+    if config.adapter == "lora":
+        numbers = dataclasses.replace(numbers, learning_rate=LORA_RATE * numbers.learning_rate)
     if config.max_train_steps is not None:
         numbers = dataclasses.replace(numbers, length=Length(config.max_train_steps, "steps"))
     elif config.num_train_epochs is not None:
@@ -173,6 +182,8 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
     limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP, "strength_points": 0}
     limits |= _SOFT
+    rank = RANK if config.rank is None else config.rank
+    limits |= {"rank": rank, "lora_alpha": rank}
     chosen = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(Numbers)} | limits
     chosen["batch_of"] = "step" if config.train_batch_size is None else "process"
     settings = Settings(**chosen | {name: value for name, value in given.items() if value is not None})
@@ -243,6 +254,8 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     length = values.pop("length")
     values["resolution"] = config.resolution
+    if config.adapter == "none":
+        values["rank"] = values["lora_alpha"] = None
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     given = {name: value for name, value in dataclasses.asdict(config).items() if name not in secrets(config)}

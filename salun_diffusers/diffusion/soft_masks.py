@@ -20,6 +20,7 @@ from salun_diffusers.masks.saliency import Saliency
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.soft_threshold import official_share
 from salun_diffusers.masks.soft_updates import HardUpdates, ProximalUpdates, SoftUpdates, continuous, falling, redrawn
+from salun_diffusers.masks.trained_weights import TrainedWeights
 from salun_diffusers.seeds import stream
 
 
@@ -60,7 +61,7 @@ class MaskChoice:
 
 
 def soft_updates(
-    run: Run, family: Family, selected: SelectedWeights, data: EraseData, settings: Settings, steps: int
+    run: Run, family: Family, selected: TrainedWeights, data: EraseData, settings: Settings, steps: int
 ) -> SoftUpdates:
     """What is done to the updates of a fine-tuning beside its mask.
 
@@ -76,6 +77,8 @@ def soft_updates(
         settings: Of the run.
         steps: Of the fine-tuning in all.
     """
+    if not isinstance(selected, SelectedWeights):  # A LoRA: soft thresholds are refused with one.
+        return HardUpdates()
     if settings.scales_updates and settings.mask_ratio < 1:
         inclusion = Inclusion.load(run.folder.inclusion)
         if settings.soft_threshold == "continuous":

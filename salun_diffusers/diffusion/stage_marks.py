@@ -105,12 +105,14 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
         # Nothing is said of hard masks.
         **(chosen(_BY_PROBABILITY) if settings.by_probability else {}),
         **looked,
+        **({"adapter": settings.adapter, "rank": settings.rank} if settings.adapter != "none" else {}),
         **({"of": settings.concept_masks, **shared} if concept.parts and settings.scored else {}),
     )
     batch = GlobalBatch.of(settings, sources.processes).size
     # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.
-    soft = chosen(_PROXIMAL) if settings.soft_threshold == "proximal" else {}
-    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared, **soft)
+    beside = chosen(_PROXIMAL) if settings.soft_threshold == "proximal" else {}
+    beside |= {"lora_alpha": settings.lora_alpha} if settings.adapter != "none" else {}
+    training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared, **beside)
     pipeline = fingerprint(
         training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
     )

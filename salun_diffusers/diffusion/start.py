@@ -117,7 +117,8 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
             ),
         )
         marks = stage_marks(concept, settings, sources)
-        folder = RunFolder(Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given)))))
+        root = Path(decided_by_main(accelerator, lambda: _open(request, about, bool(given))))
+        folder = RunFolder(root, request.model.result)
         with under_way(folder), out_of_memory_is_told(config, folder.root), ExitStack() as held:
             decided_by_main(accelerator, lambda: held.enter_context(folder.held()))
             logs = folder.root / config.logging_dir

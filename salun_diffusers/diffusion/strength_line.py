@@ -6,10 +6,12 @@ Walking it costs pictures and no training (task arithmetic, Ilharco et al., arXi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from salun_diffusers.diffusion.adapted_model import NAME as ADAPTER
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.started_run import Run
@@ -53,8 +55,28 @@ class Line:
         self._end = {name: tensor.to("cpu", torch.float32) for name, tensor in end.items()}
 
 
+class AdapterLine(Line):
+    """The line from the base to the base with its LoRA: θ₀ + s·B·A, as diffusers' `set_adapters` walks it."""
+
+    def __init__(self, pipe: Any, name: str) -> None:
+        """Begin at the end of the line.
+
+        Args:
+            pipe: With the LoRA.
+            name: Of the LoRA.
+        """
+        self._pipe, self._name = pipe, name
+        self._end = {}
+
+    def go_to(self, strength: float) -> None:
+        """Scale the LoRA by s."""
+        self._pipe.set_adapters([self._name], [strength])
+
+
 def line_of(run: Run, request: Request, family: Family) -> Line:
-    """The line from the base to a family that was loaded from the erased pipeline."""
+    """The line from the base to a family that was loaded from the erased pipeline, or with the LoRA that erases."""
+    if request.settings.adapter != "none":
+        return AdapterLine(family.pipe, ADAPTER)
     mask = SaliencyMask.load(run.folder.mask)
     selected = SelectedWeights(dict(family.denoiser.named_parameters()), mask)
     wanted, start = set(selected.names), {}

@@ -33,8 +33,8 @@ from salun_diffusers.files.checkpoint import load_state
 from salun_diffusers.files.json_files import parse_json, read_bytes
 from salun_diffusers.files.kept_checkpoints import latest_checkpoint
 from salun_diffusers.files.whole_files import write_text
-from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.soft_updates import attach
+from salun_diffusers.masks.trained_weights import TrainedWeights
 from salun_diffusers.progress import Progress
 
 
@@ -88,7 +88,7 @@ def training_steps(settings: Settings, data: EraseData, processes: int) -> int:
 def fine_tune(
     run: Run,
     family: Family,
-    selected: SelectedWeights,
+    selected: TrainedWeights,
     data: EraseData,
     settings: Settings,
     resume_from: Path | None,
@@ -194,7 +194,7 @@ def fine_tune(
 def _step(
     accelerator: Accelerator,
     network: nn.Module,
-    selected: SelectedWeights,
+    selected: TrainedWeights,
     stepper: torch.optim.Optimizer,
     draws: Draws,
     settings: Settings,

@@ -28,7 +28,7 @@ from salun_diffusers.files.kept_checkpoints import (
     whole_checkpoint,
 )
 from salun_diffusers.files.whole_files import full_disk_is_told
-from salun_diffusers.masks.selected_weights import SelectedWeights
+from salun_diffusers.masks.trained_weights import TrainedWeights
 
 RatesOf = Callable[[int], Callable[[int], float]]
 
@@ -58,7 +58,7 @@ class Trained:
         leaves: Puts together what several processes hold of them.
     """
 
-    selected: SelectedWeights
+    selected: TrainedWeights
     stepper: torch.optim.Optimizer
     averages: Averages
     scaler: Any

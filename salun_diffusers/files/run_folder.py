@@ -29,14 +29,16 @@ class RunFolder:
 
     Args:
         root: The output directory.
+        result: Name of the folder with what the run makes: a pipeline, or an adapter beside one.
     """
 
     root: Path
+    result: str = "pipeline"
 
     @property
     def pipeline(self) -> Path:
-        """The erased pipeline."""
-        return self.root / "pipeline"
+        """The erased pipeline, or the adapter that erases."""
+        return self.root / self.result
 
     @property
     def mask(self) -> Path:

@@ -34,6 +34,44 @@ def stored_weights(folder: Path, variant: str | None = None) -> Iterator[tuple[s
             raise UserError(f"{path} is damaged ({one_line(error, 120)}); copy it again.") from error
 
 
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a component by name, each read when it is asked for: two denoisers are compared in the memory of
+    two tensors."""
+
+    def __init__(self, folder: Path, variant: str | None = None) -> None:
+        """Read the headers.
+
+        Args:
+            folder: The component's folder.
+            variant: Variant of its weight files.
+
+        Raises:
+            UserError: If there are no whole safetensors weights of that variant.
+        """
+        self._files = {
+            name: file for file in weight_files(folder, variant) for name in check_whole(file) if name != "__metadata__"
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one.
+
+        Raises:
+            UserError: If its file is damaged.
+        """
+        file = self._files[name]
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return opened.get_tensor(name)  # type: ignore[no-any-return]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{file} is damaged ({one_line(error, 120)}); copy it again.") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 def stored_dtypes(folder: Path, variant: str | None = None) -> dict[str, torch.dtype]:
     """The data type of each tensor of a component; files of several types are not rare."""
     return {name: tensor.dtype for name, tensor in stored_weights(folder, variant)}

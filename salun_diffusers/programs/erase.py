@@ -37,7 +37,7 @@ def work(config: EraseConfig, command: str) -> str:
     run, report = run_erasure(request, command)
     return (
         f"\n{report.verdict}: {report.verdict_reason}\n"
-        f"pipeline  {run.pipeline}\nreport    {run.root / 'report.html'}\n"
+        f"{run.result:<9} {run.pipeline}\nreport    {run.root / 'report.html'}\n"
         f"load      {report.load}\n"
         f"took      {int(time.monotonic() - started)} s\n"
     )

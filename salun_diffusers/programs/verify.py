@@ -2,6 +2,7 @@
 
     salun verify BASE ERASED --mask FILE
 
+ERASED may be a folder with the LoRA that a run trained: it must change layers of the mask only, on the base of the run.
 Exit code 0 if every weight outside the mask is bit-identical and every other file is the base's, 1 if not, 2 if the
 question cannot be answered (a folder or file is missing or foreign). Whoever has no mask compares everything beside the
 denoiser, and sees how much of it moved, by `--mask full`, which lets all of its weights move.
@@ -44,6 +45,9 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     """Compare; a line per block, then whether the receipt holds."""
     if not config.mask:
         raise UserError("--mask is required: the mask file of the run (see --help).")
+    from salun_diffusers.adapters.lora_folder import WEIGHTS as LORA
+    from salun_diffusers.diffusion.adapted_model import AdaptedModel
+    from salun_diffusers.diffusion.base_model import FolderModel
     from salun_diffusers.masks.mask import SaliencyMask
     from salun_diffusers.masks.receipt import compare
 
@@ -58,9 +62,13 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
         single_file_config=config.single_file_config,
     )
     erased = locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
+    lora = (erased / LORA).is_file()
     if config.mask == FULL:
-        mask = _all_of(base, variants[0])
-    receipt = compare(base, erased, mask, variants)
+        mask = _all_of(base, variants[0], _base_of(erased) if lora else "")
+    if lora:
+        receipt = AdaptedModel(FolderModel(base, variants[0])).receipt(erased, mask)
+    else:
+        receipt = compare(base, erased, mask, variants)
     lines = [
         f"{block.block:<24} {block.moved / block.weights:7.2%} of {block.weights:>12,} weights moved\n"
         for block in receipt.blocks
@@ -69,13 +77,23 @@ def work(config: VerifyConfig, command: str) -> tuple[str, int]:
     return "".join(lines) + f"{verdict}: {receipt.sentence()}\n", 0 if receipt.holds else 1
 
 
-def _all_of(folder: Path, variant: str | None) -> SaliencyMask:
+def _base_of(folder: Path) -> str:
+    """Which base the record beside a LoRA says it was trained on; empty where it says nothing."""
+    from salun_diffusers.adapters.lora_folder import RECORD
+    from salun_diffusers.files.json_files import read_object
+
+    record = folder / RECORD
+    return str(read_object(record).get("base_sha256", "")) if record.is_file() else ""
+
+
+def _all_of(folder: Path, variant: str | None, base_sha256: str) -> SaliencyMask:
     """The mask that lets all weights of a pipeline's denoiser move."""
     from salun_diffusers.files.stored_weights import stored_weights
     from salun_diffusers.masks.mask import SaliencyMask
 
     denoiser = folder / denoiser_folder(model_index(folder), folder)
-    return SaliencyMask.full({name: tensor.shape for name, tensor in stored_weights(denoiser, variant)})
+    shapes = {name: tensor.shape for name, tensor in stored_weights(denoiser, variant)}
+    return SaliencyMask.full(shapes, {"base_sha256": base_sha256})
 
 
 main = Program("verify", VerifyConfig, work, __doc__ or "")

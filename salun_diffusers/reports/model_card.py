@@ -62,6 +62,7 @@ class CardFacts:
         weights: SHA-256 of each of the denoiser's files.
         mask_published: Name of the mask's file in the repository; empty where it stays at home.
         place: What stands for the erased pipeline in a command: a repository, or ``FOLDER``.
+        lora: Whether it is a LoRA that erases, beside a base that stays as it is.
     """
 
     concepts: tuple[str, ...]
@@ -74,6 +75,7 @@ class CardFacts:
     weights: Mapping[str, str] = field(default_factory=dict)
     mask_published: str = ""
     place: str = "FOLDER"
+    lora: bool = False
 
 
 def model_card(facts: CardFacts, report: EvaluationReport | None) -> str:
@@ -88,9 +90,10 @@ def model_card(facts: CardFacts, report: EvaluationReport | None) -> str:
     names = _listed(facts.concepts)
     return str(
         ModelCard.from_template(
-            _metadata(facts.base, facts.pipeline_class, facts.made),
+            _metadata(facts.base, facts.pipeline_class, facts.made, lora=facts.lora),
             template_path=str(_TEMPLATE),
-            title=f"{_plain(facts.base.name)} without {names}",
+            title=f"{_plain(facts.base.name)} without {names}{', a LoRA' if facts.lora else ''}",
+            lora=facts.lora,
             names=names,
             were="were" if len(facts.concepts) > 1 else "was",
             base=_base_named(facts.base),
@@ -125,7 +128,7 @@ def patched_card(base: CardBase, pipeline_class: str, base_sha256: str, erased_s
     return f"---\n{_metadata(base, pipeline_class, {'patch': base_sha256}).to_yaml()}\n---\n\n{text}"
 
 
-def _metadata(base: CardBase, pipeline_class: str, made: Mapping[str, Any]) -> ModelCardData:
+def _metadata(base: CardBase, pipeline_class: str, made: Mapping[str, Any], *, lora: bool = False) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     card = base.card if base.card is not None else BaseCard()
@@ -136,10 +139,17 @@ def _metadata(base: CardBase, pipeline_class: str, made: Mapping[str, Any]) -> M
         "license_name": card.license_name,
         "license_link": card.license_link,
         "base_model": _single(origin),
-        "base_model_relation": "finetune" if origin else "",
+        "base_model_relation": ("adapter" if lora else "finetune") if origin else "",
         "library_name": "diffusers",
         "pipeline_tag": "unconditional-image-generation" if conditional else "text-to-image",
-        "tags": ["diffusers", "salun", "concept-erasure", "machine-unlearning", f"diffusers:{pipeline_class}"],
+        "tags": [
+            "diffusers",
+            "salun",
+            "concept-erasure",
+            "machine-unlearning",
+            *(["lora"] if lora else []),
+            f"diffusers:{pipeline_class}",
+        ],
         MADE_BY: dict(made),
     }
     return ModelCardData(**{name: value for name, value in told.items() if value})
@@ -159,8 +169,11 @@ def _facts(facts: CardFacts, report: EvaluationReport | None) -> str:
         rows["SHA-256 of what was read of the base"] = f"`{facts.base.sha256}`"
     rows |= {name: _plain(value) for name, value in facts.settings.items()}
     if report is not None:
-        rows["mask"] = f"{percent(report.mask.density)} of the denoiser's weights, {report.mask.selected:,}, might move"
-        rows["moved"] = f"{percent(report.receipt.moved_share)} of the denoiser's weights. {receipt_sentence(report)}"
+        might = "lie in layers of the LoRA" if facts.lora else "might move"
+        rows["mask"] = f"{percent(report.mask.density)} of the denoiser's weights, {report.mask.selected:,}, {might}"
+        moved = f"{percent(report.receipt.moved_share)} of the denoiser's weights"
+        moved += ", where the LoRA is loaded" if facts.lora else ""
+        rows["moved"] = f"{moved}. {receipt_sentence(report)}"
         if report.receipt.strength != 1:
             rows["strength"] = f"{report.receipt.strength:g} of the whole change"
     return _table(("", ""), rows.items())
@@ -217,7 +230,10 @@ def _verify(facts: CardFacts, report: EvaluationReport | None) -> str:
     base, place = facts.base.name, facts.place
     asked = f"salun verify {base if facts.base.kind != 'local' else 'BASE'} {place} --mask"
     lines = [
-        "`salun verify` compares every weight and every file with the base: outside the mask each weight must be "
+        "`salun verify` compares the base with itself and this LoRA, weight by weight: it must be the base that the "
+        "LoRA was trained on, and layers outside the mask must not change."
+        if facts.lora
+        else "`salun verify` compares every weight and every file with the base: outside the mask each weight must be "
         "bit-identical, and everything beside the denoiser must be the base's to the byte.",
         "",
         "```bash",
@@ -230,7 +246,8 @@ def _verify(facts: CardFacts, report: EvaluationReport | None) -> str:
     else:
         lines.append(
             f"The mask stays with whoever made this model: {WHY_UNPUBLISHED}. Without it `{asked} full` still tells "
-            "that nothing beside the denoiser differs, and how much of it moved."
+            f"{'that this is the base' if facts.lora else 'that nothing beside the denoiser differs'}, and how much of "
+            "the denoiser moved."
         )
     if report is not None:
         lines[-1] += f" When it was made, the comparison said: {receipt_sentence(report)}"

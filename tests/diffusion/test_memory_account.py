@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from tiny_runs import tiny_settings
 
 from salun_diffusers.diffusion.fitting import fitting
+from salun_diffusers.diffusion.foreseen import parameters_of_rank
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.quick_peaks import QuickPeaks
+from salun_diffusers.diffusion.rehearsal import mask_of_size
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_peaks import StagePeaks, stage_peaks
 from salun_diffusers.errors import UserError
@@ -187,3 +189,13 @@ def test_a_folder_without_configuration_is_told(tiny_pipeline: Path, copied: Pat
     with pytest.raises(UserError, match="no unet/config"):
         ModelShape.of(copied)
     assert dataclasses.asdict(StagePeaks(1, 2, 3, 4, 5))["static"] == 5
+
+
+def test_a_lora_takes_what_its_parameters_take(tiny_pipeline: Path) -> None:
+    """Themselves, their gradients and their moments, beside the whole network."""
+    shape = ModelShape.of(tiny_pipeline)
+    settings = settings_of(adapter="lora", rank=2, lora_alpha=2.0)
+    weights = sum(size.numel() for size in shape.denoiser_shapes().values())
+    selected = mask_of_size(shape.denoiser_shapes(), settings, shape.attention).number_selected
+    assert selected == parameters_of_rank(tiny_pipeline / "unet", None, 2)
+    assert QuickPeaks(shape).training(settings, "no")[1] == 4 * weights + 16 * selected
