@@ -19,6 +19,7 @@ PROGRAMS = {
     "evaluate objects": "measure which class pictures show",
     "evaluate alignment": "measure CLIP score and drift at equal seed",
     "compare": "put several reports side by side",
+    "studio": "look at an erasure in the browser, side by side at any strength",
     "train-classifier": "train an image classifier",
     "unlearn-classifier": "make an image classifier forget",
     "train-ddpm": "train a class-conditional DDPM",
