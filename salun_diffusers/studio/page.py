@@ -72,13 +72,12 @@ def build(easel: Easel, numbers: Numbers) -> Any:
         if shown.prompts and not easel.classes:
             known = gr.Dropdown(list(shown.prompts), value=None, label="Or a prompt of the run", interactive=True)
             known.input(lambda words: words, known, prompt, show_progress="hidden", api_visibility="private")
-        with gr.Row():
-            strength = gr.Slider(
-                0, STRONGEST, value=1, step=0.05, label="Strength", info="0 is the base, 1 the erased model"
-            )
+        strength = gr.Slider(0, STRONGEST, value=1, step=0.05, label="Strength: 0 is the base, 1 the erased model")
+        with gr.Row(equal_height=True):
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120)
             another = gr.Button("Another seed", min_width=120)
-        with gr.Accordion("Steps, guidance, explicit pictures", open=False):
+        explicit = any(one.explicit for one in shown.erased)
+        with gr.Accordion("Steps, guidance, explicit pictures", open=explicit):
             with gr.Row():
                 steps = gr.Slider(1, MOST_STEPS, value=numbers.steps, step=1, label="Sampling steps")
                 guidance = gr.Slider(0, MOST_GUIDANCE, value=numbers.guidance, step=0.5, label="Guidance")
@@ -102,7 +101,7 @@ def build(easel: Easel, numbers: Numbers) -> Any:
     return page
 
 
-_HTML: dict[str, Any] = {"js_on_load": None}
+_HTML: dict[str, Any] = {"js_on_load": None, "apply_default_css": False}
 
 
 def serve(page: Any, host: str, port: int, share: bool) -> str:
@@ -123,17 +122,32 @@ def serve(page: Any, host: str, port: int, share: bool) -> str:
     import gradio as gr
 
     port = _free_port(host, port)
-    system = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    theme = gr.themes.Base(primary_hue="cyan", font=system, font_mono=("ui-monospace", "monospace"))
     try:
         _, local, public = page.launch(
             server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True, inbrowser=False,
-            theme=theme, css=styles(), footer_links=[], allowed_paths=[], max_file_size="1kb", ssr_mode=False,
+            theme=_theme(gr), css=styles(), footer_links=[], allowed_paths=[], max_file_size="1kb", ssr_mode=False,
             enable_monitoring=False, mcp_server=False, pwa=False,
         )  # fmt: skip
     except Exception as error:  # Gradio says in errors of many kinds that it cannot listen.
         raise UserError(f"The page cannot be served at {host}:{port}: {one_line(error, 200)}") from error
     return f"{local}" + (f" and {public}" if public else "")
+
+
+def _theme(gr: Any) -> Any:
+    """Fonts of the system, and colours that can be read: white on 4.5 : 1 and more, by day and by night."""
+    system = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    deep, deeper, readable = "#0b6e83", "#095a6b", {"": "*neutral_600", "_dark": "*neutral_300"}
+    theme = gr.themes.Base(primary_hue="cyan", font=system, font_mono=("ui-monospace", "monospace"))
+    return theme.set(
+        **{f"block_info_text_color{mode}": colour for mode, colour in readable.items()},
+        **{f"block_label_text_color{mode}": colour for mode, colour in readable.items()},
+        **{f"block_title_text_color{mode}": colour for mode, colour in readable.items()},
+        **{f"body_text_color_subdued{mode}": colour for mode, colour in readable.items()},
+        **{f"button_primary_background_fill{mode}": deep for mode in readable},
+        **{f"button_primary_background_fill_hover{mode}": deeper for mode in readable},
+        **{f"button_primary_text_color{mode}": "white" for mode in readable},
+        **{f"slider_color{mode}": deep for mode in readable},
+    )
 
 
 def _set_environment() -> None:
@@ -170,7 +184,7 @@ def _prompt_control(gr: Any, easel: Easel) -> Any:
     if easel.classes:
         chosen = first if first in easel.classes else easel.classes[0]
         return gr.Dropdown(easel.classes, value=chosen, label="Class", interactive=True, scale=4)
-    return gr.Textbox(first, label="Prompt", lines=1, max_lines=1, placeholder="What to draw", scale=4)
+    return gr.Textbox(first, label="Prompt", lines=1, max_lines=1, placeholder="What to draw", scale=4, min_width=240)
 
 
 def _plain(text: str) -> str:

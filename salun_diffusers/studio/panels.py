@@ -17,6 +17,8 @@ from salun_diffusers.reports.figures import SMALLEST_SIDE, block_chart, embed_pi
 from salun_diffusers.studio.shown import Erased
 
 _TEMPLATES = "templates"
+_FIRST = ("concept", "retained", "retained across", "drift", "alignment", "fidelity")
+"""Groups of measurements that are seen at once."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,23 @@ def map_panel(erased: Sequence[Erased]) -> str:
 
 def measures_panel(erased: Sequence[Erased]) -> str:
     """What the reports say."""
-    return _render("measures", models=[{"name": one.name, "report": one.record.report} for one in erased])
+    return _render("measures", models=[_measured(one) for one in erased])
 
 
 def styles() -> str:
     """The style sheet of the page."""
     return (files("salun_diffusers.studio") / _TEMPLATES / "studio.css").read_text(encoding="utf-8")
+
+
+def _measured(one: Erased) -> dict[str, Any]:
+    """The figures of one report: those over all prompts at once, and the rest apart."""
+    report = one.record.report
+    rows = [] if report is None else [(pair.name, pair.before, pair.after, pair.change_text(), pair.after.group)
+                                      for pair in (*report.comparisons, *report.collateral)]  # fmt: skip
+    rows += [] if report is None else [(item.name, None, item, "–", item.group)
+                                       for item in (*report.measurements, *report.collateral_drift)]  # fmt: skip
+    first = [row for row in rows if row[4] in _FIRST]
+    return {"name": one.name, "report": report, "first": first, "rest": [row for row in rows if row not in first]}
 
 
 def _sentence(one: Erased) -> str:
