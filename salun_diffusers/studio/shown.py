@@ -173,18 +173,23 @@ def _folder(word: str, base: Path, where: Where, scratch: ExitStack) -> tuple[Pa
         patch_folder(base, patched, WeightPatch.load(place).apply, variant=where.base_variant, link=True)
         return patched, where.base_variant
     if word not in EMBEDDED and place.is_dir():
-        return place if (place / "model_index.json").is_file() else RunFolder(place).pipeline, where.variant
-    if word not in EMBEDDED and (word.count("/") != 1 or word.startswith((".", "/", "~"))):
+        folder = place if (place / "model_index.json").is_file() else RunFolder(place).pipeline
+    elif word not in EMBEDDED and (word.count("/") != 1 or word.startswith((".", "/", "~"))):
         raise UserError(f"A run folder, a pipeline folder, a patch file or a hub id is required, there is no {word}.")
-    return locate(word, revision=where.revision, variant=where.variant, cache_dir=where.cache_dir), where.variant
+    else:
+        folder = locate(word, revision=where.revision, variant=where.variant, cache_dir=where.cache_dir)
+    check_complete(folder, where.variant)
+    return folder, where.variant
 
 
 def _erased(folder: Path, variant: str | None, record: RunRecord, base: Path, where: Where) -> Erased:
     """Check one model against the base: it must be the base but for what its mask let move."""
-    check_complete(folder, variant)
     masked = record.mask.is_file()
     mask = SaliencyMask.load(record.mask) if masked else _all_of(base, where.base_variant)
-    receipt = compare(base, folder, mask, (where.base_variant, variant))
+    try:
+        receipt = compare(base, folder, mask, (where.base_variant, variant))
+    except UserError as error:
+        raise UserError(f"{folder} is not made of {base}: {error} Name by --base what it was made of.") from error
     if not receipt.holds:
         raise UserError(
             f"{folder} is not made of {base} alone: {receipt.sentence()} Name by --base what it was made of."
