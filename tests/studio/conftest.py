@@ -45,7 +45,6 @@ def easel(erased_run: Path) -> Iterator[Easel]:
         yield made
 
 
-
 @pytest.fixture(scope="session")
 def drawn_plainly() -> Callable[[Path, Asked], Image.Image]:
     """A picture as the folder by itself draws it, loaded as anybody loads it."""

@@ -69,7 +69,7 @@ class TestPictures:
 
     @pytest.mark.parametrize("strength", [-1, 2, math.nan])
     def test_strengths_outside(self, easel, strength):
-        with pytest.raises(UserError, match="at least 0 and at most 1.5"):
+        with pytest.raises(UserError, match=r"at least 0 and at most 1\.5"):
             easel.picture(0, strength, ASKED)
 
     def test_classes(self, drawn_plainly):
@@ -132,7 +132,10 @@ class TestFirstNumbers:
         ("drawing", "words"),
         [
             (Drawing(scheduler="Euler"), "--scheduler must be the name of a diffusers class"),
-            (Drawing(num_inference_steps=200, scheduler="DDIMScheduler", height=12), "--height must be a multiple of 8"),
+            (
+                Drawing(num_inference_steps=200, scheduler="DDIMScheduler", height=12),
+                "--height must be a multiple of 8",
+            ),
         ],
     )
     def test_what_the_pipeline_cannot_do_is_refused_before(self, erased_run, drawing, words):

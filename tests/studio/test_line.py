@@ -72,7 +72,7 @@ def test_counters_are_not_mixed(tmp_path):
 
 @pytest.mark.parametrize("strength", [-0.1, STRONGEST + 0.01, float("nan")])
 def test_refuses_strengths_outside(tmp_path, strength):
-    with pytest.raises(UserError, match="at least 0 and at most 1.5"):
+    with pytest.raises(UserError, match=r"at least 0 and at most 1\.5"):
         at(tmp_path, strength)
 
 

@@ -109,8 +109,8 @@ class TestNumbers:
 
 
 class TestRefused:
-    def refused(self, words: list[str], where: Where = Where()) -> str:
-        with pytest.raises(UserError) as told, shown(words, where):
+    def refused(self, words: list[str], where: Where | None = None) -> str:
+        with pytest.raises(UserError) as told, shown(words, where or Where()):
             pass
         assert "\n" not in str(told.value)
         return str(told.value)
