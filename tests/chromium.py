@@ -43,13 +43,12 @@ class Chromium:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    def until(self, code: str, seconds: float = 60) -> Any:
+    def until(self, code: str, seconds: float = 60) -> None:
         """Wait until an expression is something."""
         end = time.monotonic() + seconds
-        while not (found := self.run(code)):
-            assert time.monotonic() < end, f"{code} is {found} after {seconds} s; the page says {self.complaints}"
+        while not self.run(f"Boolean({code})"):
+            assert time.monotonic() < end, f"{code} is nothing after {seconds} s; the page says {self.complaints}"
             time.sleep(0.05)
-        return found
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         """The size of the window, in CSS pixels."""

@@ -11,13 +11,10 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,51 +25,7 @@ from salun_diffusers.programs import studio
 from salun_diffusers.studio import page as module
 from salun_diffusers.studio.page import require_gradio
 
-ROOT = Path(__file__).parents[2]
 SENT = ["a photo of a circle", 5, 2, 2.0, 1.0, False]
-WATCHED = """
-import os, sys
-notes = int(sys.argv.pop(1))
-def watch(event, arguments):
-    if event == "open" and not isinstance(arguments[0], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        os.write(notes, os.fsencode(arguments[0]) + b"\\n")
-sys.addaudithook(watch)
-from salun_diffusers.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
-"""The program, noting each file that any code of its process opens to write."""
-
-
-@dataclass
-class Served:
-    """A page, and what its process has opened to write."""
-
-    address: str
-    notes: Path
-    process: subprocess.Popen[str]
-
-    def written(self) -> list[str]:
-        return [name for name in self.notes.read_text().splitlines() if name != os.devnull]
-
-
-@pytest.fixture(scope="module")
-def served(erased_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The page of a run, served by the program as it is typed; in a home and a folder that are empty."""
-    home = tmp_path_factory.mktemp("home")
-    notes = tmp_path_factory.mktemp("notes") / "written"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home), "TMPDIR": str(home)}
-    with notes.open("wb") as file:
-        words = [sys.executable, "-c", WATCHED, str(file.fileno()), "studio", str(erased_run), "--port", "0"]
-        process = subprocess.Popen(
-            words, cwd=home, env=environment, pass_fds=[file.fileno()], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    with process:
-        line = process.stdout.readline()
-        found = re.search(r"^studio +(http://127\.0\.0\.1:\d+/)\n$", line)
-        assert found, (line, process.communicate(timeout=60))
-        yield Served(found[1], notes, process)
-        process.kill()
 
 
 def fetched(address: str, data: object = None, method: str | None = None, **headers: str) -> bytes:
