@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 help:
 	@echo "make demo      erase 'circle' from the embedded model and write a report"
 	@echo "make test      install, lint, type-check and test"
-	@echo "make test-all  the same with the long tests"
+	@echo "make test-all  the same with the long tests; they need a Chromium on the PATH"
 	@echo "make test-floor  the tests with every dependency at its lower bound, torch among them"
 	@echo "make lint      ruff and mypy only"
 

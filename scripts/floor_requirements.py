@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-TESTED_EXTRAS = ("8bit", "classification", "evaluation", "nudity")
+TESTED_EXTRAS = ("8bit", "classification", "evaluation", "nudity", "studio")
 
 
 def main() -> None:

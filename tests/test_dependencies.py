@@ -20,7 +20,7 @@ IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skim
                "pytest-xdist": "xdist"}  # fmt: skip
 BY_TRANSFORMERS = {"timm"}  # Its wrapper of timm's networks imports them.
 WITH_TORCH = {"triton"}  # Beside torch's builds for GPUs on Linux; one module needs it, and is imported where it is.
-TOOLS = {"mypy", "pre_commit", "ruff", "xdist"}
+TOOLS = {"ipykernel", "mypy", "pre_commit", "ruff", "xdist"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -112,5 +112,5 @@ def test_every_bound_of_the_core_is_tested(
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+", pin) for pin in pins)
     assert {pin.replace("==", ">=") for pin in pins} >= set(PROJECT["dependencies"])
     assert len({package_of(pin) for pin in pins}) == len(pins), "a package has two bounds"
-    extras = OPTIONAL["8bit"] | OPTIONAL["classification"] | OPTIONAL["evaluation"]
+    extras = OPTIONAL["8bit"] | OPTIONAL["classification"] | OPTIONAL["evaluation"] | OPTIONAL["studio"]
     assert {package_of(pin) for pin in pins} == CORE | extras
