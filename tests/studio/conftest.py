@@ -103,12 +103,8 @@ def served(erased_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The page of a run, served by the program as it is typed; in a home and a folder that are empty."""
     home = tmp_path_factory.mktemp("home")
     notes = tmp_path_factory.mktemp("notes") / "written"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "HOME": str(home),
-        "TMPDIR": str(home),
-    }
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "HOME": str(home), "TMPDIR": str(home)}
     with notes.open("wb") as file:
         words = [sys.executable, "-c", WATCHED, str(file.fileno()), "studio", str(erased_run), "--port", "0"]
         process = subprocess.Popen(
