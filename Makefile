@@ -44,7 +44,7 @@ test-floor:
 	$(PYTHON) scripts/floor_requirements.py > .venv-floor/floor.txt
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt pytest pytest-xdist scikit-image
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(PYTEST)
+	$(PYTEST) -m "not slow and not gpu and not gradio"
 
 clean:
 	rm -rf $(VENV) .venv-floor .mypy_cache .pytest_cache .ruff_cache build dist

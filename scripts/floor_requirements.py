@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-TESTED_EXTRAS = ("8bit", "classification", "evaluation", "nudity", "studio")
+TESTED_EXTRAS = ("8bit", "classification", "evaluation", "nudity")
 
 
 def main() -> None:

@@ -112,5 +112,5 @@ def test_every_bound_of_the_core_is_tested(
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+", pin) for pin in pins)
     assert {pin.replace("==", ">=") for pin in pins} >= set(PROJECT["dependencies"])
     assert len({package_of(pin) for pin in pins}) == len(pins), "a package has two bounds"
-    extras = OPTIONAL["8bit"] | OPTIONAL["classification"] | OPTIONAL["evaluation"] | OPTIONAL["studio"]
+    extras = OPTIONAL["8bit"] | OPTIONAL["classification"] | OPTIONAL["evaluation"]
     assert {package_of(pin) for pin in pins} == CORE | extras

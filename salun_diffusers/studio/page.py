@@ -6,6 +6,7 @@ import importlib.util
 import os
 import secrets
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,7 @@ def serve(page: Any, host: str, port: int, share: bool) -> str:
     import gradio as gr
 
     port = _free_port(host, port)
+    warnings.filterwarnings("ignore", module="gradio")  # What it uses that is going out of use is not the user's.
     try:
         _, local, public = page.launch(
             server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True, inbrowser=False,

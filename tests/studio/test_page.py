@@ -49,6 +49,7 @@ def pictures(panel: str) -> list[str]:
     return re.findall(r'<img src="(data:[^"]+)"', panel)
 
 
+@pytest.mark.gradio
 class TestServed:
     def test_two_pictures_differ_and_strength_0_is_the_base(self, served):
         base, erased = pictures(drawn(served.address, SENT)[-1])
@@ -178,6 +179,7 @@ def unserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return served
 
 
+@pytest.mark.gradio
 class TestProgram:
     @pytest.mark.parametrize(
         ("flags", "how", "words"),
