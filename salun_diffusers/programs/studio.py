@@ -47,9 +47,10 @@ class StudioConfig:
 
 def work(config: StudioConfig, command: str) -> str:
     """Find the models, load the base, and serve until Ctrl-C."""
-    from salun_diffusers.studio.page import LOOPBACK, build, require_gradio, serve
+    from salun_diffusers.studio.page import LOOPBACK, build, free_port, require_gradio, serve
 
     require_gradio()
+    port = free_port(config.host, config.port)
     if config.share:
         tell("warning", "--share makes the page public: whoever has its address draws with these models.")
     if config.host not in LOOPBACK:
@@ -71,7 +72,7 @@ def work(config: StudioConfig, command: str) -> str:
     with opened(config.models, where, drawing) as (easel, numbers):
         page = build(easel, numbers)
         try:
-            sys.stdout.write(printable(f"studio    {serve(page, config.host, config.port, config.share)}\n"))
+            sys.stdout.write(printable(f"studio    {serve(page, config.host, port, config.share)}\n"))
             sys.stdout.flush()
             wait()
         except KeyboardInterrupt:

@@ -111,7 +111,7 @@ def serve(page: Any, host: str, port: int, share: bool) -> str:
     Args:
         page: Of `build`.
         host: Address to listen at.
-        port: Port; 0 takes a free one.
+        port: Port, as `free_port` gives it.
         share: Whether Gradio's servers make the page reachable from anywhere.
 
     Returns:
@@ -122,7 +122,7 @@ def serve(page: Any, host: str, port: int, share: bool) -> str:
     """
     import gradio as gr
 
-    port = _free_port(host, port)
+    free_port(host, port)
     warnings.filterwarnings("ignore", module="gradio")  # What it uses that is going out of use is not the user's.
     try:
         _, local, public = page.launch(
@@ -161,8 +161,12 @@ def _set_environment() -> None:
         os.environ[name] = ",".join(dict.fromkeys((*kept, *LOOPBACK)))
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port, if it can be listened at.
+
+    Args:
+        host: Address.
+        port: Port; 0 takes a free one.
 
     Raises:
         UserError: If not.

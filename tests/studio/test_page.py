@@ -175,6 +175,7 @@ def unserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     served: list[tuple[Any, ...]] = []
     page = SimpleNamespace(close=lambda **how: served.append(("closed",)))
     monkeypatch.setattr(module, "build", lambda easel, numbers: page)
+    monkeypatch.setattr(module, "free_port", lambda host, port: port)
     monkeypatch.setattr(module, "serve", lambda page, *how: served.append(how) or "there")
     return served
 
@@ -186,7 +187,7 @@ class TestProgram:
         [
             ([], ("127.0.0.1", 7860, False), ""),
             (["--share"], ("127.0.0.1", 7860, True), "--share makes the page public"),
-            (["--host", "0.0.0.0", "--port", "80"], ("0.0.0.0", 80, False), "nobody is asked for a password"),
+            (["--host", "0.0.0.0", "--port", "7861"], ("0.0.0.0", 7861, False), "nobody is asked for a password"),
         ],
     )
     def test_serves_until_ctrl_c(self, erased_run, monkeypatch, capsys, unserved, flags, how, words):
@@ -202,7 +203,7 @@ class TestProgram:
         assert err == "" if not words else err.startswith("warning: ") and err.count("\n") == 1 and words in err
 
     def test_a_port_that_is_taken(self, told, erased_run, monkeypatch):
-        monkeypatch.setattr(module, "build", lambda easel, numbers: SimpleNamespace(close=lambda **how: None))
+        monkeypatch.setattr("salun_diffusers.studio.opened.opened", None)  # It is known before anything is loaded.
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -211,7 +212,7 @@ class TestProgram:
 
     def test_an_address_that_is_not_this_machines(self):
         with pytest.raises(UserError, match=r"--host 192\.0\.2\.1 --port 0 cannot be listened at"):
-            module._free_port("192.0.2.1", 0)
+            module.free_port("192.0.2.1", 0)
 
     def test_what_gradio_cannot_do_is_told(self):
         def launch(**how: object) -> None:
@@ -242,4 +243,4 @@ def serve_by(launch: Callable[..., object]) -> str:
     themes = SimpleNamespace(Base=lambda **how: SimpleNamespace(set=lambda **colours: None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "gradio", SimpleNamespace(themes=themes))
-        return module.serve(SimpleNamespace(launch=launch), "127.0.0.1", 0, share=False)
+        return module.serve(SimpleNamespace(launch=launch), "127.0.0.1", module.free_port("127.0.0.1", 0), share=False)
