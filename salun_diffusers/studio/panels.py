@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from salun_diffusers.reports.figures import SMALLEST_SIDE, block_chart, embed_picture
+from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.studio.shown import Erased
 
 _TEMPLATES = "templates"
@@ -102,6 +103,7 @@ def styles() -> str:
 def _measured(one: Erased) -> dict[str, Any]:
     """The figures of one report: those over all prompts at once, and the rest apart."""
     report = one.record.report
+    rows: list[tuple[str, Measurement | None, Measurement, str, str]]
     rows = [] if report is None else [(pair.name, pair.before, pair.after, pair.change_text(), pair.after.group)
                                       for pair in (*report.comparisons, *report.collateral)]  # fmt: skip
     rows += [] if report is None else [(item.name, None, item, "–", item.group)
