@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 help:
 	@echo "make demo      erase 'circle' from the embedded model and write a report"
 	@echo "make test      install, lint, type-check and test"
-	@echo "make test-all  the same with the long tests"
+	@echo "make test-all  the same with the long tests; they need a Chromium on the PATH"
 	@echo "make test-floor  the tests with every dependency at its lower bound, torch among them"
 	@echo "make lint      ruff and mypy only"
 
@@ -44,7 +44,7 @@ test-floor:
 	$(PYTHON) scripts/floor_requirements.py > .venv-floor/floor.txt
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-floor/floor.txt pytest pytest-xdist scikit-image
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(PYTEST)
+	$(PYTEST) -m "not slow and not gpu and not gradio"
 
 clean:
 	rm -rf $(VENV) .venv-floor .mypy_cache .pytest_cache .ruff_cache build dist

@@ -23,6 +23,7 @@ PROGRAMS = {
     "evaluate alignment": "measure CLIP score and drift at equal seed",
     "compare": "put several reports side by side",
     "mask": "look at masks, compare and combine them",
+    "studio": "look at an erasure in the browser, side by side at any strength",
     "train-classifier": "train an image classifier",
     "unlearn-classifier": "make an image classifier forget",
     "train-ddpm": "train a class-conditional DDPM",

@@ -51,6 +51,7 @@ from salun_diffusers.masks.receipt import compare
 from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.reports.measurement import Comparison, Measurement
 from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, ReceiptSummary
+from salun_diffusers.studio.records import read_record
 
 Kind = Literal["bytes", "json", "safetensors"]
 
@@ -283,6 +284,16 @@ def _evaluation() -> list[Made]:
         table = compare_runs(read_runs([f"one={home}", f"other={home}"]))
         return table.markdown(), comparison_page(table, (None, None), same_seed_grid(table.runs), "") != ""
 
+    def settings(home: Path) -> None:
+        prompts = {"forget": ["a star"], "retain": ["a cat", "a dog"], "concepts": ["star"]}
+        told = {"concept": "star", "concept_prompts": prompts, "explicit_concept": False, "num_inference_steps": 5}
+        RunFolder(home).write_json("config.json", {**told, "scheduler": "own"})
+
+    def looked_at(home: Path) -> Any:
+        found = read_record(RunFolder(home))
+        shown = () if found.report is None else tuple(pair.change_text() for pair in found.report.comparisons)
+        return found.name, found.prompts, found.explicit, found.number("num_inference_steps", 200), shown
+
     def labelled(home: Path) -> None:
         pixels = torch.arange(6 * 3 * 8 * 8, dtype=torch.int64).remainder(256).to(torch.uint8).view(6, 3, 8, 8)
         labels = torch.arange(6) % 2
@@ -334,6 +345,8 @@ def _evaluation() -> list[Made]:
         (Reader("labelled", "data.safetensors", "safetensors", read_labelled), labelled),
         (Reader("report", "report.json", "json", compared), report),
         (Reader("record", "objects.json", "json", compared), record),
+        (Reader("studio-report", "report.json", "json", looked_at), report),
+        (Reader("studio-settings", "config.json", "json", looked_at), settings),
     ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ FLOORS = (
     ("pictures", "adapters"),
     ("evaluation",),
     ("diffusion", "classification"),
+    ("studio",),
     ("programs",),
     ("__init__", "__main__"),
 )

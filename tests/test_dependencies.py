@@ -20,7 +20,7 @@ IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "scikit-image": "skim
                "pytest-xdist": "xdist"}  # fmt: skip
 BY_TRANSFORMERS = {"timm"}  # Its wrapper of timm's networks imports them.
 WITH_TORCH = {"triton"}  # Beside torch's builds for GPUs on Linux; one module needs it, and is imported where it is.
-TOOLS = {"mypy", "pre_commit", "ruff", "xdist"}
+TOOLS = {"ipykernel", "mypy", "pre_commit", "ruff", "xdist"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

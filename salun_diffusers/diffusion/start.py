@@ -142,7 +142,7 @@ def _open(request: Request, mark: str, given: bool) -> str:
         folder.work.chmod(0o700)
     before = earlier_records(request.base)
     told = {"concept_prompts": prompts(concept), **request.own.recorded(), **({EARLIER: before} if before else {})}
-    folder.write_json("config.json", {**recorded(config, settings), **told})
+    folder.write_json("config.json", {**recorded(config, settings), **told, "explicit_concept": concept.explicit})
     return str(folder.root)
 
 

@@ -17,7 +17,13 @@ ROOT = Path(__file__).parents[2]
 def test_every_text_is_there_exactly_once() -> None:
     plant_errors.check(PLANTED, ROOT)
     assert len(PLANTED) >= 60
-    assert {error.file.split("/")[0] for error in PLANTED} == {"masks", "diffusion", "classification", "evaluation"}
+    assert {error.file.split("/")[0] for error in PLANTED} == {
+        "masks",
+        "diffusion",
+        "classification",
+        "evaluation",
+        "studio",
+    }
 
 
 def test_every_test_file_is_there() -> None:
