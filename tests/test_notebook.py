@@ -63,7 +63,7 @@ def test_commands_can_be_typed(line: str) -> None:
 
 
 def test_it_tells_the_ways_that_there_are() -> None:
-    assert {line.split()[0] for line in COMMANDS} >= {"patch", "studio"}
+    assert {line.split()[0] for line in COMMANDS} >= {"export", "patch", "studio"}
     assert "colab.research.google.com" in PROSE
     wheel = re.search(r"salun_diffusers-([\d.]+)-py3", PROSE)
     from salun_diffusers import __version__
@@ -89,3 +89,4 @@ def test_it_runs_from_the_first_cell_to_the_last(tmp_path: Path, monkeypatch: py
                 if "image/png" in output.get("data", {})]  # fmt: skip
     assert len(pictures) >= 6 and len(set(pictures)) >= 5
     assert (tmp_path / "without-circle" / "model_index.json").is_file()
+    assert (tmp_path / "lora-circle" / "pytorch_lora_weights.safetensors").is_file()
