@@ -25,7 +25,7 @@ FLOORS = (
     ("pictures", "adapters"),
     ("evaluation",),
     ("diffusion", "classification"),
-    ("studio",),
+    ("studio", "red_team"),
     ("programs",),
     ("__init__", "__main__"),
 )

@@ -43,9 +43,18 @@ class ClassConditionalDDPM(UNetFamily):
         self, prompts: Sequence[str], seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
     ) -> Tensor:
         """Draw pixels in [-1, 1] with the pipeline's own scheduler; each item has its own generator on the CPU."""
+        return self.generate_from(
+            self.encode(prompts), seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+
+    @torch.no_grad()
+    def generate_from(
+        self, wanted: Conditions, seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """`generate` from class ids, one for each seed."""
         with self._autocast():
             drawn = self.pipe(
-                list(prompts),
+                wanted["class_labels"].tolist(),
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],

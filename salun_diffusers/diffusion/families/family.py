@@ -69,6 +69,12 @@ class TextToLatents(Protocol):
         """Latents of one picture per prompt, ready to be noised; item i depends on prompt i and seed i only."""
         ...
 
+    def generate_from(
+        self, wanted: Conditions, seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """`generate` from conditions, one row for each seed."""
+        ...
+
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents."""
         ...

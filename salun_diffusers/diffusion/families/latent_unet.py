@@ -22,6 +22,8 @@ class LatentUNetFamily(UNetFamily):
 
     arguments: ClassVar[Mapping[str, str]] = {"encoder_hidden_states": "prompt_embeds"}
     """What the pipeline calls those conditions that it takes; with ``negative_`` before it where they are ∅."""
+    encoders: ClassVar[Sequence[str]] = ("",)
+    """What follows ``text_encoder`` and ``tokenizer`` in the names of each text encoder's components."""
 
     def _load(self, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         return load_folder(
@@ -30,13 +32,21 @@ class LatentUNetFamily(UNetFamily):
         )  # fmt: skip
 
     @abstractmethod
-    def _encode_one(self, prompt: str) -> Conditions:
-        """The conditions of one prompt, a row."""
+    def states(self, tokens: Sequence[Any], *, empty: bool = False) -> Conditions:
+        """The conditions of tokens; gradients flow through the text encoders where the caller lets them.
+
+        Args:
+            tokens: For each of `encoders`, ids and attention mask as its tokenizer gives them, `(n, length)`.
+            empty: Whether this is the empty prompt, which some pipelines set to zero.
+        """
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """Text states, `(n, tokens, width)`, and what goes with them; each prompt is encoded alone."""
-        found = [self._encode_one(prompt) for prompt in prompts]
+        found = [
+            self.states([self.tokens(prompt, suffix) for suffix in self.encoders], empty=not prompt)
+            for prompt in prompts
+        ]
         return {name: torch.cat([one[name] for one in found]).float() for name in found[0]}
 
     def cut_words(self, prompt: str) -> str:
@@ -45,8 +55,8 @@ class LatentUNetFamily(UNetFamily):
         ids = tokenizer(self._converted(prompt, tokenizer), truncation=False, verbose=False).input_ids
         return "" if len(ids) <= limit else str(tokenizer.decode(ids[limit - 1 : -1])).strip()
 
-    def _tokens(self, prompt: str, suffix: str = "") -> Any:
-        """What a text encoder reads of a prompt; `suffix` is ``_2`` for the second encoder."""
+    def tokens(self, prompt: str, suffix: str = "") -> Any:
+        """What a text encoder reads of a prompt; `suffix` is one of `encoders`."""
         tokenizer = getattr(self.pipe, f"tokenizer{suffix}")
         return tokenizer(
             self._converted(prompt, tokenizer), padding="max_length", max_length=self._limit(suffix), truncation=True,
@@ -69,7 +79,16 @@ class LatentUNetFamily(UNetFamily):
         """Sample latents with the pipeline's own scheduler; each item has its own generator on the CPU."""
         distinct = list(dict.fromkeys(prompts))
         wanted = rows(self.encode(distinct), torch.tensor([distinct.index(prompt) for prompt in prompts]))
-        empty = rows(self.encode([""]), torch.zeros(len(prompts), dtype=torch.int64))
+        return self.generate_from(
+            wanted, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+
+    @torch.no_grad()
+    def generate_from(
+        self, wanted: Conditions, seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """`generate` from conditions, one row for each seed."""
+        empty = rows(self.encode([""]), torch.zeros(len(seeds), dtype=torch.int64))
         states = {word: wanted[name] for name, word in self.arguments.items()}
         states |= {f"negative_{word}": empty[name] for name, word in self.arguments.items()}
         with self._autocast():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from diffusers import StableDiffusionPipeline
 
 from salun_diffusers.diffusion.families.family import Conditions
@@ -15,8 +18,8 @@ class StableDiffusion(LatentUNetFamily):
     pipeline = StableDiffusionPipeline
     options = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012  # never written to
 
-    def _encode_one(self, prompt: str) -> Conditions:
-        """CLIP's last hidden states, `(1, tokens, width)`."""
-        tokens, encoder = self._tokens(prompt), self.pipe.text_encoder
-        mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-        return {"encoder_hidden_states": encoder(tokens.input_ids, attention_mask=mask)[0]}
+    def states(self, tokens: Sequence[Any], *, empty: bool = False) -> Conditions:
+        """CLIP's last hidden states, `(n, tokens, width)`."""
+        (read,), encoder = tokens, self.pipe.text_encoder
+        mask = read.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+        return {"encoder_hidden_states": encoder(read.input_ids, attention_mask=mask)[0]}

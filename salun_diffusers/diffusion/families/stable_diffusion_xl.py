@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -19,6 +21,7 @@ class StableDiffusionXL(LatentUNetFamily):
     pipeline says so (`force_zeros_for_empty_prompt`), as the unconditional branch of guidance is there.
     """
 
+    encoders = ("", "_2")
     kind = "Stable Diffusion XL pipeline"
     pipeline = StableDiffusionXLPipeline
     options = {"add_watermarker": False}  # noqa: RUF012  # never written to
@@ -29,18 +32,16 @@ class StableDiffusionXL(LatentUNetFamily):
         if dtype == torch.float16 and self.pipe.vae.config.force_upcast:
             self.pipe.vae = copy.deepcopy(self.pipe.vae).to(torch.float32)
 
-    def _encode_one(self, prompt: str) -> Conditions:
+    def states(self, tokens: Sequence[Any], *, empty: bool = False) -> Conditions:
         """Both encoders' last hidden states but one side by side, the second's pooled projection, and the sizes."""
         found = [
-            getattr(self.pipe, f"text_encoder{suffix}")(
-                self._tokens(prompt, suffix).input_ids, output_hidden_states=True
-            )
-            for suffix in ("", "_2")
+            getattr(self.pipe, f"text_encoder{suffix}")(read.input_ids, output_hidden_states=True)
+            for suffix, read in zip(self.encoders, tokens, strict=True)
         ]
-        kept = 0.0 if not prompt and self.pipe.config.force_zeros_for_empty_prompt else 1.0
+        kept = 0.0 if empty and self.pipe.config.force_zeros_for_empty_prompt else 1.0
         side = self._resolution or self.pipe.default_sample_size * self.pipe.vae_scale_factor
         # Original size, corner of the crop, wanted size.
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=self.device)
+        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=self.device).repeat(len(found[1].text_embeds), 1)
         return {
             "encoder_hidden_states": kept * torch.cat([one.hidden_states[-2] for one in found], dim=-1),
             "text_embeds": kept * found[1].text_embeds,
