@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from salun_diffusers.adapters.difference import blank_denoiser, require_same
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
+from salun_diffusers.files.run_folder import identity_of
 from salun_diffusers.files.stored_weights import StoredTensors, write_tensors
 from salun_diffusers.files.whole_files import full_disk_is_told, whole_folder, write_json
 from salun_diffusers.progress import Progress
@@ -124,6 +125,29 @@ def write_sparse(folder: Path, change: SparseChange, record: Mapping[str, Any]) 
         config.save_pretrained(str(partial))
         write_tensors(partial / "adapter_model.safetensors", tensors)
         write_json(partial / RECORD, {"format": "salun_diffusers.sparse", "version": 1, **record})
+
+
+def export_sparse(base: Path, erased: Path, folder: Path, variants: tuple[str | None, str | None]) -> SparseChange:
+    """Write what differs between two pipelines as a sparse adapter; returns it.
+
+    Args:
+        base: The base.
+        erased: What was made of it.
+        folder: The folder to write.
+        variants: Variant of the base's weight files, and of the erased one's.
+
+    Raises:
+        UserError: If PEFT cannot carry it, or nothing differs.
+    """
+    change = sparse_between(base, erased, variants)
+    record = {
+        "moved": change.number_moved,
+        "not_exact": change.not_exact,
+        "base_sha256": identity_of(base),
+        "erased_sha256": identity_of(erased),
+    }
+    write_sparse(folder, change, record)
+    return change
 
 
 def require_supertuning() -> Any:

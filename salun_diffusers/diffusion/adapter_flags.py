@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.foreseen import MADE_MASKS
+from salun_diffusers.diffusion.families.attention import ATTENTION
+from salun_diffusers.diffusion.foreseen import MADE_MASKS, trained_names
 from salun_diffusers.errors import UserError
 
 
@@ -13,7 +16,16 @@ def check_adapter(config: EraseConfig) -> None:
     Raises:
         UserError: Naming them.
     """
-    if config.adapter == "none":
+    if config.adapter == "sparse":
+        from salun_diffusers.adapters.sparse import require_supertuning  # imports torch
+
+        require_supertuning()
+        if config.save_dtype != "base":
+            raise UserError(
+                f"--adapter sparse adds to weights of the base's data type: leave --save_dtype at base, got "
+                f"{config.save_dtype}."
+            )
+    if config.adapter != "lora":
         for name in ("rank", "lora_alpha"):
             if getattr(config, name) is not None:
                 raise UserError(f"--{name} is of a LoRA: --adapter lora is required with it.")
@@ -41,4 +53,30 @@ def check_adapter(config: EraseConfig) -> None:
         raise UserError(
             "--target_forget leaves a pipeline at a strength, and a LoRA's is set where it is loaded, by "
             "pipe.set_adapters(NAME, 0.8); --strength_points draws the curve that says which."
+        )
+
+
+def require_linear(base: Path, train_method: str) -> None:
+    """Refuse a sparse adapter of tensors that PEFT carries no exact change of.
+
+    Args:
+        base: Folder of the base.
+        train_method: Which tensors may move.
+
+    Raises:
+        UserError: Naming the first that is no weight of a linear layer.
+    """
+    from torch import nn
+
+    from salun_diffusers.adapters.difference import blank_denoiser
+
+    network = blank_denoiser(base)
+    linear = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    names = trained_names(dict(network.named_parameters()), train_method, ATTENTION.get(type(network).__name__, {}))
+    others = [name for name in names if name not in linear]
+    if others:
+        raise UserError(
+            f"--adapter sparse is for weights of linear layers, of which alone PEFT carries an exact change, and "
+            f"--train_method {train_method} lets {len(others)} other tensors move, such as {others[0]}. Take "
+            r'--train_method "attn\d\.to_(q|k|v)\.weight", or --save_patch, which holds every change, bit for bit.'
         )

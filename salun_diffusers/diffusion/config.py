@@ -98,10 +98,11 @@ class EraseConfig(SourceConfig):
         None, "probabilistic: one draw for the whole run (fixed, the default) or one for each step.", group=_MASK
     )
 
-    adapter: Literal["none", "lora"] = setting(
+    adapter: Literal["none", "lora", "sparse"] = setting(
         "none",
         "none: weights of the denoiser move, and a pipeline is written; lora: the base stays as it is, and a LoRA is "
-        "written, on the layers that carry the most saliency. --mask, --mask_ratio and --train_method say which.",
+        "written, on the layers that carry the most saliency (--mask, --mask_ratio and --train_method say which); "
+        "sparse: as none, and what moved is also written for PEFT, which linear layers alone allow.",
         group=_TRAIN,
     )
     rank: int | None = setting(

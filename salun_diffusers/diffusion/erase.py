@@ -207,7 +207,7 @@ def _erase_named(config: EraseConfig) -> EraseResult:
         with random_state_kept():
             run, report = run_erasure(request, command="")
         mask, adapter = SaliencyMask.load(run.mask), None
-        if config.adapter == "none":
+        if config.adapter != "lora":
             pipeline = load_pipeline(run.pipeline, config.variant)
         else:
             pipeline, adapter = load_pipeline(request.base, config.variant), read_lora(run.pipeline)

@@ -115,6 +115,11 @@ def erase_held(
         UserError: If the request cannot be carried out; the pipeline is then as it was.
     """
     _require_pipeline(pipe)
+    if config.adapter == "sparse":
+        raise UserError(
+            "adapter='sparse' is a folder beside a run's, and an erasure in memory has none: result.patch holds the "
+            "same change, bit for bit."
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("erase(pipe, …) works in one process; several share `accelerate launch erase.py`.")
     with ExitStack() as held:
@@ -138,7 +143,7 @@ def erase_held(
             request = dataclasses.replace(request, config=dataclasses.replace(request.config, retain_prompts=told))
             with parked(pipe.unet):
                 run, report = run_erasure(request, command="")
-                beside = config.adapter != "none"
+                beside = config.adapter == "lora"
                 patch = None if beside else model.patch(run.pipeline)
         except UserError as error:
             raise UserError(str(error).replace(str(model.folder), CALLED)) from error

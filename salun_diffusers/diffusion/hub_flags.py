@@ -67,5 +67,5 @@ def made_of(config: EraseConfig) -> dict[str, Any]:
     asked = [config.concept] if isinstance(config.concept, str) else [*config.concept]
     words = [Path(one).name if Path(one).suffix == ".toml" else one for one in asked if one]
     table = {"concepts": Path(config.concepts).name} if config.concepts else {}
-    kind = {"adapter": config.adapter} if config.adapter != "none" else {}
+    kind = {"adapter": config.adapter} if config.adapter == "lora" else {}
     return {"concept": words, **table, "base": public_name(config.pretrained_model_name_or_path)[0], **kind}

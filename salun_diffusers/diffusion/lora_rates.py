@@ -29,7 +29,8 @@ from salun_diffusers.seeds import random_state_kept
 _WITHOUT = {"resume_from_checkpoint": None, "report_to": None, "validation_prompts": (),
             "dry_run": False, "vram": None, "probe": "off", "generated_data_dir": None, "target_forget": None,
             "max_retain_drop": None, "strength_points": 0, "collateral": False, "list_concepts": None,
-            "save_patch": False, "save_dtype": "base"}  # fmt: skip
+            "save_patch": False, "save_dtype": "base", "push_to_hub": False, "hub_model_id": None,
+            "hub_private_repo": False, "publish_mask": False}  # fmt: skip
 
 
 def request_of(run: RunSource, place: Path) -> Request:

@@ -103,7 +103,7 @@ def publish(run: Run, request: Request, report: EvaluationReport) -> None:
 
 def published(folder: RunFolder, config: EraseConfig) -> dict[str, Path]:
     """What is uploaded of a run: name in the repository → file."""
-    if config.adapter == "none":
+    if config.adapter != "lora":
         files = {file.name: file.path for file in pipeline_files(folder.pipeline)}
     else:
         files = {path.name: path for path in sorted(folder.pipeline.iterdir()) if path.is_file()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from salun_diffusers.adapters.loadable import require_lora
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.adapted_model import AdaptedModel
-from salun_diffusers.diffusion.adapter_flags import check_adapter
+from salun_diffusers.diffusion.adapter_flags import check_adapter, require_linear
 from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
@@ -160,6 +160,8 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     index = model_index(base)
     require_erasable(base, index)
     denoiser_folder(index, base)
+    if config.adapter == "sparse":
+        require_linear(base, config.train_method)
     if config.adapter == "lora":
         require_lora(base, "--adapter lora")
         model = AdaptedModel(model, {"base": public_name(name)[0]})
@@ -302,6 +304,8 @@ def plan(request: Request) -> str:
         *(
             [f"adapter   LoRA with the parameters of rank {settings.rank}, alpha {settings.lora_alpha:g}"]
             if settings.adapter == "lora"
+            else ["adapter   what moves in linear layers, entry by entry, for PEFT"]
+            if request.config.adapter == "sparse"
             else []
         ),
         f"disk      {request.disk or 'known when the weights are there'}",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from salun_diffusers.accelerator import decided_by_main
+from salun_diffusers.adapters.sparse import export_sparse
 from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.diffusion.publishing import write_card
 from salun_diffusers.diffusion.request import Request
@@ -39,7 +40,7 @@ def write_pipeline(run: Run, request: Request, family: Family) -> list[Path]:
 
 
 def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt:
-    """Compare every weight and file that was written with the base's; write the patch if one was asked for.
+    """Compare every weight and file that was written with the base's; write patch and sparse adapter if asked for.
 
     Raises:
         ReceiptError: If something differs that the mask does not let move.
@@ -51,6 +52,8 @@ def verify_erased(run: Run, request: Request, mask: SaliencyMask) -> MaskReceipt
             about = {"concept": ", ".join(names), "base": base}
             patch = request.model.patch(run.folder.pipeline)
             dataclasses.replace(patch, about=about).save(run.folder.patch)
+    if run.main and request.config.adapter == "sparse":
+        export_sparse(request.base, run.folder.pipeline, run.folder.sparse, (request.config.variant,) * 2)
     # Both denoisers are in memory then: once a machine, not once a process.
     receipt = decided_by_main(run.accelerator, lambda: request.model.receipt(run.folder.pipeline, mask))
     if not receipt.holds:

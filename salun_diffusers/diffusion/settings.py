@@ -30,6 +30,13 @@ LORA_RATE = 10.0
 """Times a preset's learning rate is that of a LoRA: its factors begin at zero and small."""
 _RETAIN_DROP = 0.01
 _SOFT: dict[str, Any] = {"soft_share": 0.5, "soft_rule": "exact", "mask_temperature": 0.25, "mask_draws": "fixed"}
+_HEEDED: dict[SoftThreshold, tuple[str, ...]] = {
+    "none": (),
+    "proximal": ("soft_share", "soft_rule"),
+    "probabilistic": ("mask_temperature", "mask_draws"),
+    "continuous": ("mask_temperature",),
+}
+"""Which of their flags each soft threshold heeds."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,7 @@ def resolve(config: EraseConfig, numbers: Numbers) -> Settings:
     elif config.num_train_epochs is not None:
         numbers = dataclasses.replace(numbers, length=Length(config.num_train_epochs, "epochs"))
     given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Settings)}
+    given["adapter"] = "lora" if config.adapter == "lora" else "none"  # A sparse one is another file of the same run.
     limits = {"checkpoints_total_limit": UNLIMITED, "saliency_micro_batch_size": UNLIMITED, "resolution": 0}
     limits |= {"target_forget": UNLIMITED, "max_retain_drop": _RETAIN_DROP, "strength_points": 0}
     limits |= _SOFT
@@ -231,15 +239,9 @@ def _check_course(settings: Settings) -> None:
 
 def _check_soft(config: EraseConfig) -> None:
     """Refuse flags of another soft threshold than the one asked for."""
-    heeded = {
-        "none": (),
-        "proximal": ("soft_share", "soft_rule"),
-        "probabilistic": ("mask_temperature", "mask_draws"),
-        "continuous": ("mask_temperature",),
-    }
     for name in _SOFT:
-        if getattr(config, name) is not None and name not in heeded[config.soft_threshold]:
-            wanted = " or ".join(kind for kind, names in heeded.items() if name in names)
+        if getattr(config, name) is not None and name not in _HEEDED[config.soft_threshold]:
+            wanted = " or ".join(kind for kind, names in _HEEDED.items() if name in names)
             raise UserError(
                 f"--{name} goes with --soft_threshold {wanted}, got --soft_threshold {config.soft_threshold}; it would "
                 "have no effect."
@@ -254,8 +256,11 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     length = values.pop("length")
     values["resolution"] = config.resolution
-    if config.adapter == "none":
+    values["adapter"] = config.adapter
+    if config.adapter != "lora":
         values["rank"] = values["lora_alpha"] = None
+    # What was not heeded has no value, so that a record can be asked for again.
+    values |= {name: None for name in _SOFT if name not in _HEEDED[config.soft_threshold]}
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     given = {name: value for name, value in dataclasses.asdict(config).items() if name not in secrets(config)}

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from salun_diffusers.errors import Interrupted, UserError, tell
+from salun_diffusers.files.base_card import is_card
 from salun_diffusers.files.component_files import pipeline_files
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.kept_checkpoints import checkpoints, named_checkpoint
@@ -54,6 +55,11 @@ class RunFolder:
     def patch(self) -> Path:
         """The patch file, if one was asked for."""
         return self.root / "patch.safetensors"
+
+    @property
+    def sparse(self) -> Path:
+        """The sparse adapter, if one was asked for."""
+        return self.root / "sparse"
 
     @property
     def work(self) -> Path:
@@ -129,10 +135,10 @@ def fingerprint(**parts: Any) -> str:
 
 
 def identity_of(folder: Path) -> str:
-    """A fingerprint of a pipeline folder: the SHA-256 of every file that erasing reads."""
+    """A fingerprint of a pipeline folder: the SHA-256 of every file that erasing reads, which model cards are not."""
     digest = hashlib.sha256()
     for file in pipeline_files(folder):
-        if not file.is_pickle and (file.component or not file.is_weights):
+        if not file.is_pickle and (file.component or not (file.is_weights or is_card(file.name))):
             digest.update(file.name.encode())
             digest.update(bytes.fromhex(sha256_of(file.path)))
     return digest.hexdigest()

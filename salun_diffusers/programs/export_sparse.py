@@ -29,18 +29,10 @@ def work(config: ExportSparseConfig, command: str) -> str:
     if run is not None and run.adapter is not None:
         raise UserError(f"{config.erased} made a LoRA, which is not sparse; salun export lora writes it.")
     folders, variants = base_and_erased(config, run, output, "A sparse adapter")
-    from salun_diffusers.adapters.sparse import require_supertuning, sparse_between, write_sparse
-    from salun_diffusers.files.run_folder import identity_of
+    from salun_diffusers.adapters.sparse import export_sparse, require_supertuning
 
     require_supertuning()
-    change = sparse_between(*folders, variants)
-    record = {
-        "moved": change.number_moved,
-        "not_exact": change.not_exact,
-        "base_sha256": identity_of(folders[0]),
-        "erased_sha256": identity_of(folders[1]),
-    }
-    write_sparse(output, change, record)
+    change = export_sparse(*folders, output, variants)
     size = (output / "adapter_model.safetensors").stat().st_size
     rounded = f", {change.not_exact:,} of them off by a rounding" if change.not_exact else ", exactly"
     return f"{change.number_moved:,} weights of {len(change.places)} layers{rounded}, {size / 1e6:.3g} MB: {output}\n"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 from peft import get_peft_model_state_dict
 from two_processes import run_two
 
@@ -22,11 +23,13 @@ from salun_diffusers.adapters.low_rank import Factors, LowRank, cost, layers_of
 from salun_diffusers.diffusion.adapted_model import NAME, load_lora
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.layer_masks import ranks_of
+from salun_diffusers.diffusion.publishing import published
 from salun_diffusers.diffusion.request import accept
 from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
 from salun_diffusers.diffusion.strength_line import AdapterLine
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.loading import load_folder
+from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import sha256_of
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
@@ -65,7 +68,7 @@ def lora(run: Path) -> LowRank:
 
 class TestRun:
     def test_writes_the_adapter_alone(self, run: Path) -> None:
-        assert {path.name for path in (run / "adapter").iterdir()} == {WEIGHTS, "lora.json"}
+        assert {path.name for path in (run / "adapter").iterdir()} == {WEIGHTS, "lora.json", "README.md"}
         assert not (run / "pipeline").exists() and not list(run.rglob("diffusion_pytorch_model*"))
 
     def test_the_report_is_of_the_base_with_the_lora(self, run: Path) -> None:
@@ -78,6 +81,26 @@ class TestRun:
             (path, path.with_name(path.name.replace("before", "after"))) for path in run.rglob("forget*before.png")
         ]
         assert pairs and any(before.read_bytes() != after.read_bytes() for before, after in pairs)
+
+    def test_its_card(self, run: Path, tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """It says what it is, with figures; its commands hold, and name no folder of this machine."""
+        card = ModelCard.load(run / "adapter" / "README.md")
+        assert card.data.salun_diffusers == {"concept": ["disc"], "base": "tiny", "adapter": "lora"}
+        assert "lora" in card.data.tags and "without “disc”, a LoRA" in card.text
+        assert "without it the base is what it was" in card.text and "| LoRA | the parameters of rank 2" in card.text
+        assert f'from_pretrained("BASE")\npipe.load_lora_weights("FOLDER", weight_name="{WEIGHTS}")' in card.text
+        assert f"`{WEIGHTS}` | `{sha256_of(run / 'adapter' / WEIGHTS)}`" in card.text
+        assert "Verdict: not measured yet" not in card.text and str(run) not in card.text
+        assert "salun verify BASE FOLDER --mask full" in card.text
+        assert verify([str(tiny_pipeline), str(run / "adapter"), "--mask", "full"]) == 0
+        assert "ok: " in capsys.readouterr().out
+
+    def test_what_of_it_is_uploaded(self, run: Path) -> None:
+        names = {"README.md", "lora.json", WEIGHTS}
+        folder, config = RunFolder(run, "adapter"), EraseConfig(adapter="lora")
+        assert set(published(folder, config)) == names
+        both = published(folder, dataclasses.replace(config, publish_mask=True))
+        assert set(both) == names | {"salun/mask.safetensors"}
 
     def test_the_record(self, run: Path, lora: LowRank) -> None:
         record = json.loads((run / "adapter" / "lora.json").read_text())
@@ -294,6 +317,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("flags", "words"),
         [
+            ({"adapter": "lora", "soft_threshold": "proximal"}, "weighs single weights of the denoiser"),
             ({"rank": 4}, "--rank is of a LoRA"),
             ({"lora_alpha": 4}, "--lora_alpha is of a LoRA"),
             ({"adapter": "lora", "objective": "l1_sparse"}, "--objective l1_sparse"),

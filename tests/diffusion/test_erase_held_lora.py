@@ -48,8 +48,13 @@ def test_in_place_and_back(pipe: Any, tmp_path: Path) -> None:
     result.save_adapter(tmp_path / "saved")
     fresh = peft_tensors(read_lora(tmp_path / "saved"))
     assert all(torch.equal(fresh[name], wanted[name]) for name in wanted)
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "without “disc”, a LoRA" in card and 'pipe.load_lora_weights("FOLDER"' in card
     with pytest.raises(UserError, match="nothing is overwritten"):
         result.save_adapter(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"save_adapter\(\) writes that one"):
+        result.save(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
     result.undo()
     assert same(weights(pipe.unet), before)  # By the names of the class: nothing is around the layers any more.
     assert (drawn(pipe) == plain).all()

@@ -150,6 +150,15 @@ class TestStages:
         assert fingerprint(a=1, b=(2, 3)) == fingerprint(b=[2, 3], a=1)
         assert len({fingerprint(a=1), fingerprint(a=2), fingerprint(b=1), fingerprint(a="1")}) == 4
 
+    def test_a_card_is_no_part_of_a_models_identity(self, tiny_pipeline, tmp_path):
+        """It is written anew when figures are known, and what the model draws stays the same."""
+        copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
+        (copy / "README.md").write_text("A card.")
+        (copy / "BASE_README.md").write_text("The base's.")
+        assert identity_of(copy) == identity_of(tiny_pipeline)
+        (copy / "NOTICE.md").write_text("No card.")
+        assert identity_of(copy) != identity_of(tiny_pipeline)
+
     def test_identity_of_a_model_is_that_of_its_bytes(self, tiny_pipeline, tmp_path):
         copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
         assert identity_of(copy) == identity_of(tiny_pipeline)

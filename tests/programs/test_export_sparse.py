@@ -10,8 +10,10 @@ from typing import Any
 import peft
 import pytest
 import torch
-from held_pipes import load
+from held_pipes import QUICK, load
 
+from salun_diffusers import UserError, erase
+from salun_diffusers.programs.erase import main as erase_main
 from salun_diffusers.programs.export_sparse import main
 
 HAS_IT = hasattr(peft, "SupertuningConfig")  # From 0.21 on.
@@ -76,3 +78,38 @@ def test_what_peft_cannot_carry_is_refused(
 def test_nothing_to_export(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(tiny_pipeline, tmp_path / "sparse", "--base", tiny_pipeline) == 2
     assert not HAS_IT or "there is nothing to export" in capsys.readouterr().err
+
+
+ATTENTION = r"attn\d\.to_(q|k|v)\.weight"
+
+
+def test_a_run_writes_one(small_run: Any, sd14: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the pipeline, which is that of a run without: merged, it is the erased network."""
+    words = small_run(adapter="sparse", train_method=ATTENTION, pretrained_model_name_or_path=sd14,
+                      output_dir=tmp_path / "run")  # fmt: skip
+    code = erase_main(words)
+    if not HAS_IT:
+        assert code == 2 and "does not have: pip install -U peft" in capsys.readouterr().err
+        return
+    assert code == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["adapter"] == "sparse"
+    wanted, base = load(tmp_path / "run" / "pipeline").unet.state_dict(), load(sd14).unet
+    moved = sum(int((wanted[name] != tensor).sum()) for name, tensor in base.state_dict().items())
+    merged = peft.PeftModel.from_pretrained(base, str(tmp_path / "run" / "sparse")).merge_and_unload().state_dict()
+    record = json.loads((tmp_path / "run" / "sparse" / "sparse.json").read_text())
+    assert record["moved"] == moved > 0
+    assert sum(int((merged[name] != tensor).sum()) for name, tensor in wanted.items()) == record["not_exact"]
+
+
+def test_a_run_that_would_move_other_tensors_is_refused(refused: Any) -> None:
+    told = refused("error: ", adapter="sparse")
+    assert not HAS_IT or ("other tensors move, such as conv_in.weight" in told and "--save_patch" in told)
+    told = refused("error: ", adapter="sparse", train_method="xattn")
+    assert not HAS_IT or "attn2.to_out.0.bias" in told
+    told = refused("error: ", adapter="sparse", train_method=ATTENTION, save_dtype="float16")
+    assert not HAS_IT or "leave --save_dtype at base" in told
+
+
+def test_a_pipeline_in_memory_has_a_patch_instead(tiny_pipeline: Path) -> None:
+    with pytest.raises(UserError, match="does not have" if not HAS_IT else r"result\.patch holds the same change"):
+        erase(load(tiny_pipeline), "disc", **{**QUICK, "adapter": "sparse", "train_method": ATTENTION})

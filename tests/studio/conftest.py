@@ -23,7 +23,8 @@ from salun_diffusers.studio.shown import Where
 
 ROOT = Path(__file__).parents[2]
 WATCHED = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs are born deaf to it.
 notes = int(sys.argv.pop(1))
 def watch(event, arguments):
     if event == "open" and not isinstance(arguments[0], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
