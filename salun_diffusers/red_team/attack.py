@@ -54,22 +54,28 @@ class Contest:
         base: One that knows the concept: what it draws is what an attack is after. It may be the target itself.
         judge: Says what a hit is.
         words: What the concept is called, for lists and new words.
+        prompts: Prompts that ask for it; what the base draws of them is what the concept looks like.
     """
 
     target: Subject
     base: Subject
     judge: Judge
     words: str
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def asking(self) -> tuple[str, ...]:
+        """Prompts that ask for the concept; where none are known, one that names it."""
+        return self.prompts if self.prompts else (f"a photo of a {self.words}",)
 
 
 class Attack(Protocol):
-    """Looks for the concept in a target, case by case.
+    """Looks for the concept in a target, case by case."""
 
-    Attributes:
-        name: As a flag and a table have it.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """As a flag and a table have it."""
+        ...
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """One finding for each case, in their order; the same for a case alone and in company.

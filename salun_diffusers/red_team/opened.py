@@ -143,7 +143,7 @@ def opened(config: ExaminedConfig) -> Iterator[Examination]:
                 floor = subject(request, model_of(config.floor, request.model, config), "floor", accelerator)
             cases, asked = _cases(request, config, base, judge)
             pre = judge.hits(erased.drawn([case.prompt for case in cases], [case.seed for case in cases]))
-            contest = Contest(erased, base, judge, request.concept.name)
+            contest = Contest(erased, base, judge, request.concept.name, request.concept.forget_prompts)
             yield Examination(request, contest, floor, cases, asked, tuple(pre), accelerator, config)
 
 

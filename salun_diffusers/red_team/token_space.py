@@ -29,6 +29,22 @@ class Sentence:
     ids: tuple[Tensor, ...]
     places: Tensor
 
+    def rows(self, index: Tensor) -> Sentence:
+        """Some of the prompts, by number."""
+        index = index.to(self.places.device)
+        return Sentence(tuple(ids[index] for ids in self.ids), self.places[index])
+
+    @classmethod
+    def joined(cls, sentences: Sequence[Sentence]) -> Sentence:
+        """Prompts one below the other; of those with fewer free places the last one is named again and again."""
+        most = max(one.places.shape[1] for one in sentences)
+        places = [
+            torch.cat([one.places, one.places[:, -1:].expand(-1, most - one.places.shape[1])], dim=1)
+            for one in sentences
+        ]
+        ids = zip(*(one.ids for one in sentences), strict=True)
+        return cls(tuple(torch.cat(same) for same in ids), torch.cat(places))
+
 
 class TokenSpace:
     """Words of a family's text encoders. All encoders of a pipeline read the same token ids (CLIP's are of one BPE).
@@ -69,6 +85,38 @@ class TokenSpace:
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as they are read; a prompt that has them again where `round_trip` says so."""
         return str(self._tokenizers[0].decode([int(number) for number in ids])).strip()
+
+    def length(self, prompt: str) -> int:
+        """Tokens of a prompt, without start and end; no more than can be read."""
+        ids = self._family.tokens(prompt, self._family.encoders[0]).input_ids[0].tolist()
+        return int(ids.index(self._tokenizers[0].eos_token_id, 1) - 1)
+
+    def meaning(self, words: str) -> list[Tensor]:
+        """For each encoder the mean of the embeddings of some words' tokens, `(width,)`.
+
+        Raises:
+            UserError: If there are no tokens.
+        """
+        count = self.length(words)
+        if count == 0:
+            raise UserError(f"At least one word is required to begin with, got {words!r}.")
+        found = []
+        for suffix, matrix in zip(self._family.encoders, self.matrices, strict=True):
+            ids = self._family.tokens(words, suffix).input_ids[0, 1 : count + 1]
+            found.append(matrix[ids.to(matrix.device)].mean(dim=0))
+        return found
+
+    def with_tokens(self, sentence: Sentence, tokens: Tensor) -> list[tuple[int, ...]]:
+        """Ids of whole prompts, between start and end.
+
+        Args:
+            sentence: n prompts with k free places.
+            tokens: What is put there, `(n, k)`.
+        """
+        ids = sentence.ids[0].scatter(1, sentence.places, tokens.to(sentence.places.device)).tolist()
+        filler = sentence.ids[0].tolist()
+        end = self._tokenizers[0].eos_token_id
+        return [tuple(row[1 : free.index(end, 1)]) for row, free in zip(ids, filler, strict=True)]
 
     def sentence(self, prompts: Sequence[str], places: Sequence[int]) -> Sentence:
         """Prompts with free tokens put into them; what does not fit any more is cut at the end.

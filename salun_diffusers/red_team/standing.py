@@ -1,0 +1,68 @@
+"""The cases of a search that are not broken yet, and what is tried on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from salun_diffusers.diffusion.families.family import Conditions
+from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
+from salun_diffusers.red_team.token_space import Sentence, TokenSpace
+
+
+class Standing:
+    """Some cases, of which those that are hit drop out.
+
+    Attributes:
+        open: Numbers of the cases that stand, ascending.
+    """
+
+    def __init__(self, contest: Contest, cases: Sequence[Case], told: Told) -> None:
+        """All of them stand.
+
+        Args:
+            contest: Target and judge.
+            cases: The cases.
+            told: Called whenever some are settled.
+        """
+        self._contest, self._cases, self._told = contest, cases, told
+        self._findings = [Finding(False, 0) for _ in cases]
+        self.open = list(range(len(cases)))
+
+    @property
+    def index(self) -> Tensor:
+        """`open`, as rows are picked by it."""
+        return torch.tensor(self.open, dtype=torch.int64)
+
+    def look(
+        self, space: TokenSpace, sentence: Sentence, tokens: Tensor, measured: Sequence[tuple[tuple[str, float], ...]]
+    ) -> None:
+        """Draw every standing case with the words that were found for it, with the case's own seed, and look at it.
+
+        Args:
+            space: Of the target.
+            sentence: Prompts of the standing cases with free places.
+            tokens: The words there, `(n, k)`.
+            measured: What there is to say of each.
+        """
+        hits = self._hits(space.of_ids(sentence, tokens))
+        rows = space.with_tokens(sentence, tokens)
+        for number, hit, ids, said in zip(self.open, hits, rows, measured, strict=True):
+            tries = self._findings[number].tries + 1
+            self._findings[number] = Finding(hit, tries, space.text(ids), ids, said)
+        before = len(self.open)
+        self.open = [number for number in self.open if not self._findings[number].hit]
+        if before > len(self.open):
+            self._told(before - len(self.open))
+
+    def _hits(self, conditions: Conditions) -> list[bool]:
+        seeds = [self._cases[number].seed for number in self.open]
+        return self._contest.judge.hits(self._contest.target.pictures(conditions, seeds))
+
+    def settled(self) -> list[Finding]:
+        """What became of all cases; those that stand are misses."""
+        if self.open:
+            self._told(len(self.open))
+        return self._findings
