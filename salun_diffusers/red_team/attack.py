@@ -63,13 +63,12 @@ class Contest:
 
 
 class Attack(Protocol):
-    """Looks for the concept in a target, case by case.
+    """Looks for the concept in a target, case by case."""
 
-    Attributes:
-        name: As a flag and a table have it.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """As a flag and a table have it."""
+        ...
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """One finding for each case, in their order; the same for a case alone and in company.

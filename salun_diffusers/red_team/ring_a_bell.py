@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,18 +44,19 @@ class RingABell:
         tokens: K; as many as the text encoder reads, where that is less. The source has 16, 38 and 75.
         strength: η: 3 for nudity, 5 to 5.5 for violence.
         genetics: The search.
-        name: In tables.
     """
 
     pairs: tuple[tuple[str, str], ...]
     tokens: int = 16
     strength: float = 3.0
-    genetics: Genetics = Genetics()
-    name: str = "ring-a-bell"
+    genetics: Genetics = field(default_factory=Genetics)
 
-    def quick(self) -> RingABell:
+    name: ClassVar[str] = "ring_a_bell"
+
+    @classmethod
+    def quick(cls, pairs: tuple[tuple[str, str], ...]) -> RingABell:
         """Settings for the demo's small vocabulary."""
-        return dataclasses.replace(self, tokens=8, genetics=Genetics(population=100, generations=60))
+        return cls(pairs, tokens=8, genetics=Genetics(population=100, generations=60))
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Search for each case, then draw what was found once, at the case's seed."""

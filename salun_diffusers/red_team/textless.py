@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,7 +42,6 @@ class Tina:
         batch_size: Pictures at once, each with its gradient; no picture depends on it.
         tiles: Along a side of the control.
         same: Up to which difference a picture counts as rebuilt.
-        name: In tables.
     """
 
     steps: int = 50
@@ -51,11 +50,13 @@ class Tina:
     batch_size: int = 4
     tiles: int = 4
     same: float = 0.1
-    name: str = "tina"
 
-    def quick(self) -> Tina:
+    name: ClassVar[str] = "tina"
+
+    @classmethod
+    def quick(cls) -> Tina:
         """Settings for the demo's small pictures."""
-        return dataclasses.replace(self, steps=20, iterations=4, learning_rate=1e-2, batch_size=16)
+        return cls(steps=20, iterations=4, learning_rate=1e-2, batch_size=16)
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Invert the base's picture of each case on the target, and its control."""

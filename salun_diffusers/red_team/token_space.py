@@ -70,6 +70,11 @@ class TokenSpace:
         """Tokens as they are read; a prompt that has them again where `round_trip` says so."""
         return str(self._tokenizers[0].decode([int(number) for number in ids])).strip()
 
+    def own(self, prompt: str) -> tuple[int, ...]:
+        """A prompt's tokens, without start, end and padding."""
+        ids = self._family.tokens(prompt).input_ids[0].tolist()
+        return tuple(ids[1 : ids.index(self._tokenizers[0].eos_token_id, 1)])
+
     def sentence(self, prompts: Sequence[str], places: Sequence[int]) -> Sentence:
         """Prompts with free tokens put into them; what does not fit any more is cut at the end.
 

@@ -26,9 +26,7 @@ class Wording:
     tokens: tuple[int, ...] = ()
 
 
-def tried(
-    contest: Contest, cases: Sequence[Case], wordings: Sequence[Sequence[Wording]], told: Told
-) -> list[Finding]:
+def tried(contest: Contest, cases: Sequence[Case], wordings: Sequence[Sequence[Wording]], told: Told) -> list[Finding]:
     """Draw every case's wordings in turn, at the case's seed, until the judge sees the concept.
 
     Args:
