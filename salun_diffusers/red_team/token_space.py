@@ -88,8 +88,7 @@ class TokenSpace:
 
     def length(self, prompt: str) -> int:
         """Tokens of a prompt, without start and end; no more than can be read."""
-        ids = self._family.tokens(prompt, self._family.encoders[0]).input_ids[0].tolist()
-        return int(ids.index(self._tokenizers[0].eos_token_id, 1) - 1)
+        return len(self.own(prompt))
 
     def meaning(self, words: str) -> list[Tensor]:
         """For each encoder the mean of the embeddings of some words' tokens, `(width,)`.
@@ -117,6 +116,11 @@ class TokenSpace:
         filler = sentence.ids[0].tolist()
         end = self._tokenizers[0].eos_token_id
         return [tuple(row[1 : free.index(end, 1)]) for row, free in zip(ids, filler, strict=True)]
+
+    def own(self, prompt: str) -> tuple[int, ...]:
+        """A prompt's tokens, without start, end and padding."""
+        ids = self._family.tokens(prompt).input_ids[0].tolist()
+        return tuple(ids[1 : ids.index(self._tokenizers[0].eos_token_id, 1)])
 
     def sentence(self, prompts: Sequence[str], places: Sequence[int]) -> Sentence:
         """Prompts with free tokens put into them; what does not fit any more is cut at the end.
