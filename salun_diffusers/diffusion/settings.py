@@ -229,17 +229,24 @@ def _check_course(settings: Settings) -> None:
         raise UserError(f"--lr_step_rules must be such as 1:100,0.1:200,0.01 (factor:last step, …), got {rules!r}.")
 
 
+_HEEDED: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "proximal": ("soft_share", "soft_rule"),
+    "probabilistic": ("mask_temperature", "mask_draws"),
+    "continuous": ("mask_temperature",),
+}
+
+
+def idle_soft_flags(soft_threshold: str) -> tuple[str, ...]:
+    """Flags of soft thresholds that have no effect under this one; a record has values of theirs all the same."""
+    return tuple(name for name in _SOFT if name not in _HEEDED.get(soft_threshold, ()))
+
+
 def _check_soft(config: EraseConfig) -> None:
     """Refuse flags of another soft threshold than the one asked for."""
-    heeded = {
-        "none": (),
-        "proximal": ("soft_share", "soft_rule"),
-        "probabilistic": ("mask_temperature", "mask_draws"),
-        "continuous": ("mask_temperature",),
-    }
-    for name in _SOFT:
-        if getattr(config, name) is not None and name not in heeded[config.soft_threshold]:
-            wanted = " or ".join(kind for kind, names in heeded.items() if name in names)
+    for name in idle_soft_flags(config.soft_threshold):
+        if getattr(config, name) is not None:
+            wanted = " or ".join(kind for kind, names in _HEEDED.items() if name in names)
             raise UserError(
                 f"--{name} goes with --soft_threshold {wanted}, got --soft_threshold {config.soft_threshold}; it would "
                 "have no effect."
