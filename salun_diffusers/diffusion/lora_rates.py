@@ -16,8 +16,8 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.request import Request, accept
 from salun_diffusers.diffusion.run_report import figures
 from salun_diffusers.diffusion.sampler import Sampler
-from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.settings import idle_soft_flags
+from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.start import load_family
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.validation import Pictures, draw_pictures

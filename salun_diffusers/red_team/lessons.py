@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from salun_diffusers.diffusion.encoding import as_pixels
 from salun_diffusers.diffusion.families.family import Conditions, Family, rows
 from salun_diffusers.errors import UserError
 from salun_diffusers.pictures.decoding import square
@@ -159,11 +158,9 @@ class GivenPictures:
     def of(self, evidence: Evidence, seed: int) -> Lesson:
         """Encode them, by the base: the mean of what its VAE makes of each."""
         family = evidence.contest.base.family
-        kind = "L" if family.picture_channels == 1 else "RGB"
-        shown = [np.asarray(square(picture, family.side).convert(kind)) for picture in self.pictures]
-        pixels = torch.stack([torch.from_numpy(one.copy()) for one in shown]).float() / 127.5 - 1
-        pixels = pixels.unsqueeze(1) if kind == "L" else pixels.permute(0, 3, 1, 2)
-        latents = torch.cat([family.encode_images(one.contiguous())[0] for one in pixels.split(1)])
+        shown = [as_pixels(square(picture.convert("RGB"), family.side), family.picture_channels)
+                 for picture in self.pictures]  # fmt: skip
+        latents = torch.cat([family.encode_images(one.unsqueeze(0).to(family.device))[0] for one in shown])
         return Lesson(latents.to(family.device), (self.prompt,) * len(shown))
 
 

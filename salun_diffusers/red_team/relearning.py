@@ -138,9 +138,9 @@ class Relearning:
             with torch.autocast(family.device.type, dtype, enabled=dtype != torch.float32):
                 answer = family.predict(family.denoiser, noised, times, rows(conditions, picked))
             loss = F.mse_loss(answer, family.schedule.target(clean, noise, times))
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(loss.item()):
                 raise UserError(
-                    f"Relearning diverged at step {number + 1} (loss {float(loss)}): a lower learning rate than "
+                    f"Relearning diverged at step {number + 1} (loss {loss.item()}): a lower learning rate than "
                     f"{self.learning_rate:g} is required."
                 )
             scaler.scale(loss).backward()

@@ -81,7 +81,8 @@ class Course:
 
     def first(self, noise: Tensor) -> Tensor:
         """The state at the first step."""
-        return noise * self._scheduler.init_noise_sigma
+        state: Tensor = noise * self._scheduler.init_noise_sigma
+        return state
 
     def noised(self, latents: Tensor, noise: Tensor, place: int) -> Tensor:
         """The state at a step whose picture is known, x_t = √ᾱ_t x₀ + √(1-ᾱ_t) ε in the scheduler's own scale.
