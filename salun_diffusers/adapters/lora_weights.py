@@ -21,24 +21,25 @@ def attach(network: Any, ranks: Mapping[str, int], scale: float, *, name: str, s
         y = W x + scale · B A x        A ~ U(-1/√in, 1/√in)        B = 0
 
     Args:
-        network: A model of diffusers that takes adapters.
+        network: A model of diffusers.
         ranks: r of each layer, by its name.
         scale: α/r, the same for all layers.
         name: Of the adapter.
         seed: A is told by this number and the layer's name, on any device.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
-    network.add_adapter(
-        LoraConfig(
-            r=max(ranks.values()),
-            lora_alpha=1,
-            target_modules=list(ranks),
-            rank_pattern=dict(ranks),
-            alpha_pattern={layer: scale * rank for layer, rank in ranks.items()},  # type: ignore[misc]  # any number
-        ),
-        adapter_name=name,
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=1,
+        target_modules=list(ranks),
+        rank_pattern=dict(ranks),
+        alpha_pattern={layer: scale * rank for layer, rank in ranks.items()},  # type: ignore[misc]  # any number
     )
+    if hasattr(network, "add_adapter"):
+        network.add_adapter(config, adapter_name=name)
+    else:  # Not every network of diffusers says that it has one: that of a DDPM.
+        inject_adapter_in_model(config, network, adapter_name=name)
     for layer, (down, up) in _pairs(network, name).items():
         bound = down[0].numel() ** -0.5
         drawn = torch.rand(down.shape, generator=stream(seed, "lora", layer)) * 2 - 1

@@ -16,6 +16,7 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.request import Request, accept
 from salun_diffusers.diffusion.run_report import figures
 from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.diffusion.settings import idle_soft_flags
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.start import load_family
 from salun_diffusers.diffusion.started_run import Run
@@ -48,6 +49,8 @@ def request_of(run: RunSource, place: Path) -> Request:
         name: tuple(value) if isinstance(value, list) else value for name, value in run.record.items() if name in fields
     }
     values |= {name: value for name, value in _WITHOUT.items() if name in fields} | {"output_dir": str(place / "run")}
+    # A record has a value of every setting, of those without effect, too.
+    values |= dict.fromkeys(idle_soft_flags(str(values.get("soft_threshold", "none"))))
     # A record tells every number of the run, and not which of two flags said how long it took.
     if values.get("num_train_epochs") is not None:
         values["max_train_steps"] = None

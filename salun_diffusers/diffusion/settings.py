@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ LORA_RATE = 10.0
 """Times a preset's learning rate is that of a LoRA: its factors begin at zero and small."""
 _RETAIN_DROP = 0.01
 _SOFT: dict[str, Any] = {"soft_share": 0.5, "soft_rule": "exact", "mask_temperature": 0.25, "mask_draws": "fixed"}
-_HEEDED: dict[SoftThreshold, tuple[str, ...]] = {
+_HEEDED: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "proximal": ("soft_share", "soft_rule"),
     "probabilistic": ("mask_temperature", "mask_draws"),
@@ -237,10 +238,15 @@ def _check_course(settings: Settings) -> None:
         raise UserError(f"--lr_step_rules must be such as 1:100,0.1:200,0.01 (factor:last step, …), got {rules!r}.")
 
 
+def idle_soft_flags(soft_threshold: str) -> tuple[str, ...]:
+    """Flags of soft thresholds that have no effect under this one; a record has values of theirs all the same."""
+    return tuple(name for name in _SOFT if name not in _HEEDED.get(soft_threshold, ()))
+
+
 def _check_soft(config: EraseConfig) -> None:
     """Refuse flags of another soft threshold than the one asked for."""
-    for name in _SOFT:
-        if getattr(config, name) is not None and name not in _HEEDED[config.soft_threshold]:
+    for name in idle_soft_flags(config.soft_threshold):
+        if getattr(config, name) is not None:
             wanted = " or ".join(kind for kind, names in _HEEDED.items() if name in names)
             raise UserError(
                 f"--{name} goes with --soft_threshold {wanted}, got --soft_threshold {config.soft_threshold}; it would "
@@ -260,7 +266,7 @@ def recorded(config: EraseConfig, settings: Settings) -> dict[str, Any]:
     if config.adapter != "lora":
         values["rank"] = values["lora_alpha"] = None
     # What was not heeded has no value, so that a record can be asked for again.
-    values |= {name: None for name in _SOFT if name not in _HEEDED[config.soft_threshold]}
+    values |= dict.fromkeys(idle_soft_flags(config.soft_threshold))
     values["num_train_epochs"] = length["amount"] if length["unit"] == "epochs" else None
     values["max_train_steps"] = length["amount"] if length["unit"] == "steps" else None
     given = {name: value for name, value in dataclasses.asdict(config).items() if name not in secrets(config)}

@@ -52,7 +52,7 @@ class ClassConditionalDDPM(UNetFamily):
         self, wanted: Conditions, seeds: Sequence[int], *, num_inference_steps: int, guidance_scale: float
     ) -> Tensor:
         """`generate` from class ids, one for each seed."""
-        with self._autocast():
+        with self.autocast():
             drawn = self.pipe(
                 wanted["class_labels"].tolist(),
                 guidance_scale=guidance_scale,

@@ -75,6 +75,10 @@ class TextToLatents(Protocol):
         """`generate` from conditions, one row for each seed."""
         ...
 
+    def autocast(self) -> torch.autocast:
+        """The precision of sampling."""
+        ...
+
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents."""
         ...

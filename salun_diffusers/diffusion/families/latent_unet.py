@@ -89,7 +89,7 @@ class LatentUNetFamily(UNetFamily):
         empty = rows(self.encode([""]), torch.zeros(len(seeds), dtype=torch.int64))
         states = {word: wanted[name] for name, word in self.arguments.items()}
         states |= {f"negative_{word}": empty[name] for name, word in self.arguments.items()}
-        with self._autocast():
+        with self.autocast():
             latents = self.pipe(
                 **states,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -139,6 +139,6 @@ class UNetFamily(ABC):
         prediction: Tensor = denoiser(noised, timesteps, **conditions).sample
         return prediction.float()
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """The precision of sampling."""
         return torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32)
