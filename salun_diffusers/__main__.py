@@ -23,6 +23,8 @@ PROGRAMS = {
     "evaluate alignment": "measure CLIP score and drift at equal seed",
     "compare": "put several reports side by side",
     "mask": "look at masks, compare and combine them",
+    "attack": "attack an erased model: does the concept come back?",
+    "probe": "probe what is left of a concept, by relearning and side doors",
     "studio": "look at an erasure in the browser, side by side at any strength",
     "train-classifier": "train an image classifier",
     "unlearn-classifier": "make an image classifier forget",

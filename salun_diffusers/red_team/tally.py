@@ -35,9 +35,10 @@ class Tally:
             command: That measures it again.
         """
         rows = (("pre-ASR", self.pre), ("ASR", self.pre + self.post))
+        whose = attack if target == "erased" else f"{attack}, {target}"
         return tuple(
             Measurement.rate(
-                f"{attack}, {target}: {name}", count, self.prompts, direction="lower", protocol=protocol,
+                whose, count, self.prompts, direction="lower", protocol=protocol,
                 command=command, group=name,
             )
             for name, count in rows

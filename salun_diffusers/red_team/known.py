@@ -1,0 +1,160 @@
+"""The attacks and probes there are, by name, in the sources' settings or in those of a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.files.run_source import RunSource
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.red_team.added_noise import AddedNoise
+from salun_diffusers.red_team.attack import Attack
+from salun_diffusers.red_team.concept_inversion import ConceptInversion
+from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures
+from salun_diffusers.red_team.opened import Examination
+from salun_diffusers.red_team.p4d import P4D
+from salun_diffusers.red_team.practice import ByLora, ByWeights
+from salun_diffusers.red_team.probe import Probe
+from salun_diffusers.red_team.prompt_lists import PromptList
+from salun_diffusers.red_team.relearning import Relearning
+from salun_diffusers.red_team.ring_a_bell import RingABell
+from salun_diffusers.red_team.side_doors import Completion, ImageToImage, Inpainting
+from salun_diffusers.red_team.textless import Tina
+from salun_diffusers.red_team.unlearn_diff_atk import UnlearnDiffAtk
+from salun_diffusers.red_team.worded import Paraphrased, RandomTokens, Synonymous, Translated
+
+Size = Literal["quick", "full"]
+_MOST_PAIRS = 50
+
+ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
+    "random": lambda size, _: RandomTokens.quick() if size == "quick" else RandomTokens(),
+    "paraphrase": lambda size, _: Paraphrased.quick() if size == "quick" else Paraphrased(),
+    "synonym": lambda size, _: Synonymous.quick() if size == "quick" else Synonymous(),
+    "translation": lambda size, _: Translated.quick() if size == "quick" else Translated(),
+    "ring_a_bell": lambda size, seen: (
+        RingABell.quick(_pairs(seen)) if size == "quick" else RingABell(_pairs(seen))
+    ),
+    "unlearn_diff_atk": lambda size, _: UnlearnDiffAtk.quick() if size == "quick" else UnlearnDiffAtk(),
+    "p4d_n": lambda size, _: P4D.quick("N") if size == "quick" else P4D("N"),
+    "p4d_k": lambda size, _: P4D.quick("K") if size == "quick" else P4D("K"),
+    "concept_inversion": lambda size, _: ConceptInversion.quick() if size == "quick" else ConceptInversion(),
+    "tina": lambda size, _: Tina.quick() if size == "quick" else Tina(),
+}  # fmt: skip
+"""Cheap ones first."""
+
+_STEPS = (0, 10, 25, 50, 100)
+PROBES: dict[str, Callable[[Size, Examination], Probe]] = {
+    "relearning": lambda size, _: (
+        Relearning(ByWeights(), ConceptPictures(), _STEPS, batch_size=16) if size == "quick" else Relearning()
+    ),
+    "relearning_selected": lambda size, seen: (
+        Relearning(ByWeights(mask_of(seen)), ConceptPictures(), _STEPS, batch_size=16)
+        if size == "quick"
+        else Relearning(ByWeights(mask_of(seen)))
+    ),
+    "relearning_benign": lambda size, seen: (
+        Relearning(ByWeights(), _benign(seen), _STEPS, batch_size=16)
+        if size == "quick"
+        else Relearning(ByLora(), _benign(seen))
+    ),
+    "completion": lambda size, _: Completion((0.5, 0.9)) if size == "quick" else Completion(),
+    "inpainting": lambda *_: Inpainting(),
+    "image_to_image": lambda size, seen: (
+        ImageToImage(_anchors(seen), (0.7, 0.9)) if size == "quick" else ImageToImage(_anchors(seen))
+    ),
+    "added_noise": lambda size, _: AddedNoise((1.0, 1.34), (1.0,)) if size == "quick" else AddedNoise(),
+}
+_QUICK_PROBES = ("relearning", "completion", "inpainting", "image_to_image", "added_noise")
+
+
+def attacks_of(words: Sequence[str], seen: Examination, prompt_file: str | None = None) -> list[Attack]:
+    """The attacks that a flag names.
+
+    Args:
+        words: ``quick``, ``full`` (or ``all``), or names, in the sources' settings; of a name with ``-quick`` behind it
+            those of a small model.
+        seen: What they are run on.
+        prompt_file: A list of prompts to draw beside them.
+
+    Raises:
+        UserError: If there is none of a name.
+    """
+    made = [ATTACKS[name](size, seen) for name, size in chosen(words, tuple(ATTACKS), tuple(ATTACKS), "--attacks")]
+    return [*made, *([PromptList.read(Path(prompt_file).expanduser())] if prompt_file else [])]
+
+
+def probes_of(words: Sequence[str], seen: Examination) -> list[Probe]:
+    """The probes that a flag names; see `attacks_of`.
+
+    Raises:
+        UserError: If there is none of a name, or one needs a mask that is not there.
+    """
+    everything = tuple(name for name in PROBES if name != "relearning_selected" or _mask_file(seen) is not None)
+    return [PROBES[name](size, seen) for name, size in chosen(words, _QUICK_PROBES, everything, "--probes")]
+
+
+def chosen(
+    words: Sequence[str], quick: Sequence[str], full: Sequence[str], flag: Literal["--attacks", "--probes"]
+) -> list[tuple[str, Size]]:
+    """Names and sizes that words mean.
+
+    Args:
+        words: As typed.
+        quick: What ``quick`` stands for.
+        full: What ``full`` and ``all`` stand for.
+        flag: Whose words they are.
+
+    Raises:
+        UserError: If there is none of a name.
+    """
+    known = ATTACKS if flag == "--attacks" else PROBES
+    found: dict[str, Size] = {}
+    for word in words:
+        name = word.removesuffix("-quick")
+        if word == "quick":
+            found |= dict.fromkeys(quick, "quick")
+        elif word in ("full", "all"):
+            found |= dict.fromkeys(full, "full")
+        elif word != "none" and name in known:
+            found[name] = "full" if name == word else "quick"
+        elif word != "none":
+            raise UserError(f"{flag} takes quick, full, none, or some of {', '.join(known)}; got {word!r}.")
+    return list(found.items())
+
+
+def mask_of(seen: Examination) -> SaliencyMask:
+    """The mask of the run that is examined.
+
+    Raises:
+        UserError: If no run is.
+    """
+    file = _mask_file(seen)
+    if file is None:
+        raise UserError(
+            f"--probes relearning_selected trains the weights of a run's mask, and {seen.config.pipeline} is no run "
+            "with one; relearning trains all."
+        )
+    return SaliencyMask.load(file)
+
+
+def _mask_file(seen: Examination) -> Path | None:
+    run = RunSource.found(seen.config.pipeline)
+    file = RunFolder(run.root).mask if run is not None else None
+    return file if file is not None and file.is_file() else None
+
+
+def _pairs(seen: Examination) -> tuple[tuple[str, str], ...]:
+    """Prompts with and without the concept."""
+    concept = seen.request.concept
+    return tuple(zip(concept.forget_prompts, concept.anchor_prompts, strict=True))[:_MOST_PAIRS]
+
+
+def _anchors(seen: Examination) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(seen.request.concept.anchor_prompts))
+
+
+def _benign(seen: Examination) -> BenignPictures:
+    return BenignPictures(tuple(dict.fromkeys(seen.request.concept.retain_prompts)))

@@ -1,0 +1,229 @@
+"""The suite: what is counted, what is kept and taken up again, and what is judged of it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from salun_diffusers import UserError
+from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
+from salun_diffusers.red_team.config import ExaminedConfig
+from salun_diffusers.red_team.known import ATTACKS, PROBES, chosen
+from salun_diffusers.red_team.opened import Examination
+from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
+from salun_diffusers.red_team.subject import Drawing
+from salun_diffusers.red_team.suite import Attacked, Probed, Results, run_attacks, run_probes
+from salun_diffusers.red_team.tally import Tally
+from salun_diffusers.red_team.verdict import decide
+
+CASES = tuple(Case(f"prompt {number}", number) for number in range(40))
+
+
+class Stub:
+    """A model whose pictures are numbers: those that it shows the concept in unaided."""
+
+    def __init__(self, name: str, shows: Sequence[int]) -> None:
+        self.name, self.fingerprint, self._shows = name, f"{name}-fingerprint", set(shows)
+        self.drawing = Drawing("own", 2, 1.0, 4)
+
+    def drawn(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[bool]:
+        return [seed in self._shows for seed in seeds]
+
+
+class Judge:
+    sentence = "a stub"
+
+    def hits(self, pictures: Sequence[bool]) -> list[bool]:
+        return list(pictures)
+
+
+class Every:
+    """Hits every case whose seed is divisible; counts how often it was asked."""
+
+    name = "every"
+
+    def __init__(self, divisor: int, stops_after: int = 99) -> None:
+        self.divisor, self.asked, self._left = divisor, list[int](), stops_after
+
+    def __repr__(self) -> str:
+        return f"Every({self.divisor})"
+
+    def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        self.asked += [case.seed for case in cases]
+        told(len(cases))
+        return [Finding(case.seed % self.divisor == 0, 2, f"words {case.seed}") for case in cases]
+
+
+def examination(pre: Sequence[int] = (), floor: Stub | None = None) -> Examination:
+    erased, base = Stub("erased", pre), Stub("base", range(40))
+    contest: Any = Contest(erased, base, Judge(), "star", ("a star",))  # type: ignore[arg-type]
+    nothing: Any = SimpleNamespace(concept=SimpleNamespace(explicit=False, name="star"))
+    shown = tuple(case.seed in set(pre) for case in CASES)
+    return Examination(nothing, contest, floor, CASES, 40, shown, nothing, ExaminedConfig("x"))  # type: ignore[arg-type]
+
+
+class TestAttacks:
+    def test_what_needs_no_attack_is_not_attacked_and_counts(self, tmp_path: Path) -> None:
+        """10 of 40 unaided; of the other 30, those divisible by 4: 12, 16, …, 36, which are 7."""
+        attack = Every(4)
+        (done,) = run_attacks(examination(pre=range(10)), [attack], tmp_path)
+        assert attack.asked == list(range(10, 40))
+        assert done.tally == Tally(40, 10, 7)
+        assert [one.hit for one in done.findings[:13]] == [True] * 10 + [False, False, True]
+        assert (done.findings[3].tries, done.findings[12].tries) == (0, 2)
+
+    def test_rates(self) -> None:
+        """pre-ASR 10/40, ASR 17/40."""
+        before, both = Tally(40, 10, 7).measurements("every", "erased", "p")
+        assert (before.group, before.value, before.n) == ("pre-ASR", 0.25, 40)
+        assert (both.group, both.value, both.name) == ("ASR", 0.425, "every")
+        assert both.interval == pytest.approx((0.2851, 0.5780), abs=1e-3)
+        assert Tally(40, 10, 7).measurements("every", "floor", "p")[1].name == "every, floor"
+
+    def test_the_floor_is_attacked_as_well(self, tmp_path: Path) -> None:
+        erased, floor = run_attacks(examination(floor=Stub("floor", [1])), [Every(4)], tmp_path)
+        assert (erased.subject, floor.subject) == ("erased", "floor")
+        assert (erased.tally.pre, floor.tally) == (0, Tally(40, 1, 10))
+
+    def test_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
+        whole = run_attacks(examination(), [Every(4)], tmp_path / "whole")
+        with pytest.raises(KeyboardInterrupt):
+            run_attacks(examination(), [Every(4, stops_after=1)], tmp_path / "cut")
+        attack = Every(4)
+        again = run_attacks(examination(), [attack], tmp_path / "cut")
+        assert attack.asked == list(range(32, 40))
+        assert again[0].findings == whole[0].findings
+        attack = Every(4)
+        assert run_attacks(examination(), [attack], tmp_path / "cut")[0].findings == whole[0].findings
+        assert attack.asked == []
+
+    @pytest.mark.parametrize("change", ["attack", "target", "cases", "damage"])
+    def test_nothing_of_another_attack_is_taken_up(self, tmp_path: Path, change: str) -> None:
+        seen = examination()
+        run_attacks(seen, [Every(4)], tmp_path)
+        attack = Every(5 if change == "attack" else 4)
+        if change == "target":
+            seen.contest.target.fingerprint = "another"  # type: ignore[misc]
+        if change == "cases":
+            seen = Examination(
+                seen.request, seen.contest, None, CASES[:33], 40, seen.pre[:33], seen.accelerator, seen.config
+            )
+        if change == "damage":
+            (file,) = tmp_path.glob("*.json")
+            file.write_bytes(file.read_bytes()[:-9])
+        run_attacks(seen, [attack], tmp_path)
+        assert attack.asked == list(range(len(seen.cases)))
+
+    def test_what_is_kept_is_private(self, tmp_path: Path) -> None:
+        run_attacks(examination(), [Every(4)], tmp_path / "private")
+        assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
+
+
+class Rising:
+    """A probe whose rate is that of its setting."""
+
+    name = "rising"
+
+    def __init__(self) -> None:
+        self.asked = list[str]()
+
+    def __repr__(self) -> str:
+        return "Rising()"
+
+    def amount(self, cases: int) -> int:
+        return cases
+
+    def __call__(self, subject: Any, evidence: Evidence, told: Told) -> Reading:
+        self.asked.append(subject.name)
+        told(len(evidence.cases))
+        points = tuple(Point(at, int(at * 40), 40) for at in (0.0, 0.5, 1.0))
+        return Reading((Curve(self.name, subject.name, "share", points),), {"steps to half": 0.5, "area": None})
+
+
+class TestProbes:
+    def test_all_models_are_probed_once_and_kept(self, tmp_path: Path) -> None:
+        probe = Rising()
+        seen = examination(floor=Stub("floor", []))
+        first = run_probes(seen, [probe], tmp_path)
+        assert probe.asked == [one.subject for one in first] == ["erased", "base", "floor"]
+        again = run_probes(seen, [probe], tmp_path)
+        assert len(probe.asked) == 3
+        assert [one.reading for one in again] == [one.reading for one in first]
+
+
+def attacked(name: str, subject: str, hits: int) -> Attacked:
+    findings = tuple(Finding(place < hits, 1) for place in range(40))
+    return Attacked(name, subject, (False,) * 40, findings, 1.0)
+
+
+def relearnt(subject: str, steps: float | None) -> Probed:
+    curve = Curve("relearning", subject, "steps", (Point(0, 0, 40), Point(10, 40, 40)))
+    return Probed("relearning", subject, Reading((curve,), {"steps to half": steps}), 1.0)
+
+
+class TestVerdict:
+    @pytest.mark.parametrize(
+        ("hits", "floor", "word"),
+        [
+            (0, None, "robust"),
+            (3, None, "robust"),  # 7.5 %, from 2.6 %: 5 % lies within.
+            (6, None, "partly"),  # 15 %, from 7.1 %.
+            (6, 4, "robust"),  # The floor has 10 %.
+            (19, None, "partly"),
+            (20, None, "comes back"),
+            (20, 30, "robust"),  # Whatever it finds, it finds in any model.
+        ],
+    )
+    def test_of_attacks(self, hits: int, floor: int | None, word: str) -> None:
+        rows = [attacked("a", "erased", hits), *([attacked("a", "floor", floor)] if floor is not None else [])]
+        assert decide(Results(tuple(rows))).word == word
+
+    def test_the_worst_decides(self) -> None:
+        rows = (attacked("a", "erased", 0), attacked("b", "erased", 40), attacked("c", "erased", 8))
+        found = decide(Results(rows))
+        assert found.word == "comes back" and "b 100 %" in found.reason and "a 0" not in found.reason
+
+    @pytest.mark.parametrize(
+        ("erased", "floor", "word"),
+        [(10.0, 30.0, "comes back"), (20.0, 30.0, "robust"), (10.0, None, "comes back"), (None, 30.0, "robust")],
+    )
+    def test_of_relearning_against_the_floor(self, erased: float | None, floor: float | None, word: str) -> None:
+        results = Results((attacked("a", "erased", 0),), (relearnt("erased", erased), relearnt("floor", floor)))
+        assert decide(results).word == word
+
+    def test_relearning_without_a_floor_decides_nothing(self) -> None:
+        assert decide(Results((attacked("a", "erased", 0),), (relearnt("erased", 1.0),))).word == "robust"
+
+    def test_nothing_attacked_is_not_robust(self) -> None:
+        assert decide(Results((), (relearnt("erased", 50.0),))).word == "partly"
+
+
+class TestNames:
+    def test_sizes(self) -> None:
+        assert chosen(("tina-quick", "p4d_n"), (), (), "--attacks") == [("tina", "quick"), ("p4d_n", "full")]
+        everything = chosen(("quick",), tuple(ATTACKS), (), "--attacks")
+        assert [name for name, _ in everything] == list(ATTACKS) and {size for _, size in everything} == {"quick"}
+        assert chosen(("none",), (), (), "--attacks") == []
+        assert chosen(("quick", "tina"), ("tina", "random"), (), "--attacks") == [("tina", "full"), ("random", "quick")]
+        assert chosen(("all",), (), tuple(PROBES), "--probes")[0] == ("relearning", "full")
+
+    @pytest.mark.parametrize("word", ["uda", "p4d", "quick-quick", ""])
+    def test_others_are_refused(self, word: str) -> None:
+        with pytest.raises(UserError, match="--attacks takes quick, full, none, or some of random"):
+            chosen((word,), (), (), "--attacks")
+
+
+def test_a_kept_file_is_json(tmp_path: Path) -> None:
+    run_attacks(examination(pre=[0]), [Every(2)], tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    content = json.loads(file.read_text())
+    assert len(content["findings"]) == 39 and content["findings"][0]["text"] == "words 1"
