@@ -79,9 +79,7 @@ class LatentUNetFamily(UNetFamily):
         """Sample latents with the pipeline's own scheduler; each item has its own generator on the CPU."""
         distinct = list(dict.fromkeys(prompts))
         wanted = rows(self.encode(distinct), torch.tensor([distinct.index(prompt) for prompt in prompts]))
-        return self.generate_from(
-            wanted, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-        )
+        return self.generate_from(wanted, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
     @torch.no_grad()
     def generate_from(
