@@ -56,6 +56,19 @@ def optional_word(help: str, *, group: str = "Settings") -> Any:
     return dataclasses.field(default=None, metadata={**shown.metadata, "alone": ""})
 
 
+def choice_alone(default: str, help: str, *, alone: str, group: str = "Settings") -> Any:
+    """A dataclass field of a flag with choices that may stand alone.
+
+    Args:
+        default: The value without the flag.
+        help: As for `setting`.
+        alone: The value where nothing follows the flag.
+        group: As for `setting`.
+    """
+    return dataclasses.field(default=default, metadata={**setting(default, help, group=group).metadata,
+                                                        "alone": alone})  # fmt: skip
+
+
 def secret(help: str, *, group: str = "Settings") -> Any:
     """A dataclass field of a password: no record, no command that is written down and no `repr` shows its value."""
     return dataclasses.field(default=None, repr=False, metadata={**setting(None, help, group=group).metadata,
@@ -181,7 +194,8 @@ def _argument(hint: Any, field: dataclasses.Field[Any], left_open: str) -> dict[
         return {"action": "store_true", "help": text}
     text += f" (default: {shown})" if shown not in ((), "") else ""
     if typing.get_origin(hint) is Literal:
-        return {"choices": typing.get_args(hint), "help": text}
+        alone = {"nargs": "?", "const": field.metadata["alone"]} if "alone" in field.metadata else {}
+        return {"choices": typing.get_args(hint), "help": text, **alone}
     if typing.get_origin(hint) is tuple or any(typing.get_origin(part) is tuple for part in inner):
         return {"nargs": "+", "help": text, "metavar": "TEXT"}
     if "alone" in field.metadata:

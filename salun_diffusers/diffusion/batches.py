@@ -118,6 +118,30 @@ class Draws:
             return batch, self._targets.pop(self._taken - 1).to(self.family.device).float()
         return batch, self.objective.target(self.family, network, batch)
 
+    def upcoming(self, count: int) -> list[Share]:
+        """The shares of the next batches, which stay to be taken."""
+        return list(self._shares)[:count]
+
+    def relearning(self, share: Share, number: int) -> EraseBatch:
+        """What someone trains on who wants the concept back: forget latents with their prompts, rows of a share.
+
+        Args:
+            share: Of the step.
+            number: Of the attacker's step within it.
+        """
+        family, settings, forget = self.family, self._settings, self._data.forget
+        mine, name = slice(share.rows.start, share.rows.stop), ("relearning", share.step, number)
+        items = torch.randint(len(forget), (share.size,), generator=stream(settings.seed, *name, "items"))
+        drawn = forget.draw(items, stream(settings.seed, *name, "posterior")).of(mine)
+        generator = stream(settings.seed, *name)
+        timesteps = family.schedule.sample(share.size, generator)[mine].to(family.device)
+        noise = torch.randn((share.size, *drawn.latents.shape[1:]), generator=generator)[mine].to(family.device)
+        latents = drawn.latents.to(family.device)
+        conditions = drawn.told(rows(self._data.forget_conditions, forget.prompt_index[items[mine]]))
+        truth = family.schedule.target(latents, noise, timesteps)
+        noised = family.schedule.noised(latents, noise, timesteps)
+        return EraseBatch(noised, timesteps, truth, conditions, weight=share.weight)
+
     def batch(self, share: Share) -> EraseBatch:
         """The draws of one micro-batch: its rows of the whole step's."""
         family, data, settings, halves = self.family, self._data, self._settings, self.objective.halves

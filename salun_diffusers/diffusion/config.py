@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from salun_diffusers.arguments import secret, setting
+from salun_diffusers.arguments import choice_alone, secret, setting
 from salun_diffusers.diffusion.source_config import SourceConfig
 
 Recipe = Literal["frozen_teacher", "paper"]
@@ -13,6 +13,7 @@ ObjectiveName = Literal["relabel", "ascent", "finetune", "l1_sparse", "esd"]
 SoftThreshold = Literal["none", "proximal", "probabilistic", "continuous"]
 SoftRule = Literal["exact", "official"]
 MaskDraws = Literal["fixed", "step"]
+Robust = Literal["none", "embedding", "relearning", "both"]
 # diffusers' own names (diffusers.optimization.SchedulerType).
 LearningRateCourse = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
@@ -125,6 +126,13 @@ class EraseConfig(SourceConfig):
     objective: ObjectiveName = setting(
         "relabel",
         "relabel: SalUn; baselines: ascent (GA), finetune (FT), l1_sparse, esd (negative guidance).",
+        group=_TRAIN,
+    )
+    robust: Robust = choice_alone(
+        "none",
+        "Forget so that it holds: embedding: also for prompts that were moved towards the concept (inner attacks); "
+        "relearning: also after a few steps of training it back; both: what --robust alone means.",
+        alone="both",
         group=_TRAIN,
     )
     l1_weight: float = setting(1e-5, "Weight of l1_sparse's penalty, decaying to 0.", group=_TRAIN, minimum=0)

@@ -23,6 +23,7 @@ from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.memory_account import GPU, LiveBytes, imagined
 from salun_diffusers.diffusion.model_shape import ModelShape
 from salun_diffusers.diffusion.rehearsal import moved_of
+from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_peaks import SAMPLING, Precision, StagePeaks, autocast
 
@@ -85,7 +86,11 @@ class QuickPeaks:
         beside = 4 * selected if lora else 0 if whole else 4 * selected + self._weights // 8
         beside += 4 * selected if settings.soft_threshold == "proximal" else 6 * selected * settings.scales_updates
         resident = 4 * self._weights + moments + averages + beside
-        rows = len(make_objective(settings).halves) * GlobalBatch.of(settings, processes=1).largest
+        robust = Robustness.of(settings)
+        # Beside the gradient of forgetting that of retaining; of who trains back, the weights before and what is found.
+        resident += 4 * selected * ((robust.rows > 0) * 2 + (robust.weight_steps > 0))
+        halves = 1 if robust.rows else len(make_objective(settings).halves)  # One half at a time.
+        rows = halves * GlobalBatch.of(settings, processes=1).largest
         at_once = self._activations(rows, precision, settings.gradient_checkpointing, settings.train_method)
         accumulated = 4 * selected if settings.gradient_accumulation_steps > 1 else 0
         static = resident + 4 * selected

@@ -27,6 +27,7 @@ from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.masks import trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch
 from salun_diffusers.diffusion.optimizer import make_optimizer
+from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.saliency_pass import forget_saliency
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_marks import StageMarks
@@ -127,7 +128,11 @@ def rehearse_saliency(run: Run, family: Family, data: EraseData, settings: Setti
 def rehearsed_rows(run: Run, settings: Settings) -> int:
     """Rows that one rehearsed step takes forward and backward."""
     each = GlobalBatch.of(settings, run.accelerator.num_processes).largest
-    return len(make_objective(settings).halves) * each * min(settings.gradient_accumulation_steps, 2)
+    return (
+        (len(make_objective(settings).halves) + Robustness.of(settings).rows)
+        * each
+        * min(settings.gradient_accumulation_steps, 2)
+    )
 
 
 class _BlankDraws(Draws):

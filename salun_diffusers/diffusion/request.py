@@ -27,6 +27,7 @@ from salun_diffusers.diffusion.own_sets import OwnSets, sized, with_own_sets
 from salun_diffusers.diffusion.presets.classes import class_concept
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.stable_diffusion import kind_of
+from salun_diffusers.diffusion.robustness import check_robust, check_robust_classes, robust_in_words
 from salun_diffusers.diffusion.row_forwards import in_words, row_forwards
 from salun_diffusers.diffusion.settings import OWN_SCHEDULER, Settings, recorded, resolve, soft_in_words
 from salun_diffusers.diffusion.strength_prompts import check_strength, strength_in_words, with_curve
@@ -133,6 +134,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
 
         scheduler_class(str(config.scheduler))
     check_adapter(config)
+    check_robust(config)
     check_own_flags(config)
     check_output(config.output_dir, config.resume_from_checkpoint)
     check_hub(config)
@@ -176,6 +178,8 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
         return class_concept(one, index, network) if classes else find_concept(one, kind, space)
 
     concept = with_earlier(with_detector(concept_of(config, find), config), base, find)
+    if classes:
+        check_robust_classes(config, base)
     if config.train_data and not classes:
         raise UserError(
             f"--train_data is for class-conditional models, whose pictures have labels; {base} is a "
@@ -301,6 +305,7 @@ def plan(request: Request) -> str:
         f"fine-tune {settings.length}, {GlobalBatch.of(settings, processes)}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
+        *([f"robust    {robust}"] if (robust := robust_in_words(settings)) else []),
         *(
             [f"adapter   LoRA with the parameters of rank {settings.rank}, alpha {settings.lora_alpha:g}"]
             if settings.adapter == "lora"

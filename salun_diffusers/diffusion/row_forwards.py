@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.strength_prompts import strength_pictures
 
@@ -91,7 +92,7 @@ def row_forwards(
         StageRows("latent sets", drawn * each, draws=True),
         StageRows("saliency", 2 * scored, gradient=True),
         StageRows("targets", trained * teacher),
-        StageRows("fine-tuning", trained * halves, gradient=True),
+        StageRows("fine-tuning", trained * (halves + Robustness.of(settings).rows), gradient=True),
         StageRows("pictures after", pictures, draws=True),
         *([StageRows("distances", 2 * settings.num_forget_images)] if settings.saliency_weighting != "none" else []),
         *([StageRows("collateral", collateral * each, draws=True)] if collateral else []),

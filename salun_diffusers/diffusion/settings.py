@@ -17,6 +17,7 @@ from salun_diffusers.diffusion.config import (
     MaskDraws,
     ObjectiveName,
     Recipe,
+    Robust,
     SoftRule,
     SoftThreshold,
 )
@@ -120,6 +121,7 @@ class Settings(Numbers):
     use_ema: bool
     recipe: Recipe
     objective: ObjectiveName
+    robust: Robust
     l1_weight: float
     negative_guidance: float
     lr_warmup_steps: int

@@ -35,6 +35,8 @@ def refuse_unshardable(accelerator: Accelerator, settings: Settings) -> None:
             f"--soft_threshold {settings.soft_threshold} looks at whole tensors in every step, FSDP2 shares them out: "
             "use DDP, one process, or probabilistic masks that are drawn once (--mask_draws fixed)."
         )
+    if getattr(settings, "robust", "none") != "none":
+        raise UserError(f"--robust {settings.robust} moves whole leaves and back, FSDP2 shares them out: use DDP.")
     if getattr(settings, "adapter", "none") != "none":
         raise UserError("--adapter lora is small and trained whole, FSDP2 shares tensors out: use DDP or one process.")
     if getattr(settings, "use_8bit_adam", False):

@@ -111,6 +111,7 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
     batch = GlobalBatch.of(settings, sources.processes).size
     # How long it takes is left out: a longer training goes on from a shorter one's checkpoint.
     beside = chosen(_PROXIMAL) if settings.soft_threshold == "proximal" else {}
+    beside |= {"robust": settings.robust} if settings.robust != "none" else {}
     beside |= {"lora_alpha": settings.lora_alpha} if settings.adapter != "none" else {}
     training = fingerprint(mask=mask, sets=sets, batch=batch, **chosen(_TRAINING), **shared, **beside)
     pipeline = fingerprint(

@@ -23,6 +23,8 @@ from salun_diffusers.diffusion.families.family import Family, spread
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
+from salun_diffusers.diffusion.robust_step import RobustStep
+from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare, refresh, whole
 from salun_diffusers.diffusion.soft_masks import soft_updates
@@ -202,6 +204,12 @@ def _step(
 ) -> dict[str, float]:
     """One optimizer step: all its micro-batches, then the update."""
     accumulation = settings.gradient_accumulation_steps
+    if settings.robust != "none":
+        scale = partial(error_scale, power=settings.snr_power)
+        found = RobustStep(accelerator, network, selected, draws, Robustness.of(settings), accumulation, scale)()
+        _update(accelerator, selected, stepper, settings)
+        values = accelerator.reduce(torch.stack(list(found.values())), reduction="mean").tolist()
+        return dict(zip(found, values, strict=True))
     terms = torch.zeros(3, device=draws.family.device)
     for micro in range(accumulation):
         with accelerator.accumulate(network), accelerator.autocast():
@@ -210,13 +218,20 @@ def _step(
                 continue
             # Update weights.
             selected.gather_gradients()
-            if math.isfinite(settings.max_grad_norm):
-                clip(accelerator, selected.weights, settings.max_grad_norm)
-            stepper.step()
-            stepper.zero_grad()
-            selected.scatter()
+            _update(accelerator, selected, stepper, settings)
     total, forget, retain = accelerator.reduce(terms, reduction="mean").tolist()
     return {"loss": total, "forget_loss": forget, "retain_loss": retain}
+
+
+def _update(
+    accelerator: Accelerator, selected: TrainedWeights, stepper: torch.optim.Optimizer, settings: Settings
+) -> None:
+    """Step on the gradients that the leaves have."""
+    if math.isfinite(settings.max_grad_norm):
+        clip(accelerator, selected.weights, settings.max_grad_norm)
+    stepper.step()
+    stepper.zero_grad()
+    selected.scatter()
 
 
 def _backward(
