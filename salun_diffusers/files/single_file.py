@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from filelock import FileLock
 from salun_diffusers.errors import UserError, one_line, tell
 from salun_diffusers.files.component_files import OPTIONAL, pipeline_files
 from salun_diffusers.files.json_files import read_object
+from salun_diffusers.files.pickles import refuse_pickle
 from salun_diffusers.files.pipeline_copy import index_without
 from salun_diffusers.files.pipeline_folder import class_name, components, locate, model_index
 from salun_diffusers.files.run_folder import fingerprint
@@ -29,7 +29,6 @@ from salun_diffusers.progress import loading_quietly
 
 SINGLE_FILES = "single_files"
 """Name of the folder where they are kept."""
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _DENOISER, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner.")
 
@@ -96,18 +95,7 @@ def check_single_file(file: Path) -> dict[str, Any]:
     Raises:
         UserError: If it is a pickle, damaged, or holds something else; the message says what.
     """
-    if file.suffix.lower() in _PICKLES:
-        whole = file.with_suffix(".safetensors")
-        code = (
-            "import sys, torch; from safetensors.torch import save_file; "
-            "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-            "save_file({k: v.clone().contiguous() for k, v in d.get('state_dict', d).items() if torch.is_tensor(v)}, "
-            "sys.argv[2])"
-        )
-        raise UserError(
-            f"{file} is a pickle, which can run code when it is opened, and none is opened here; convert it: "
-            f'python -c "{code}" {shlex.quote(str(file))} {shlex.quote(str(whole))}'
-        )
+    refuse_pickle(file)
     if file.suffix.lower() != ".safetensors":
         raise UserError(f"A pipeline folder, a hub id or a .safetensors file is required, {file} is another file.")
     header = check_whole(file)

@@ -3,6 +3,10 @@
     salun generate --pretrained_model_name_or_path demo --prompts prompts.csv --output_dir before
     accelerate launch --multi_gpu -m salun_diffusers generate … shares the pictures among processes.
 
+What another eraser wrote is drawn with as BASE+FILE: weights of a U-Net or a text encoder, a LoRA, or a patch.
+
+    salun generate --pretrained_model_name_or_path demo+esd.safetensors --prompts prompts.csv --output_dir esd
+
 Prompt files: CSV, TSV or JSON with the columns of the field's lists (I2P, COCO, Imagenette, MMA, Ring-A-Bell, P4D,
 Six-CD, …; --prompt_column names another), or text with one prompt a line. The same command goes on where it stopped.
 Explicit pictures are looked at in memory: NudeNet's detections and a coarse blur are kept, not the pictures, unless
@@ -22,12 +26,14 @@ from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow, read_manifest
 from salun_diffusers.evaluation.prompt_files import PromptFile, read_prompt_file
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.eraser_files import split_sum
 from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.single_file import find_model
 from salun_diffusers.files.whole_files import full_disk_is_told
 from salun_diffusers.programs.program import Program
 
 if TYPE_CHECKING:
+    from salun_diffusers.diffusion.eraser_edit import EraserEdit
     from salun_diffusers.evaluation.generation import Sampling
 
 
@@ -35,7 +41,9 @@ if TYPE_CHECKING:
 class GenerateConfig:
     """Settings of the drawing."""
 
-    pretrained_model_name_or_path: str = setting("", "Hub id, local pipeline folder, or `demo`.")
+    pretrained_model_name_or_path: str = setting(
+        "", "Hub id, local pipeline folder, `demo`, or BASE+FILE with the file of another eraser."
+    )
     patch: str | None = setting(None, "patch.safetensors of an erasure, applied to a passing copy of the model.")
     prompts: str = setting("", "CSV, TSV, JSON or text file of prompts.")
     prompt_column: str | None = setting(None, "Column of --prompts; by default the one whose name is known.")
@@ -70,8 +78,11 @@ def work(config: GenerateConfig, command: str) -> str:
     if config.patch and not Path(config.patch).is_file():
         raise UserError(f"--patch must be a patch file (patch.safetensors of a run), there is no file {config.patch}.")
     require_writable(config.output_dir, "--output_dir")
+    two = split_sum(config.pretrained_model_name_or_path)
+    if two is not None and config.patch:
+        raise UserError("--patch needs a base without a plus: BASE+FILE takes a patch file as well.")
     base = find_model(
-        config.pretrained_model_name_or_path,
+        config.pretrained_model_name_or_path if two is None else two[0],
         revision=config.revision,
         variant=config.variant,
         cache_dir=config.cache_dir,
@@ -79,6 +90,10 @@ def work(config: GenerateConfig, command: str) -> str:
     )
     require_outside_components(config.output_dir, base, "--output_dir")
     check_complete(base, config.variant)
+    if two is not None:
+        from salun_diffusers.diffusion.eraser_edit import EraserEdit
+
+        return draw(config, command, file, base, EraserEdit.of(two[1], base, config.variant))
     with tempfile.TemporaryDirectory(prefix="salun-") as scratch:
         if config.patch:
             from salun_diffusers.masks.patch import WeightPatch, patch_folder
@@ -89,8 +104,8 @@ def work(config: GenerateConfig, command: str) -> str:
         return draw(config, command, file, base)
 
 
-def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path) -> str:
-    """Draw the prompts with a pipeline folder."""
+def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, edit: EraserEdit | None = None) -> str:
+    """Draw the prompts with a pipeline folder, and with what another eraser made of it."""
     # Heavy imports wait until everything that is quickly known is known.
 
     from salun_diffusers.accelerator import Processes, decided_by_main, engine, sampling_dtype
@@ -115,6 +130,8 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path) -> 
         pipe: Any = load_pipeline(
             base, device=accelerator.device, dtype=dtype, variant=config.variant, scheduler=config.scheduler
         )
+        if edit is not None:
+            edit.put_into(pipe)
         require_prompts(pipe, [row.prompt for row in file.rows])
         require_steps(pipe, config.num_inference_steps)
         sampling = Sampling(config.num_inference_steps, *drawn_size(pipe, config.height, config.width))
@@ -122,7 +139,9 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path) -> 
         keeping = Keeping(folder, NudeNet() if explicit else None, config.save_explicit)
         made_with = {
             "model": " + ".join(filter(None, (config.pretrained_model_name_or_path, config.patch))),
-            "model_sha256": decided_by_main(accelerator, lambda: identity_of(base)),
+            "model_sha256": decided_by_main(
+                accelerator, lambda: identity_of(base) if edit is None else edit.identity()
+            ),
             "scheduler": describe_scheduler(pipe),
             **asdict(sampling),
             "dtype": str(dtype).removeprefix("torch."),

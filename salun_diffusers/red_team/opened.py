@@ -22,6 +22,7 @@ from salun_diffusers.diffusion.strength_prompts import report_seed
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
+from salun_diffusers.files.eraser_files import split_sum
 from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.red_team.attack import Case, Contest
 from salun_diffusers.red_team.config import ExaminedConfig
@@ -87,7 +88,8 @@ def requested(config: ExaminedConfig, scratch: Path) -> Request:
     given = {name: value for name in _SAME if (value := getattr(config, name)) not in (None, "", ())}
     if given.get("detector") == "preset":
         del given["detector"]
-    base = config.base or (config.pipeline.partition("+")[0].strip() if "+" in config.pipeline else None)
+    two = split_sum(config.pipeline)
+    base = two[0] if config.base is None and two is not None else config.base
     if base is not None:
         given["pretrained_model_name_or_path"] = base
     given |= {name: value for name, value in (("revision", config.base_revision),
