@@ -206,7 +206,7 @@ class ConceptInversion:
                 conditions = space.conditions(sentence, _put(vectors, self.batch_size))
                 loss = own_errors(family, clean, times, conditions, noise).mean() / self.accumulation
                 loss.backward()
-                total += float(loss)
+                total += float(loss.detach())
             optimizer.step()
             losses.append(total)
         return Inverted(tuple(one.detach() for one in vectors), tuple(losses))
