@@ -17,7 +17,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
 from salun_diffusers.red_team.genetic import Best, Genetics, search
 from salun_diffusers.red_team.subject import Subject
-from salun_diffusers.red_team.token_space import Sentence, TokenSpace
+from salun_diffusers.red_team.token_space import TokenSpace
 from salun_diffusers.red_team.wordings import Wording, tried
 from salun_diffusers.seeds import stream
 
@@ -89,7 +89,7 @@ class RingABell:
             target = subject.family.encode([case.prompt])[STATES] + self.strength * vector
 
             def fitness(ids: Tensor, target: Tensor = target) -> Tensor:
-                return distance(space.of_ids(_repeated(sentence, len(ids)), ids)[STATES], target).cpu()
+                return distance(space.of_ids(sentence.rows(torch.zeros(len(ids), dtype=torch.int64)), ids)[STATES], target).cpu()
 
             generator = stream(case.seed, self.name, case.prompt)
             found.append(search(fitness, words, length, self.genetics, generator))
@@ -148,8 +148,3 @@ def encoder_fingerprint(subject: Subject) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _repeated(sentence: Sentence, count: int) -> Sentence:
-    """One sentence, many times."""
-    return Sentence(tuple(ids.expand(count, -1) for ids in sentence.ids), sentence.places.expand(count, -1))
