@@ -228,9 +228,7 @@ class TestLessons:
         family = subject(tiny_pipeline, "tiny_pipeline").family
         lesson = Lesson(torch.zeros(3, 4, 4, 4), ("a star", "star", "a star"))
         expected = rows(family.encode(["a star", "star"]), torch.tensor([0, 1, 0]))
-        assert torch.equal(
-            lesson.conditions(family)["encoder_hidden_states"], expected["encoder_hidden_states"]
-        )
+        assert torch.equal(lesson.conditions(family)["encoder_hidden_states"], expected["encoder_hidden_states"])
 
 
 @pytest.mark.parametrize(
