@@ -20,13 +20,14 @@ _LORA = "relearned"
 _ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
 
 
-def practising(subject: Subject) -> Subject:
+def practising(subject: Subject, *others: str) -> Subject:
     """The same model with a denoiser of its own, which may be trained; all other parts are shared.
 
     A LoRA that lies on the denoiser becomes part of the copy's weights.
 
     Args:
         subject: Stays as it is.
+        *others: Names of further parts that are copied, where the pipeline has them.
     """
     network: Any = copy.deepcopy(subject.family.denoiser)
     if getattr(network, "peft_config", None):
@@ -35,6 +36,9 @@ def practising(subject: Subject) -> Subject:
     family: Any = copy.copy(subject.family)
     family.pipe = copy.copy(subject.family.pipe)
     family.pipe.unet = family.denoiser = network
+    for name in others:
+        if getattr(family.pipe, name, None) is not None:
+            setattr(family.pipe, name, copy.deepcopy(getattr(family.pipe, name)))
     return replace(subject, family=family)
 
 

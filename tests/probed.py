@@ -1,0 +1,78 @@
+"""Tiny models to probe, and a judge whose word can be worked out: whether a picture is light on its left half."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
+from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
+from salun_diffusers.diffusion.families.stable_diffusion_xl import StableDiffusionXL
+from salun_diffusers.red_team.attack import Case, Contest
+from salun_diffusers.red_team.judge import Judge
+from salun_diffusers.red_team.probe import Evidence
+from salun_diffusers.red_team.subject import Drawing, Subject
+
+CPU = torch.device("cpu")
+FAMILIES = {"tiny_pipeline": StableDiffusion, "sd14": StableDiffusion, "sdxl": StableDiffusionXL,
+            "tiny_ddpm": ClassConditionalDDPM}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lightness:
+    """Sees ``light`` where the left half of a picture is lighter than a limit."""
+
+    limit: float = 127.0
+    protocol = "lightness"
+
+    def labels(self, pictures: Sequence[Image.Image]) -> list[frozenset[str]]:
+        halves = [np.asarray(picture.convert("L"))[:, : picture.width // 2] for picture in pictures]
+        return [frozenset({"light"} if half.mean() > self.limit else {}) for half in halves]
+
+
+@cache
+def _loaded(folder: Path, kind: str) -> Any:
+    return FAMILIES[kind](folder, device=CPU)
+
+
+def subject(folder: Path, kind: str, name: str = "erased", *, steps: int = 3, guidance: float = 2.0) -> Subject:
+    """A model of one of the fixtures' kinds, drawing two pictures at once; weights are shared, the scheduler is its own."""
+    family = copy.copy(_loaded(folder, kind))
+    family.pipe = copy.copy(family.pipe)
+    return Subject(family, name, name, Drawing("own", steps, guidance, 2))
+
+
+def evidence(target: Subject, base: Subject, cases: int = 3, limit: float = 0.0) -> Evidence:
+    """A contest about prompts that the model reads; at a limit of 0 every picture is a hit, at 255 none."""
+    words = ["cat", "dog"] if isinstance(target.family, ClassConditionalDDPM) else ["a star", "a photo of a circle"]
+    judge = Judge(Lightness(limit), frozenset({"light"}))
+    asked = tuple(Case(words[number % 2], 100 + number) for number in range(cases))
+    return Evidence(Contest(target, base, judge, "light"), asked)
+
+
+def state(one: Subject) -> dict[str, Any]:
+    """All that could be changed of a model: every tensor of every part, and what requires a gradient."""
+    found: dict[str, Any] = {}
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        network = getattr(one.family.pipe, part, None)
+        if network is not None:
+            found |= {f"{part}.{name}": tensor.clone() for name, tensor in network.state_dict().items()}
+            found |= {f"{part}.{name} trained": parameter.requires_grad for name, parameter in
+                      network.named_parameters()}  # fmt: skip
+    return found
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states are equal to the bit."""
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        for name, value in one.items()
+    )
