@@ -241,6 +241,12 @@ class EraseConfig(SourceConfig):
         "about 320 pictures before and 320 after, and 120 of the base besides.",
         group=_EVALUATION,
     )
+    red_team: Literal["none", "quick", "full"] = setting(
+        "none",
+        "When the erased pipeline is written, attack it as `salun attack` does (quick: the settings of a small model; "
+        "full: those of the sources, hours on a GPU), and probe it; the report has the rates, red_team/ has the page.",
+        group=_EVALUATION,
+    )
     keep_explicit_latents: bool = setting(
         False,
         "Keep the latents of an explicit concept when the run is done: with the model's decoder they are pictures.",

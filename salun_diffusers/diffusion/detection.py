@@ -110,6 +110,26 @@ def chosen_detector(concept: Concept, config: EraseConfig) -> DetectorChoice:
     return replace(choice, clip=config.clip or (choice.weights if choice.name == "clip" else cached_clip()))
 
 
+def check_red_team(concept: Concept, config: EraseConfig) -> None:
+    """Refuse an attack whose success nobody could see.
+
+    Raises:
+        UserError: If there are several concepts, or no detector looks for the one.
+    """
+    if config.red_team == "none":
+        return
+    if concept.parts:
+        raise UserError(
+            f"--red_team {config.red_team} is for one concept, got {len(concept.parts)}; `salun attack` takes each by "
+            "its name afterwards."
+        )
+    if chosen_detector(concept, config).name == "none" or not concept.target_labels:
+        raise UserError(
+            f"--red_team {config.red_team} needs a detector that looks for {concept.name!r}, or no attack could be seen "
+            f'to succeed: name one by --detector, such as clip:"{concept.name}".'
+        )
+
+
 def _chosen(labels: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
     """Labels as the detector writes them."""
     found = []

@@ -188,6 +188,11 @@ def erase(
 
 def _erase_named(config: EraseConfig) -> EraseResult:
     """Erase from a folder or a model of the hub."""
+    if config.red_team != "none":
+        raise UserError(
+            f"red_team={config.red_team!r} is for the program: `salun attack RUN` attacks what output_dir keeps. Leave "
+            "it at none."
+        )
     if config.dry_run:
         raise UserError("dry_run is for the program, which prints its plan; erase() always erases. Leave it False.")
     if config.push_to_hub:

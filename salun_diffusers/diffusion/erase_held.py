@@ -44,6 +44,7 @@ _LOADED = "the pipeline is loaded already"
 _ONE_GO = "an erasure in memory is one go and writes no checkpoints"
 _FULL = "its strength is looked for by the program alone, on a pipeline folder"
 _NO_FOLDER = "what is uploaded is a folder; result.save(FOLDER) writes one with its model card, `hf upload` sends it"
+_ATTACK = "result.save(FOLDER) writes one that `salun attack` takes"
 _NOT_HERE = {
     "pretrained_model_name_or_path": _LOADED,
     "revision": _LOADED,
@@ -58,6 +59,7 @@ _NOT_HERE = {
     "strength_points": _FULL,
     "dry_run": "erase() always erases, the program plans",
     "vram": "erase() always erases, the program plans",
+    "red_team": _ATTACK,
     "push_to_hub": _NO_FOLDER,
     "hub_model_id": _NO_FOLDER,
     "hub_token": _NO_FOLDER,

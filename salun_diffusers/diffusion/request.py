@@ -15,7 +15,7 @@ from salun_diffusers.diffusion.adapter_flags import check_adapter, require_linea
 from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
-from salun_diffusers.diffusion.detection import check_detector, chosen_detector, with_detector
+from salun_diffusers.diffusion.detection import check_detector, check_red_team, chosen_detector, with_detector
 from salun_diffusers.diffusion.earlier import with_earlier
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space, parameters_of_rank
@@ -208,6 +208,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
             f"{settings.num_forget_images}."
         )
     check_strength(concept, config)
+    check_red_team(concept, config)
     # Of a pipeline in memory the base's weights are gone when the erased ones are there.
     settings = settings if held is not None else with_curve(settings, concept, config)
     disk = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.collateral import draw_collateral
 from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import latent_sets
@@ -22,11 +23,27 @@ from salun_diffusers.diffusion.validation import draw_pictures
 from salun_diffusers.diffusion.validation_pictures import watcher
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.reports.measurement import Measurement
 from salun_diffusers.reports.report import EvaluationReport
 
+Examined = Callable[[RunFolder], Sequence[Measurement]]
+"""Looks once more at the erased pipeline that a run has written, and says what it measured."""
 
-def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationReport]:
+
+def not_examined(_folder: RunFolder) -> Sequence[Measurement]:
+    """Nobody looks."""
+    return ()
+
+
+def run_erasure(
+    request: Request, command: str, examined: Examined = not_examined
+) -> tuple[RunFolder, EvaluationReport]:
     """Carry out a request; returns the run's folder and its report.
+
+    Args:
+        request: What is to be done.
+        command: As it was typed.
+        examined: Called on the main process when the erased pipeline is there; the report has what it measured.
 
     Raises:
         UserError: If it cannot be carried out.
@@ -56,7 +73,11 @@ def run_erasure(request: Request, command: str) -> tuple[RunFolder, EvaluationRe
             after = draw_pictures(sampler, concept, "after")
             collateral = beside, draw_collateral(sampler, request, "after")
         curve = curve or reported_curve(run, request, detector, erased)
-        outcome = Outcome(before, after, mask, receipt, history, curve, collateral)
+        del erased, sampler
+        run.accelerator.free_memory()
+        with run.stage("red team"):
+            attacked = decided_by_main(run.accelerator, lambda: tuple(examined(run.folder)))
+        outcome = Outcome(before, after, mask, receipt, history, curve, collateral, attacked)
         report = write_report(run, request, detector, outcome)
         write_card(run, request, report)
         remove_explicit_latents(run, request)

@@ -54,6 +54,7 @@ class Outcome:
         history: Rows of the fine-tuning.
         strength: Rates against the strength, and the one that was taken; None where nobody looked.
         collateral: Pictures of all else, before and after; None where nobody asked for them.
+        attacked: What attacks and probes measured on the erased model.
     """
 
     before: Pictures
@@ -63,6 +64,7 @@ class Outcome:
     history: Sequence[Mapping[str, Any]]
     strength: StrengthCurve | None = None
     collateral: tuple[CollateralPictures | None, CollateralPictures | None] = (None, None)
+    attacked: tuple[Measurement, ...] = ()
 
 
 def write_report(run: Run, request: Request, detector: Detector | None, outcome: Outcome) -> EvaluationReport:
@@ -110,7 +112,7 @@ def _written(run: Run, request: Request, detector: Detector, outcome: Outcome) -
             outcome.strength.chosen if outcome.strength else 1.0,
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        measurements=judged.measurements,
+        measurements=(*judged.measurements, *outcome.attacked),
         comparisons=judged.comparisons,
         timings=dict(run.clock.seconds),
         # The same scheduler draws both sides; `own` alone does not say which.

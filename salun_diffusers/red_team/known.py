@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.run_source import RunSource
@@ -45,6 +46,7 @@ ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
 }  # fmt: skip
 """Cheap ones first."""
 
+_WORDLESS = ("tina",)
 _STEPS = (0, 10, 25, 50, 100)
 PROBES: dict[str, Callable[[Size, Examination], Probe]] = {
     "relearning": lambda size, _: (
@@ -76,13 +78,14 @@ def attacks_of(words: Sequence[str], seen: Examination, prompt_file: str | None 
     Args:
         words: ``quick``, ``full`` (or ``all``), or names, in the sources' settings; of a name with ``-quick`` behind it
             those of a small model.
-        seen: What they are run on.
+        seen: What they are run on. Of a model that reads no words ``quick`` and ``full`` are those that need none.
         prompt_file: A list of prompts to draw beside them.
 
     Raises:
         UserError: If there is none of a name.
     """
-    made = [ATTACKS[name](size, seen) for name, size in chosen(words, tuple(ATTACKS), tuple(ATTACKS), "--attacks")]
+    everything = tuple(ATTACKS) if isinstance(seen.contest.target.family, LatentUNetFamily) else _WORDLESS
+    made = [ATTACKS[name](size, seen) for name, size in chosen(words, everything, everything, "--attacks")]
     return [*made, *([PromptList.read(Path(prompt_file).expanduser())] if prompt_file else [])]
 
 

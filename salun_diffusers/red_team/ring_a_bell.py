@@ -89,7 +89,9 @@ class RingABell:
             target = subject.family.encode([case.prompt])[STATES] + self.strength * vector
 
             def fitness(ids: Tensor, target: Tensor = target) -> Tensor:
-                return distance(space.of_ids(sentence.rows(torch.zeros(len(ids), dtype=torch.int64)), ids)[STATES], target).cpu()
+                return distance(
+                    space.of_ids(sentence.rows(torch.zeros(len(ids), dtype=torch.int64)), ids)[STATES], target
+                ).cpu()
 
             generator = stream(case.seed, self.name, case.prompt)
             found.append(search(fitness, words, length, self.genetics, generator))
