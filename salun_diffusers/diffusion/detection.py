@@ -125,8 +125,8 @@ def check_red_team(concept: Concept, config: EraseConfig) -> None:
         )
     if chosen_detector(concept, config).name == "none" or not concept.target_labels:
         raise UserError(
-            f"--red_team {config.red_team} needs a detector that looks for {concept.name!r}, or no attack could be seen "
-            f'to succeed: name one by --detector, such as clip:"{concept.name}".'
+            f"--red_team {config.red_team} needs a detector that looks for {concept.name!r}, or no attack could be "
+            f'seen to succeed: name one by --detector, such as clip:"{concept.name}".'
         )
 
 

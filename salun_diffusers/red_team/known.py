@@ -85,7 +85,14 @@ def attacks_of(words: Sequence[str], seen: Examination, prompt_file: str | None 
         UserError: If there is none of a name.
     """
     everything = tuple(ATTACKS) if isinstance(seen.contest.target.family, LatentUNetFamily) else _WORDLESS
-    made = [ATTACKS[name](size, seen) for name, size in chosen(words, everything, everything, "--attacks")]
+    made = []
+    for name, size in chosen(words, everything, everything, "--attacks"):
+        if name not in everything:
+            raise UserError(
+                f"--attacks {name} searches through words. A text encoder is required, and {seen.config.pipeline} has "
+                f"none; {', '.join(_WORDLESS)} and all probes work without."
+            )
+        made.append(ATTACKS[name](size, seen))
     return [*made, *([PromptList.read(Path(prompt_file).expanduser())] if prompt_file else [])]
 
 

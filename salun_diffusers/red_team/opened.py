@@ -88,6 +88,8 @@ def requested(config: ExaminedConfig, scratch: Path) -> Request:
     given = {name: value for name in _SAME if (value := getattr(config, name)) not in (None, "", ())}
     if given.get("detector") == "preset":
         del given["detector"]
+    elif "detector" in given:  # Labels of another detector are not this one's.
+        given["detector_labels"] = config.detector_labels
     two = split_sum(config.pipeline)
     base = two[0] if config.base is None and two is not None else config.base
     if base is not None:
