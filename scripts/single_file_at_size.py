@@ -35,6 +35,8 @@ from salun_diffusers.programs.program import Program
 KINDS = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 CHANGED = "conv_in.bias", "model.diffusion_model.input_blocks.0.0.bias"
+# Weights are copied before they are used: those of a file lie in memory as they lie in the file, and the order in which
+# a CPU's library adds up products depends on where a matrix begins; fp16, which is cast, is copied anyway.
 _DRAW = """
 import sys, numpy, torch
 from diffusers import {kind} as kind
@@ -43,6 +45,10 @@ source, config, out = sys.argv[1:]
 pipe = kind.from_pretrained(source, **words) if source == config else (
     kind.from_single_file(source, config=config, **words))
 pipe.to(torch.float32).set_progress_bar_config(disable=True)
+for part in pipe.components.values():
+    if isinstance(part, torch.nn.Module):
+        for tensor in part.parameters():
+            tensor.data = tensor.data.clone()
 seed = torch.Generator().manual_seed(0)
 numpy.save(out, pipe({caption!r}, num_inference_steps=2, height=64, width=64, generator=seed, output_type="np").images)
 """
@@ -110,6 +116,7 @@ def measure(kind: str, folder: Path) -> dict[str, Any]:
             "draw_from_folder": draw(kind, dtype, base, base, drawn[1]),
         }
         one, two = map(np.load, drawn)
+        figures[name]["largest_difference"] = float(np.abs(one - two).max())
         figures[name]["same_picture"] = bool(np.array_equal(one, two) and np.isfinite(one).all() and one.std() > 0)
     with_another_tensor(base, folder / "other")
     (folder / "fp16.safetensors").unlink()
