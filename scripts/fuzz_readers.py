@@ -14,7 +14,7 @@ from fuzz_pipeline import small_pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from salun_diffusers.adapters.eraser_lora import fit_lora, read_pairs, read_tensor
+from salun_diffusers.adapters.eraser_lora import fit_lora, read_pairs
 from salun_diffusers.adapters.fused import Fused
 from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora, write_lora
 from salun_diffusers.adapters.lora_names import peft_tensors
@@ -41,6 +41,7 @@ from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.eraser_files import read_eraser_file
 from salun_diffusers.files.eraser_fit import fit_weights
+from salun_diffusers.files.eraser_folder import read_tensor
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
 from salun_diffusers.files.run_source import RunSource
