@@ -40,6 +40,14 @@ def test_a_sum_may_be_of_another_base_of_its_kind(tiny_pipeline, file, tmp_path)
     assert found == EditedModel(FolderModel(other), file)
 
 
+def test_a_floor_may_be_a_sum_of_its_own(tiny_pipeline, file, tmp_path):
+    """The base that is known is not taken for another that is named."""
+    other = build_pipeline(tmp_path / "other", seed=1)
+    config = ExaminedConfig(f"{tiny_pipeline}+{file}", floor=f"{other}+{file}")
+    found = model_of(f"{other}+{file}", FolderModel(tiny_pipeline), config)
+    assert found == EditedModel(FolderModel(other), file)
+
+
 def test_a_sum_of_another_kind_is_refused(tiny_pipeline, sdxl, file):
     with pytest.raises(UserError, match="must be of the base's kind, a StableDiffusionPipeline; it is a StableDiff"):
         named(f"{sdxl}+{file}", tiny_pipeline, base=str(tiny_pipeline))
