@@ -14,6 +14,7 @@ from fuzz_pipeline import small_pipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from salun_diffusers.adapters.eraser_lora import fit_lora, read_pairs
 from salun_diffusers.adapters.fused import Fused
 from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora, write_lora
 from salun_diffusers.adapters.lora_names import peft_tensors
@@ -38,6 +39,9 @@ from salun_diffusers.evaluation.record import EvaluationRecord, Table
 from salun_diffusers.files.base_card import read_card
 from salun_diffusers.files.checkpoint import load_state, save_state
 from salun_diffusers.files.component_files import check_complete
+from salun_diffusers.files.eraser_files import read_eraser_file
+from salun_diffusers.files.eraser_fit import fit_weights
+from salun_diffusers.files.eraser_folder import read_tensor
 from salun_diffusers.files.pipeline_folder import model_index
 from salun_diffusers.files.run_folder import RunFolder, check_output, identity_of
 from salun_diffusers.files.run_source import RunSource
@@ -172,6 +176,24 @@ def _adapters() -> list[Made]:
         fused = Fused({"w.weight": _BASE["w"]}, read_lora(home / "lora"))
         return _flat(peft_tensors(read_lora(home / "lora"))), [tuple(fused[name].shape) for name in fused]
 
+    def eraser(home: Path) -> None:
+        small_pipeline(home)
+        save_file({"unet.conv_in.bias": torch.ones(4), "model.conv_out.bias": torch.zeros(4)}, home / "e.safetensors")
+
+    def eraser_lora(home: Path) -> None:
+        small_pipeline(home)
+        halves = {"down": torch.ones(2, 4), "up": torch.ones(16, 2)}
+        called = "lora_unet_time_embedding_linear_1"
+        tensors = {f"{called}.lora_{half}.weight": tensor for half, tensor in halves.items()}
+        save_file({**tensors, f"{called}.alpha": torch.tensor(1.0)}, home / "e.safetensors")
+
+    def fitted(home: Path) -> Any:
+        found = read_eraser_file(home / "e.safetensors")
+        if found.kind == "lora":
+            return [(part, _flat(peft_tensors(read_pairs(pairs)))) for part, pairs in fit_lora(found, home).items()]
+        placed = fit_weights(found, home).items() if found.kind == "weights" else ()
+        return [(part, _flat({name: read_tensor(one) for name, one in tensors.items()})) for part, tensors in placed]
+
     def run(home: Path) -> None:
         (home / "pipeline").mkdir()
         (home / "pipeline" / "model_index.json").write_text("{}")
@@ -188,6 +210,8 @@ def _adapters() -> list[Made]:
             lambda home: write_lora(home / "lora", lora, {}),
         ),
         (Reader("run-source", "config.json", "json", source), run),
+        (Reader("eraser-weights", "e.safetensors", "safetensors", fitted), eraser),
+        (Reader("eraser-lora", "e.safetensors", "safetensors", fitted), eraser_lora),
     ]
 
 

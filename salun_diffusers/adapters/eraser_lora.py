@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from salun_diffusers.adapters.low_rank import Factors, LowRank
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.eraser_files import EraserFile, FileTensor
 from salun_diffusers.files.eraser_fit import Shapes, base_shapes, encoders_of, misfit, original_unet_names
+from salun_diffusers.files.eraser_folder import read_tensor
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
 
 _ENDING = re.compile(
@@ -115,19 +113,6 @@ def read_pairs(pairs: Mapping[str, Pair]) -> LowRank:
             raise UserError(f"{pair.down.file} has values in {pair.down.name} that are no numbers.")
         found[layer] = Factors(down, up.reshape(*up.shape[:2], *(1,) * (down.dim() - 2)))
     return LowRank(found)
-
-
-def read_tensor(tensor: FileTensor) -> Tensor:
-    """The tensor, in the data type of its file.
-
-    Raises:
-        UserError: If the file is damaged.
-    """
-    try:
-        with safe_open(tensor.file, framework="pt") as file:
-            return file.get_tensor(tensor.name)  # type: ignore[no-any-return]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{tensor.file} is damaged ({one_line(error, 120)}); copy it again.") from error
 
 
 def _placed(name: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salun_diffusers.adapters.eraser_lora import Pairs, fit_lora, read_pairs, read_tensor
+from salun_diffusers.adapters.eraser_lora import Pairs, fit_lora, read_pairs
 from salun_diffusers.adapters.fused import Fused
 from salun_diffusers.adapters.loadable import require_lora
 from salun_diffusers.adapters.lora_folder import write_lora
@@ -19,6 +19,7 @@ from salun_diffusers.diffusion.adapted_model import load_lora
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.eraser_files import EraserFile, read_eraser_file
 from salun_diffusers.files.eraser_fit import TEXT, Placed, fit_weights
+from salun_diffusers.files.eraser_folder import read_tensor, require_numbers
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
 from salun_diffusers.files.run_folder import fingerprint, identity_of
 from salun_diffusers.files.stored_weights import stored_weights
@@ -143,11 +144,7 @@ class EraserEdit:
                 )
             with torch.no_grad():
                 own[name].copy_(value)
-            if not own[name].isfinite().all():
-                raise UserError(
-                    f"{self.found.path} has values in {one_line(name, 120)} that are no numbers as "
-                    f"{str(own[name].dtype).removeprefix('torch.')}: nothing that is drawn with them could be measured."
-                )
+            require_numbers(own[name], name, self.found.path)
 
     def _load_lora(self, pipe: Any) -> None:
         with TemporaryDirectory(prefix="salun-") as folder:

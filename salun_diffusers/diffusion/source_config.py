@@ -60,7 +60,7 @@ class SourceConfig:
 
     pretrained_model_name_or_path: str = setting(
         "CompVis/stable-diffusion-v1-4",
-        "Hub id, local pipeline folder, single .safetensors file, `demo` or `digits`.",
+        "Hub id, local pipeline folder, single .safetensors file, BASE+FILE, `demo` or `digits`.",
         group=_MODEL,
     )
     revision: str | None = setting(None, "Revision of the model on the hub.", group=_MODEL)

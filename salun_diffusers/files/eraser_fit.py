@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.files.component_files import weight_files
-from salun_diffusers.files.component_weights import stored_shapes
 from salun_diffusers.files.eraser_files import EraserFile, FileTensor, part_of
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.original_names import unet_names
 from salun_diffusers.files.pipeline_folder import components, denoiser_folder, model_index
+from salun_diffusers.files.whole_files import check_whole
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Placed: TypeAlias = dict[str, dict[str, FileTensor]]
@@ -37,12 +37,11 @@ def base_shapes(base: Path, component: str, variant: str | None = None) -> dict[
     Raises:
         UserError: If it has no safetensors weights.
     """
-    files = weight_files(base / component, variant, strictly=component not in _ENCODERS)
-    found = stored_shapes(files, {})
     return {
-        name.removeprefix(TEXT) if component in _ENCODERS else name: shape
-        for name, shape in found.items()
-        if not name.endswith("position_ids")
+        name.removeprefix(TEXT) if component in _ENCODERS else name: tuple(entry["shape"])
+        for file in weight_files(base / component, variant, strictly=component not in _ENCODERS)
+        for name, entry in check_whole(file).items()
+        if name != "__metadata__" and not name.endswith("position_ids")
     }
 
 

@@ -29,6 +29,9 @@ def public_name(name: str) -> tuple[str, str]:
     if name in EMBEDDED:
         return name, "embedded"
     path = Path(name).expanduser()
+    base, plus, file = name.rpartition("+")
+    if plus and not path.exists():  # BASE+FILE: where either lies is nobody's business.
+        return f"{public_name(base.strip())[0]} + {Path(file.strip()).name}", "local"
     if not path.exists():  # A pipeline in memory may be known by its class only.
         return name, "hub" if name.count("/") == 1 else "local"
     path = path.resolve()

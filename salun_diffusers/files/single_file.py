@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from filelock import FileLock
 
 from salun_diffusers.errors import UserError, one_line, tell
 from salun_diffusers.files.component_files import OPTIONAL, pipeline_files
+from salun_diffusers.files.eraser_files import read_eraser_file, split_sum
+from salun_diffusers.files.eraser_fit import fit_weights
 from salun_diffusers.files.json_files import read_object
 from salun_diffusers.files.pickles import refuse_pickle
 from salun_diffusers.files.pipeline_copy import index_without
-from salun_diffusers.files.pipeline_folder import class_name, components, locate, model_index
+from salun_diffusers.files.pipeline_folder import class_name, components, is_local, locate, model_index
 from salun_diffusers.files.run_folder import fingerprint
 from salun_diffusers.files.whole_files import (
     check_whole,
@@ -37,8 +40,12 @@ Check = Callable[[Path, Mapping[str, Any]], None]
 
 
 def is_single_file(name: str) -> bool:
-    """Whether a model's name is that of a file."""
-    return Path(name).expanduser().is_file()
+    """Whether a model's name is that of a file, or BASE+FILE: of what is written out as a folder.
+
+    Raises:
+        UserError: If there is a plus and no file behind it.
+    """
+    return Path(name).expanduser().is_file() or split_sum(name) is not None
 
 
 def find_model(
@@ -54,7 +61,7 @@ def find_model(
     """The local folder of a model: what `locate` finds, or what a single file was or is now written out as.
 
     Args:
-        name: As for `locate`, or a safetensors file.
+        name: As for `locate`, or a safetensors file, or BASE+FILE with weights of another eraser.
         revision: As for `locate`.
         variant: As for `locate`.
         cache_dir: As for `locate`; folders of single files are kept there as well.
@@ -65,6 +72,12 @@ def find_model(
     Raises:
         UserError: If there is no such model, or the file is none of a whole pipeline.
     """
+    two = split_sum(name)
+    if two is not None:
+        base = find_model(two[0], revision=revision, variant=variant, cache_dir=cache_dir, download=download,
+                          single_file_config=single_file_config, check=check)  # fmt: skip
+        check(base, model_index(base))
+        return base if not download and not is_local(two[0]) else _of_sum(base, two[1], variant, cache_dir, download)
     if not is_single_file(name):
         return locate(name, revision=revision, variant=variant, cache_dir=cache_dir, download=download)
     file = Path(name).expanduser().absolute()
@@ -119,10 +132,40 @@ def check_single_file(file: Path) -> dict[str, Any]:
 
 def _kept(file: Path, cache_dir: str | None) -> Path:
     """Beginning of the folder that a file is written out as; another file of its name has another."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "salun_diffusers"
     status = file.stat()
     key = fingerprint(file=str(file.resolve()), bytes=status.st_size, changed=status.st_mtime_ns)[:12]
-    return (Path(cache_dir).expanduser() if cache_dir else home) / SINGLE_FILES / f"{file.stem}-{key}"
+    return _home(cache_dir) / f"{file.stem}-{key}"
+
+
+def _of_sum(base: Path, file: Path, variant: str | None, cache_dir: str | None, download: bool) -> Path:
+    """The folder of a base with another eraser's weights."""
+    found = read_eraser_file(file)
+    if found.kind != "weights":
+        how = f"salun patch apply {shlex.quote(str(base))} {shlex.quote(str(file))} FOLDER"
+        raise UserError(
+            f"{file} is a {found.kind}; here a pipeline folder is required: make one of it and its base by "
+            f"{how if found.kind == 'patch' else 'load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained'}."
+        )
+    placed = fit_weights(found, base, variant)
+    parts = [*found.files, *(path.path for path in pipeline_files(base) if path.is_weights)]
+    marks = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
+    target = _home(cache_dir) / f"{file.stem}-{fingerprint(parts=marks, variant=variant)[:12]}"
+    if target.is_dir() or not download:
+        return target if target.is_dir() else base
+    from salun_diffusers.files.eraser_folder import write_edited
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            tell("note", f"{file.name} and its base are written out as a pipeline folder, {target}.")
+            write_edited(base, target, placed, variant)
+    return target
+
+
+def _home(cache_dir: str | None) -> Path:
+    """Where folders of single files are kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "salun_diffusers"
+    return (Path(cache_dir).expanduser() if cache_dir else home) / SINGLE_FILES
 
 
 def _usual_configuration(file: Path, header: Mapping[str, Any]) -> str:

@@ -44,7 +44,9 @@ def model_of(name: str, base: BaseModel, config: ExaminedConfig) -> BaseModel:
 
 def _edited(name: str, file: Path, base: BaseModel, config: ExaminedConfig) -> EditedModel:
     """The model of BASE+FILE; BASE is mostly the base that is known, but may be another of its kind."""
-    if isinstance(base, FolderModel) and config.base in (None, name):
+    two = split_sum(config.pipeline)
+    known = two[0] if config.base is None and two is not None else config.base
+    if isinstance(base, FolderModel) and name == known:
         own = base
     else:
         run = RunSource.found(name)

@@ -19,6 +19,7 @@ from salun_diffusers.diffusion.base_model import FolderModel, Loading
 from salun_diffusers.diffusion.edited_model import EditedModel
 from salun_diffusers.diffusion.eraser_edit import EraserEdit
 from salun_diffusers.files.loading import dtype_argument
+from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.patch import WeightPatch
 
 _KEYWORDS: dict[type, dict[str, Any]] = {
@@ -261,6 +262,26 @@ class TestModels:
         weights = unet_of(tiny_pipeline) | {name: tensor.float() for name, tensor in values.items()}
         assert all(torch.equal(tensor, weights[name]) for name, tensor in edited.tensors().items())
         assert edited.at(tiny_pipeline) is edited and edited.at(tmp_path) == FolderModel(tmp_path)
+
+    def test_say_what_a_written_denoiser_changes(self, tiny_pipeline, tmp_path):
+        """Compared is with base and file together: one weight more than those of the file."""
+        values = esd(tiny_pipeline, tmp_path / "esd.safetensors")
+        edited = model(tiny_pipeline, tmp_path / "esd.safetensors")
+        unet = pipe_of(edited).unet
+        unet.state_dict()["conv_out.bias"][0] += 1
+        edited.write(tmp_path / "made", unet)
+        mask = SaliencyMask.full({name: tensor.shape for name, tensor in unet_of(tiny_pipeline).items()})
+        assert edited.receipt(tmp_path / "made", mask).moved == 1
+        patch = edited.patch(tmp_path / "made")
+        assert list(patch.places) == ["conv_out.bias"] and patch.number_moved == 1
+        assert torch.equal(unet_of(tmp_path / "made")[next(iter(values))], next(iter(values.values())).float())
+
+    def test_of_more_than_a_denoiser_are_not_written_as_one(self, tiny_pipeline, tmp_path):
+        path = saved(moved(text_of(tiny_pipeline)), tmp_path / "te.safetensors")
+        edited = model(tiny_pipeline, path)
+        with pytest.raises(UserError, match="cannot be erased from"):
+            edited.write(tmp_path / "made", pipe_of(edited).unet)
+        assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_with_values_that_are_no_numbers_are_refused(self, tiny_pipeline, tmp_path, value):

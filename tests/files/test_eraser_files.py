@@ -51,6 +51,13 @@ class TestSums:
         beside = saved({"w": torch.ones(1)}, tmp_path / "f.safetensors")
         assert split_sum(f"demo + {beside}") == ("demo", beside)
 
+    def test_of_two_readings_that_with_a_base_is_taken(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "one+two").mkdir()
+        for name in ("file", "two+file"):
+            saved({"w": torch.ones(1)}, tmp_path / name)
+        assert split_sum("one+two+file") == ("one+two", Path("file"))
+
     @pytest.mark.parametrize(
         ("name", "words"),
         [("demo+gone.safetensors", "there is no gone.safetensors"), ("demo+", "one half missing"),
