@@ -82,7 +82,7 @@ def test_the_model_is_afterwards_what_it_was(request, kind, way):
 
 
 def limit_between(one, shown: Evidence) -> Evidence:
-    """The same with a judge whose limit lies between the lightness of the plain pictures: some are hits, some are not."""
+    """The same with a judge whose limit lies between the lightness of plain pictures: some are hits, some are not."""
     halves = sorted(
         np.asarray(picture.convert("L"))[:, : picture.width // 2].mean()
         for picture in one.drawn(shown.prompts, shown.seeds)
@@ -186,7 +186,7 @@ def test_a_lora_that_is_there_becomes_part_of_the_copy(tiny_pipeline):
 
 
 def test_steps_to_half_count_from_the_bases_rate_or_from_1(tiny_pipeline):
-    """A judge that sees the concept everywhere: at once. One that sees it nowhere is refused, unless pictures are given."""
+    """A judge that sees it everywhere: at once. One that sees it nowhere is refused, unless pictures are given."""
     one = subject(tiny_pipeline, "tiny_pipeline")
     reading = FAST(one, evidence(one, one, limit=0), lambda _: None)
     assert reading.numbers == {"steps to half": 0.0, "area": 1.0}

@@ -250,15 +250,15 @@ class TestAddOns:
                          subject(request.getfixturevalue("tiny_ddpm"), "tiny_ddpm")):  # fmt: skip
             for door in (FewSteps(lora), WithControlNet(net)):
                 capfd.readouterr()
-                with pytest.raises(UserError, match="does not fit|loads none|reads no prompts") as told:
+                with pytest.raises(UserError, match=r"does not fit|loads none|reads no prompts") as told:
                     door.equipped(stranger)
                 assert "\n" not in str(told.value) and capfd.readouterr().err == ""
 
     def test_what_is_none_is_refused(self, equipped, tmp_path):
-        kind, folder, lora, net = equipped
+        kind, folder, lora, _ = equipped
         (tmp_path / "adapter.bin").write_bytes(b"pickle")
         for place in (tmp_path, tmp_path / "adapter.bin", tmp_path / "missing"):
-            with pytest.raises(UserError, match="must be a LoRA's .safetensors file"):
+            with pytest.raises(UserError, match=r"must be a LoRA's \.safetensors file"):
                 FewSteps(place)
             with pytest.raises(UserError, match="must be the folder of a ControlNet"):
                 WithControlNet(place)
