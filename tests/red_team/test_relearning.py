@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,6 +196,18 @@ def test_steps_to_half_count_from_the_bases_rate_or_from_1(tiny_pipeline):
     given = GivenPictures((Image.new("RGB", (20, 16), "white"),), "a star")
     control = replace(FAST, lessons=given)(one, evidence(one, one, limit=255), lambda _: None)
     assert control.numbers == {"steps to half": None, "area": 0.0}
+
+
+def test_the_pace_is_that_of_a_models_size(tiny_pipeline):
+    family = subject(tiny_pipeline, "tiny_pipeline").family
+    large = SimpleNamespace(denoiser=torch.nn.Linear(5000, 5000, device="meta"))
+    mask = SaliencyMask.full({"weight": torch.zeros(2)})
+    found = [Relearning.at_pace(one, way, ConceptPictures()) for one in (family, large)
+             for way in (ByLora(), ByWeights(), ByWeights(mask))]  # fmt: skip
+    assert [one.learning_rate for one in found] == [3e-3, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5]
+    assert [one.batch_size for one in found] == [4, 4, 4, 1, 1, 1]
+    assert found[0].steps == (0, 10, 25, 50, 100)
+    assert (Relearning().steps, Relearning().batch_size) == ((0, 10, 25, 50, 100, 250, 500), 1)
 
 
 class TestLessons:

@@ -149,6 +149,14 @@ def test_at_every_step_the_given_half_has_the_noise_of_that_step(tiny_pipeline, 
         torch.testing.assert_close(led[..., :2], expected[..., :2], rtol=1e-4, atol=1e-5)
 
 
+def test_quick_settings_are_some_of_the_full_ones():
+    assert set(Completion.quick().shares) < set(Completion().shares)
+    assert set(ImageToImage.quick(("x",)).strengths) < set(ImageToImage(("x",)).strengths)
+    few, many = AddedNoise.quick(), AddedNoise()
+    assert set(few.etas) < set(many.etas) and set(few.scales) < set(many.scales)
+    assert many.amount(1) == 24
+
+
 class TestAddedNoise:
     def test_up_to_eta_1_it_is_diffusers_ddim(self, tiny_pipeline):
         """Where diffusers has no NaN both are one formula, noise included."""
