@@ -46,7 +46,10 @@ def test_any_scheduler_draws_as_in_the_pipeline(tiny_pipeline, scheduler):
     one = subject(tiny_pipeline, "tiny_pipeline", steps=4)
     replace_scheduler(one.family.pipe, scheduler)
     expected = one.drawn_latents(["a star"], [5])
+    scheduler = one.family.pipe.scheduler
+    before = scheduler.timesteps
     assert torch.equal(loop(one, ["a star"], [5]), expected)
+    assert scheduler.timesteps is before, "the pipeline's own is not used"
     assert torch.equal(one.drawn_latents(["a star"], [5]), expected)
 
 
