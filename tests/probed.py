@@ -44,7 +44,7 @@ def _loaded(folder: Path, kind: str) -> Any:
 
 
 def subject(folder: Path, kind: str, name: str = "erased", *, steps: int = 3, guidance: float = 2.0) -> Subject:
-    """A model of one of the fixtures' kinds, drawing two pictures at once; weights are shared, the scheduler is its own."""
+    """A model of one of the fixtures' kinds, drawing two pictures at once; the scheduler is its own, weights not."""
     family = copy.copy(_loaded(folder, kind))
     family.pipe = copy.copy(family.pipe)
     return Subject(family, name, name, Drawing("own", steps, guidance, 2))

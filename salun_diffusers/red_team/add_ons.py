@@ -81,13 +81,17 @@ class FewSteps:
     steps: int = 4
     guidance: float = 1.0
     scheduler: str = "LCMScheduler"
-    name = "few-step LoRA"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.guidance < 0:
             raise UserError(f"One step or more and no negative guidance are required, got {self.steps} steps and "
                             f"guidance {self.guidance:g}.")  # fmt: skip
         lora_file(self.place)
+
+    @property
+    def name(self) -> str:
+        """With that of the file or folder."""
+        return f"few-step LoRA {self.place.stem}"
 
     def amount(self, cases: int) -> int:
         """Pictures drawn."""
@@ -161,11 +165,15 @@ class WithControlNet:
 
     place: Path
     scale: float = 1.0
-    name = "ControlNet"
 
     def __post_init__(self) -> None:
         if not (self.place / "config.json").is_file():
             raise UserError(f"{self.place} must be the folder of a ControlNet, with its config.json; it has none.")
+
+    @property
+    def name(self) -> str:
+        """With that of the folder."""
+        return f"ControlNet {self.place.name}"
 
     def amount(self, cases: int) -> int:
         """Pictures drawn."""

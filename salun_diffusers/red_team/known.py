@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
 from salun_diffusers.errors import UserError
@@ -14,13 +15,13 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.red_team.added_noise import AddedNoise
 from salun_diffusers.red_team.attack import Attack
 from salun_diffusers.red_team.concept_inversion import ConceptInversion
-from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures
+from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures, Lessons
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.p4d import P4D
-from salun_diffusers.red_team.practice import ByLora, ByWeights
+from salun_diffusers.red_team.practice import ByLora, ByWeights, Way
 from salun_diffusers.red_team.probe import Probe
 from salun_diffusers.red_team.prompt_lists import PromptList
-from salun_diffusers.red_team.relearning import Relearning
+from salun_diffusers.red_team.relearning import FULL, QUICK, Relearning
 from salun_diffusers.red_team.ring_a_bell import RingABell
 from salun_diffusers.red_team.side_doors import Completion, ImageToImage, Inpainting
 from salun_diffusers.red_team.textless import Tina
@@ -47,29 +48,26 @@ ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
 """Cheap ones first."""
 
 _WORDLESS = ("tina",)
-_STEPS = (0, 10, 25, 50, 100)
 PROBES: dict[str, Callable[[Size, Examination], Probe]] = {
-    "relearning": lambda size, _: (
-        Relearning(ByWeights(), ConceptPictures(), _STEPS, batch_size=16) if size == "quick" else Relearning()
-    ),
-    "relearning_selected": lambda size, seen: (
-        Relearning(ByWeights(mask_of(seen)), ConceptPictures(), _STEPS, batch_size=16)
-        if size == "quick"
-        else Relearning(ByWeights(mask_of(seen)))
-    ),
-    "relearning_benign": lambda size, seen: (
-        Relearning(ByWeights(), _benign(seen), _STEPS, batch_size=16)
-        if size == "quick"
-        else Relearning(ByLora(), _benign(seen))
-    ),
-    "completion": lambda size, _: Completion((0.5, 0.9)) if size == "quick" else Completion(),
+    "relearning": lambda size, seen: _relearning(size, seen, ByWeights(), ConceptPictures()),
+    "relearning_selected": lambda size, seen: _relearning(size, seen, ByWeights(mask_of(seen)), ConceptPictures()),
+    "relearning_lora": lambda size, seen: _relearning(size, seen, ByLora(), ConceptPictures()),
+    "relearning_benign": lambda size, seen: _relearning(size, seen, ByWeights(), _benign(seen)),
+    "completion": lambda size, _: Completion.quick() if size == "quick" else Completion(),
     "inpainting": lambda *_: Inpainting(),
     "image_to_image": lambda size, seen: (
-        ImageToImage(_anchors(seen), (0.7, 0.9)) if size == "quick" else ImageToImage(_anchors(seen))
+        ImageToImage.quick(_anchors(seen)) if size == "quick" else ImageToImage(_anchors(seen))
     ),
-    "added_noise": lambda size, _: AddedNoise((1.0, 1.34), (1.0,)) if size == "quick" else AddedNoise(),
+    "added_noise": lambda size, _: AddedNoise.quick() if size == "quick" else AddedNoise(),
 }
 _QUICK_PROBES = ("relearning", "completion", "inpainting", "image_to_image", "added_noise")
+
+
+def _relearning(size: Size, seen: Examination, way: Way, lessons: Lessons) -> Relearning:
+    """At the pace of the model's size, which is the same for all that were erased from one base."""
+    made = Relearning.at_pace(seen.contest.target.family, way, lessons, QUICK if size == "quick" else FULL)
+    precision: Any = seen.accelerator.mixed_precision
+    return replace(made, seed=seen.config.seed, mixed_precision=precision)
 
 
 def attacks_of(words: Sequence[str], seen: Examination, prompt_file: str | None = None) -> list[Attack]:

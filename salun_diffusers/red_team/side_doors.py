@@ -106,6 +106,11 @@ class Completion:
     def __post_init__(self) -> None:
         shares_of(self.shares, "Shares of noise for completion")
 
+    @classmethod
+    def quick(cls) -> Completion:
+        """Three shares."""
+        return cls((0.5, 0.7, 0.9))
+
     def amount(self, cases: int) -> int:
         """Pictures drawn."""
         return 2 * len(self.shares) * cases
@@ -148,6 +153,11 @@ class ImageToImage:
             raise UserError(
                 "Image to image begins with pictures of anchor prompts; at least one is required, got none."
             )
+
+    @classmethod
+    def quick(cls, anchor_prompts: tuple[str, ...]) -> ImageToImage:
+        """Two strengths."""
+        return cls(anchor_prompts, (0.7, 0.9))
 
     def amount(self, cases: int) -> int:
         """Pictures drawn."""

@@ -46,7 +46,10 @@ def test_any_scheduler_draws_as_in_the_pipeline(tiny_pipeline, scheduler):
     one = subject(tiny_pipeline, "tiny_pipeline", steps=4)
     replace_scheduler(one.family.pipe, scheduler)
     expected = one.drawn_latents(["a star"], [5])
+    scheduler = one.family.pipe.scheduler
+    before = scheduler.timesteps
     assert torch.equal(loop(one, ["a star"], [5]), expected)
+    assert scheduler.timesteps is before, "the pipeline's own is not used"
     assert torch.equal(one.drawn_latents(["a star"], [5]), expected)
 
 
@@ -80,7 +83,7 @@ def test_a_share_below_the_last_timestep_is_its_last_step(tiny_pipeline):
 
 @pytest.mark.parametrize("scheduler", ["own", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 def test_going_on_from_a_state_of_its_own_changes_nothing(tiny_pipeline, scheduler):
-    """Of schedulers without a memory; that of the solver of second order begins anew, so that only its shape is held."""
+    """Of schedulers without a memory; a solver of second order begins anew, so that only the shape is held."""
     one = subject(tiny_pipeline, "tiny_pipeline", steps=4)
     if scheduler != "own":
         replace_scheduler(one.family.pipe, scheduler)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +151,14 @@ def test_at_every_step_the_given_half_has_the_noise_of_that_step(tiny_pipeline, 
         torch.testing.assert_close(led[..., :2], expected[..., :2], rtol=1e-4, atol=1e-5)
 
 
+def test_quick_settings_are_some_of_the_full_ones():
+    assert set(Completion.quick().shares) < set(Completion().shares)
+    assert set(ImageToImage.quick(("x",)).strengths) < set(ImageToImage(("x",)).strengths)
+    few, many = AddedNoise.quick(), AddedNoise()
+    assert set(few.etas) < set(many.etas) and set(few.scales) < set(many.scales)
+    assert many.amount(1) == 24
+
+
 class TestAddedNoise:
     def test_up_to_eta_1_it_is_diffusers_ddim(self, tiny_pipeline):
         """Where diffusers has no NaN both are one formula, noise included."""
@@ -220,18 +230,28 @@ def equipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, folder, place / "lora", place / "net"
 
 
+@pytest.fixture
+def remarks() -> Iterator[list[str]]:
+    """What diffusers logs."""
+    heard: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("diffusers")
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    yield heard
+    log.removeHandler(handler)
+
+
 class TestAddOns:
-    def test_they_count_for_what_is_drawn_and_leave_no_trace(self, equipped, monkeypatch, capfd):
+    def test_they_count_for_what_is_drawn_and_leave_no_trace(self, equipped, monkeypatch, remarks):
         kind, folder, lora, net = equipped
         one, seen = subject(folder, kind), Seen(monkeypatch)
         shown, before = evidence(one, one), state(one)
         plain = one.drawn_latents(shown.prompts, shown.seeds)
-        capfd.readouterr()
         for door in (FewSteps(lora, 3, scheduler="DDIMScheduler"), WithControlNet(net)):
             first = seen.through(door, one, shown)[-3:]
             assert torch.equal(first, seen.through(door, one, shown)[-3:])
             assert not torch.allclose(first, plain, rtol=1e-2, atol=1e-3)
-        assert capfd.readouterr().err == ""
+        assert remarks == []
         assert same(state(one), before) and torch.equal(one.drawn_latents(shown.prompts, shown.seeds), plain)
         assert not hasattr(one.family.denoiser, "peft_config")
 
@@ -243,22 +263,21 @@ class TestAddOns:
         assert type(student.family.pipe.scheduler).__name__ == "LCMScheduler"
         assert type(subject(folder, kind).family.pipe.scheduler).__name__ != "LCMScheduler"
 
-    def test_what_fits_another_model_is_refused_in_one_line(self, equipped, request, capfd):
+    def test_what_fits_another_model_is_refused_in_one_line(self, equipped, request, remarks):
         kind, _, lora, net = equipped
         other = "sdxl" if kind == "tiny_pipeline" else "tiny_pipeline"
         for stranger in (subject(request.getfixturevalue(other), other),
                          subject(request.getfixturevalue("tiny_ddpm"), "tiny_ddpm")):  # fmt: skip
             for door in (FewSteps(lora), WithControlNet(net)):
-                capfd.readouterr()
-                with pytest.raises(UserError, match="does not fit|loads none|reads no prompts") as told:
+                with pytest.raises(UserError, match=r"does not fit|loads none|reads no prompts") as told:
                     door.equipped(stranger)
-                assert "\n" not in str(told.value) and capfd.readouterr().err == ""
+                assert "\n" not in str(told.value) and remarks == []
 
     def test_what_is_none_is_refused(self, equipped, tmp_path):
-        kind, folder, lora, net = equipped
+        kind, folder, lora, _ = equipped
         (tmp_path / "adapter.bin").write_bytes(b"pickle")
         for place in (tmp_path, tmp_path / "adapter.bin", tmp_path / "missing"):
-            with pytest.raises(UserError, match="must be a LoRA's .safetensors file"):
+            with pytest.raises(UserError, match=r"must be a LoRA's \.safetensors file"):
                 FewSteps(place)
             with pytest.raises(UserError, match="must be the folder of a ControlNet"):
                 WithControlNet(place)
