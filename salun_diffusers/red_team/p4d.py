@@ -140,10 +140,10 @@ class P4D:
                     vector = vectors[number][encoder]
                     vector.grad = row[: len(vector)].clone()
             optimizer.step()
-            if step % self.look_every == 0:
+            if step % self.look_every == 0 or step == self.steps:
                 found = words[self._near(vectors, standing, directions)]
                 measured = [(("step", float(step)), ("loss", loss)) for loss in losses.detach().tolist()]
-                standing.look(space, sentences.rows(standing.index), found, measured)
+                standing.look_at_words(space, sentences.rows(standing.index), found, measured)
             if not standing.open:
                 break
         return standing.settled()

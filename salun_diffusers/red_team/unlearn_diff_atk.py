@@ -176,7 +176,7 @@ class UnlearnDiffAtk:
                         chosen[number].copy_(row)
             likeliest = words[torch.stack([chosen[one] for one in standing.open]).detach().argmax(dim=-1)]
             measured = [(("timestep", float(timestep)), ("loss", loss)) for loss in losses.detach().tolist()]
-            standing.look(space, sentence, likeliest, measured)
+            standing.look_at_words(space, sentence, likeliest, measured)
             if not standing.open:
                 break
         return standing.settled()
