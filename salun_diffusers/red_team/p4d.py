@@ -82,7 +82,7 @@ class P4D:
 
     @classmethod
     def quick(cls, variant: Literal["N", "K"] = "N") -> Self:
-        """Fewer steps, for a small model."""
+        """Fewer steps, for a small model: 300, with ten pictures."""
         return cls(variant, steps=300, look_every=30, batch_size=32)
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
