@@ -122,8 +122,8 @@ class ConceptInversion:
 
     @classmethod
     def quick(cls, sentences: Literal["object", "style", "person", "prompt"] = "object") -> Self:
-        """Fewer and smaller steps, and pictures on the way, for a small model: 200 steps of 8."""
-        return cls(sentences, steps=200, look_every=40, batch_size=8, accumulation=1, learning_rate=1e-3)
+        """Fewer steps, and pictures on the way, for a small model: 200 steps of 8."""
+        return cls(sentences, steps=200, look_every=40, batch_size=8, accumulation=1)
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Learn the word, then draw each case with it.

@@ -32,9 +32,9 @@ def test_the_nearest_word_is_that_of_the_largest_cosine():
 
 
 def test_two_encoders_share_the_word_with_the_largest_sum_of_cosines():
-    """The first prefers word 0 (.8 to .6), the second word 1 (1 to 0): .8 + 0 < .6 + 1."""
+    """The first prefers word 0 (.8 to .6), the second word 1 (1 to 0): .8 + 0 < .6 + 1, however long each vector is."""
     words = torch.eye(2)
-    assert nearest_words([torch.tensor([0.8, 0.6]), torch.tensor([0.0, 1.0])], [words, words]).item() == 1
+    assert nearest_words([torch.tensor([80.0, 60.0]), torch.tensor([0.0, 1.0])], [words, words]).item() == 1
 
 
 def test_free_places(held):
