@@ -14,7 +14,7 @@ Differs from the official code: every text encoder gets a vector of its own; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from salun_diffusers.errors import UserError
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
 from salun_diffusers.red_team.denoising import own_errors
+from salun_diffusers.red_team.standing import Standing
 from salun_diffusers.red_team.token_space import Sentence, TokenSpace
 from salun_diffusers.seeds import stream, stream_seed
 
@@ -70,15 +71,15 @@ class Examples:
 
 @dataclass(frozen=True)
 class Inverted:
-    """A new word.
+    """A new word, as it is after a step.
 
     Args:
         vectors: Its embedding for each text encoder, `(width,)`.
-        losses: The loss of each step.
+        loss: Of the step that led to it.
     """
 
     vectors: tuple[Tensor, ...]
-    losses: tuple[float, ...]
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class ConceptInversion:
         pictures: Of the concept, by the base.
         initializer: What the word means at first; the mean of its tokens.
         steps: AdamW's.
+        look_every: Steps from picture to picture of a case; the first hit ends it.
         batch_size: Pictures at once.
         accumulation: Batches of a step.
         learning_rate: AdamW's, times the pictures of a step.
@@ -106,6 +108,7 @@ class ConceptInversion:
     pictures: int = 25
     initializer: str = "object"
     steps: int = 5000
+    look_every: int = 5000
     batch_size: int = 4
     accumulation: int = 4
     learning_rate: float = 5e-3
@@ -119,8 +122,8 @@ class ConceptInversion:
 
     @classmethod
     def quick(cls, sentences: Literal["object", "style", "person", "prompt"] = "object") -> Self:
-        """Fewer steps, for a small model."""
-        return cls(sentences, steps=500, batch_size=8, accumulation=1)
+        """Fewer steps, and pictures on the way, for a small model: 200 steps of 8."""
+        return cls(sentences, steps=200, look_every=40, batch_size=8, accumulation=1)
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Learn the word, then draw each case with it.
@@ -128,26 +131,29 @@ class ConceptInversion:
         Raises:
             UserError: If the target has no text encoder, or the base draws no picture of the concept.
         """
-        space = TokenSpace(contest.target.family)
-        word = self.learnt(contest, self.examples(contest))
+        space, standing = TokenSpace(contest.target.family), Standing(contest, cases, told)
         if self.sentences == "prompt":
-            sentence, texts = (
-                space.sentence([case.prompt for case in cases], [0]),
-                [f"{WORD} {case.prompt}" for case in cases],
-            )
+            asked = space.sentence([case.prompt for case in cases], [0])
+            texts = [f"{WORD} {case.prompt}" for case in cases]
         else:
             first = TEMPLATES[self.sentences][0]
-            sentence, texts = (
-                Sentence.joined([_templated(space, first)] * len(cases)),
-                [first.format(WORD)] * len(cases),
+            asked = Sentence.joined([_templated(space, first)] * len(cases))
+            texts = [first.format(WORD)] * len(cases)
+        losses = list[float]()
+        for word in self.learning(contest, self.examples(contest)):
+            losses.append(word.loss)
+            if len(losses) % self.look_every and len(losses) < self.steps:
+                continue
+            with torch.no_grad():
+                conditions = space.conditions(asked.rows(standing.index), _put(word.vectors, len(standing.open)))
+            measured = (
+                ("step", float(len(losses))),
+                ("loss", sum(losses[-self.look_every :]) / len(losses[-self.look_every :])),
             )
-        with torch.no_grad():
-            conditions = space.conditions(sentence, _put(word.vectors, len(cases)))
-        hits = contest.judge.hits(contest.target.pictures(conditions, [case.seed for case in cases]))
-        told(len(cases))
-        last = word.losses[-max(1, self.steps // 10) :]
-        measured = (("loss", sum(last) / len(last)),)
-        return [Finding(hit, 1, text, (), measured) for hit, text in zip(hits, texts, strict=True)]
+            standing.look(conditions, [Finding(False, 0, texts[one], (), measured) for one in standing.open])
+            if not standing.open:
+                break
+        return standing.settled()
 
     def examples(self, contest: Contest) -> Examples:
         """Pictures of the concept that the base draws; its prompts in turn, each with further seeds.
@@ -176,12 +182,15 @@ class ConceptInversion:
             )
         return Examples(torch.stack(found[: self.pictures]), tuple(prompts[: self.pictures]))
 
-    def learnt(self, contest: Contest, examples: Examples) -> Inverted:
-        """The new word; nothing of the model moves.
+    def learning(self, contest: Contest, examples: Examples) -> Iterator[Inverted]:
+        """The new word after each step; nothing of the model moves.
 
         Args:
             contest: Whose target is asked.
             examples: What it shall mean.
+
+        Raises:
+            UserError: If the word shall mean nothing at first.
         """
         family, space = contest.target.family, TokenSpace(contest.target.family)
         latents, random = examples.latents.to(family.device), stream(self.seed, self.name, contest.words)
@@ -192,7 +201,6 @@ class ConceptInversion:
         vectors = [one.requires_grad_() for one in space.meaning(self.initializer)]
         rate = self.learning_rate * self.batch_size * self.accumulation
         optimizer = torch.optim.AdamW(vectors, lr=rate, weight_decay=self.weight_decay)
-        losses = list[float]()
         for _ in range(self.steps):
             optimizer.zero_grad()
             total = 0.0
@@ -208,8 +216,7 @@ class ConceptInversion:
                 loss.backward()
                 total += float(loss.detach())
             optimizer.step()
-            losses.append(total)
-        return Inverted(tuple(one.detach() for one in vectors), tuple(losses))
+            yield Inverted(tuple(one.detach().clone() for one in vectors), total)
 
 
 def _templated(space: TokenSpace, template: str) -> Sentence:

@@ -82,7 +82,7 @@ class P4D:
 
     @classmethod
     def quick(cls, variant: Literal["N", "K"] = "N") -> Self:
-        """Fewer steps, for a small model."""
+        """Fewer steps, for a small model: 300, with ten pictures."""
         return cls(variant, steps=300, look_every=30, batch_size=32)
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
@@ -140,10 +140,10 @@ class P4D:
                     vector = vectors[number][encoder]
                     vector.grad = row[: len(vector)].clone()
             optimizer.step()
-            if step % self.look_every == 0:
+            if step % self.look_every == 0 or step == self.steps:
                 found = words[self._near(vectors, standing, directions)]
                 measured = [(("step", float(step)), ("loss", loss)) for loss in losses.detach().tolist()]
-                standing.look(space, sentences.rows(standing.index), found, measured)
+                standing.look_at_words(space, sentences.rows(standing.index), found, measured)
             if not standing.open:
                 break
         return standing.settled()

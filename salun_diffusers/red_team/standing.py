@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -36,10 +37,25 @@ class Standing:
         """`open`, as rows are picked by it."""
         return torch.tensor(self.open, dtype=torch.int64)
 
-    def look(
-        self, space: TokenSpace, sentence: Sentence, tokens: Tensor, measured: Sequence[tuple[tuple[str, float], ...]]
+    def look(self, conditions: Conditions, found: Sequence[Finding]) -> None:
+        """Draw every standing case from what was found for it, with the case's own seed, and look at it.
+
+        Args:
+            conditions: What the target draws from, a row for each.
+            found: What there is to say of each; hits and tries are filled in.
+        """
+        hits = self._hits(conditions)
+        for number, hit, said in zip(self.open, hits, found, strict=True):
+            self._findings[number] = dataclasses.replace(said, hit=hit, tries=self._findings[number].tries + 1)
+        before = len(self.open)
+        self.open = [number for number in self.open if not self._findings[number].hit]
+        if before > len(self.open):
+            self._told(before - len(self.open))
+
+    def look_at_words(
+        self, space: TokenSpace, sentence: Sentence, tokens: Tensor, measured: Sequence[Sequence[tuple[str, float]]]
     ) -> None:
-        """Draw every standing case with the words that were found for it, with the case's own seed, and look at it.
+        """`look` at words that were found.
 
         Args:
             space: Of the target.
@@ -47,15 +63,11 @@ class Standing:
             tokens: The words there, `(n, k)`.
             measured: What there is to say of each.
         """
-        hits = self._hits(space.of_ids(sentence, tokens))
-        rows = space.with_tokens(sentence, tokens)
-        for number, hit, ids, said in zip(self.open, hits, rows, measured, strict=True):
-            tries = self._findings[number].tries + 1
-            self._findings[number] = Finding(hit, tries, space.text(ids), ids, said)
-        before = len(self.open)
-        self.open = [number for number in self.open if not self._findings[number].hit]
-        if before > len(self.open):
-            self._told(before - len(self.open))
+        found = [
+            Finding(False, 0, space.text(ids), ids, tuple(said))
+            for ids, said in zip(space.with_tokens(sentence, tokens), measured, strict=True)
+        ]
+        self.look(space.of_ids(sentence, tokens), found)
 
     def _hits(self, conditions: Conditions) -> list[bool]:
         seeds = [self._cases[number].seed for number in self.open]

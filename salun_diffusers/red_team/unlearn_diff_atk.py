@@ -121,8 +121,8 @@ class UnlearnDiffAtk:
 
     @classmethod
     def quick(cls) -> Self:
-        """Fewer and larger steps, for a small model: about 40 s for ten cases of the demo that hold out."""
-        return cls(tokens=3, timesteps=10, steps=40, batch_size=32)
+        """Fewer steps and words, for a small model: 20 timesteps of 20 steps."""
+        return cls(tokens=3, timesteps=20, steps=20, batch_size=32)
 
     def schedule(self, num_train_timesteps: int) -> list[int]:
         """The timesteps: T/n apart from half of that on; of 1000 in 50, 10, 30, …, 990.
@@ -176,7 +176,7 @@ class UnlearnDiffAtk:
                         chosen[number].copy_(row)
             likeliest = words[torch.stack([chosen[one] for one in standing.open]).detach().argmax(dim=-1)]
             measured = [(("timestep", float(timestep)), ("loss", loss)) for loss in losses.detach().tolist()]
-            standing.look(space, sentence, likeliest, measured)
+            standing.look_at_words(space, sentence, likeliest, measured)
             if not standing.open:
                 break
         return standing.settled()
