@@ -24,6 +24,7 @@ from salun_diffusers.red_team.worded import (
     baselines,
     paraphrased,
     synonymous,
+    texts,
     translated,
 )
 
@@ -195,6 +196,13 @@ def test_an_attack_draws_its_wordings(attack, subject) -> None:
         assert all(one.text in made[attack.name](case) for one, case in zip(findings, CASES, strict=True))
     else:
         assert all(one.tokens for one in findings)
+
+
+def test_what_would_be_cut_is_left_out(subject) -> None:
+    """The end may be the concept; where nothing fits, something is tried all the same."""
+    fits, long = "a star", "a star " * 9
+    assert [one.text for one in texts(subject.family, [long, fits])] == [fits]
+    assert [one.text for one in texts(subject.family, [long])] == [long]
 
 
 def test_names_differ() -> None:
