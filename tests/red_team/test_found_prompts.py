@@ -103,6 +103,8 @@ def test_new_cases_try_what_hit_elsewhere(file: Path, stranger) -> None:
     assert [one.tries for one in findings] == [2, 2] and len(looks.shown) == 4
     hits = {'x , "y" ;z', "a pentagram", "a hoop"}
     assert {one.text for one in findings} <= hits
+    all_of_them = Transfer(FoundPrompts.read(file), tries=9)(contest, new[:1], lambda _: None)
+    assert all_of_them[0].tries == 3, "what missed is not tried"
     assert [Transfer(FoundPrompts.read(file), 2)(contest, [case], lambda _: None)[0] for case in new] == findings
 
 
