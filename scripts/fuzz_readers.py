@@ -53,6 +53,8 @@ from salun_diffusers.masks.mask_overlap import bases_of, method_of, overlaps
 from salun_diffusers.masks.patch import WeightPatch
 from salun_diffusers.masks.receipt import compare
 from salun_diffusers.pictures.picture_sources import load_pictures
+from salun_diffusers.red_team.attack import Case, Finding
+from salun_diffusers.red_team.found_prompts import FoundPrompts
 from salun_diffusers.reports.measurement import Comparison, Measurement
 from salun_diffusers.reports.report import BlockRow, EvaluationReport, MaskSummary, ReceiptSummary
 from salun_diffusers.studio.records import read_record
@@ -360,6 +362,14 @@ def _evaluation() -> list[Made]:
         (
             Reader("concepts-csv", "c.csv", "bytes", lambda home: read_concepts(str(home / "c.csv"))),
             lambda home: (home / "c.csv").write_text("concept,anchor,kind\nVan Gogh,a painting,style\nstar,,\n"),
+        ),
+        (
+            Reader("found-prompts", "f.csv", "bytes", lambda home: FoundPrompts.read(home / "f.csv")),
+            lambda home: FoundPrompts.of(
+                {"synonym": [Finding(True, 2, "a disc", (3, 4)), Finding(False, 3, "a hoop")]},
+                [Case("a circle", 1), Case("a ring", 2)],
+                "a1" * 32,
+            ).write(home / "f.csv"),
         ),
         (Reader("features", "features.safetensors", "safetensors", read_features), features),
         (

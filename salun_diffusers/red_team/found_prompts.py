@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salun_diffusers.errors import UserError, one_line
@@ -13,6 +13,7 @@ from salun_diffusers.evaluation.prompt_tables import Table, read_content
 from salun_diffusers.files.whole_files import write_text
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
 from salun_diffusers.red_team.subject import Subject
+from salun_diffusers.red_team.token_space import TokenSpace
 from salun_diffusers.red_team.wordings import Wording, some, tried
 
 _COLUMNS = ("case_number", "prompt", "evaluation_seed", "tokens", "asked", "attack", "hit", "tries", "target")
@@ -133,7 +134,8 @@ class FoundPrompts:
 class Transfer:
     """Prompts that were found against one model, drawn by another.
 
-    A case tries what was found for it; where nothing was, other prompts that hit, in an order of its own.
+    A case tries what was found for it; where nothing was, other prompts that hit, in an order of its own. Tokens that
+    are other words to the target's tokenizer are drawn as the text that they were written as.
 
     Args:
         found: The prompts.
@@ -159,12 +161,21 @@ class Transfer:
                 f"Prompts found against the model {self.found.target[:12]} are no transfer to itself; they are a "
                 "result of the attack that found them."
             )
-        return tried(contest, cases, [self._wordings(case) for case in cases], told)
+        space = TokenSpace(contest.target.family)
+        rows = [replace(row, wording=_as_read_by(space, row.wording)) for row in self.found.rows]
+        rows = [row for row in rows if row.wording.text or row.wording.tokens]
+        return tried(contest, cases, [self._wordings(case, rows) for case in cases], told)
 
-    def _wordings(self, case: Case) -> list[Wording]:
-        own = [row.wording for row in self.found.rows if row.case == case]
-        others = list(dict.fromkeys(row.wording for row in self.found.rows if row.hit and row.wording not in own))
+    def _wordings(self, case: Case, rows: Sequence[FoundPrompt]) -> list[Wording]:
+        own = [row.wording for row in rows if row.case == case]
+        others = list(dict.fromkeys(row.wording for row in rows if row.hit))
         return (own or some(case, "transfer", others, self.tries))[: self.tries]
+
+
+def _as_read_by(space: TokenSpace, wording: Wording) -> Wording:
+    """The tokens where they are the same words in this vocabulary, else the text."""
+    known = wording.tokens and max(wording.tokens) < min(map(len, space.matrices))
+    return wording if known and one_line(space.text(wording.tokens)) == wording.text else Wording(wording.text)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def replaced(prompt: str, words: Sequence[str], by: str) -> str | None:
     'a photo of an asterisk'
     """
     longest = sorted(words, key=len, reverse=True)
-    pattern = re.compile(rf"\b(an?\s+)?(?:{'|'.join(map(re.escape, longest))})(s)?\b", re.IGNORECASE)
+    pattern = re.compile(rf"(?<!\w)(an?\s+)?(?:{'|'.join(map(re.escape, longest))})(s)?(?!\w)", re.IGNORECASE)
 
     def put(found: re.Match[str]) -> str:
         plural = by + "s" if found[2] and not by.endswith("s") else by

@@ -23,6 +23,8 @@ from salun_diffusers.seeds import stream
 
 STATES = "encoder_hidden_states"
 """What U-Nets call the states of their text encoders; of several encoders they stand side by side."""
+_SEARCHED: dict[tuple[str, RingABell, Case], Best] = {}
+"""What this process found, by the encoders' fingerprint: base, erased model and floor are given the same words."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class RingABell:
     def found(self, subject: Subject, cases: Sequence[Case]) -> list[Best]:
         """The tokens for each case; nothing is drawn.
 
-        One case is searched for at a time: rows of a population fill a batch, and no case depends on another.
+        One case is searched for at a time: rows of a population fill a batch, and no case depends on another. What this
+        process has searched for before it knows.
 
         Args:
             subject: Whose text encoders are asked.
@@ -80,22 +83,24 @@ class RingABell:
         Raises:
             UserError: If there is no text encoder, or there are no pairs.
         """
-        space = TokenSpace(subject.family)
-        vector = concept_vector(subject, self.pairs)
-        length = min(self.tokens, space.limit - 2)
-        sentence, words = space.sentence([""], [0] * length), space.words
-        found = []
+        encoders, vector = encoder_fingerprint(subject), concept_vector(subject, self.pairs)
         for case in cases:
-            target = subject.family.encode([case.prompt])[STATES] + self.strength * vector
+            if (encoders, self, case) not in _SEARCHED:
+                _SEARCHED[encoders, self, case] = self._search(subject, vector, case)
+        return [_SEARCHED[encoders, self, case] for case in cases]
 
-            def fitness(ids: Tensor, target: Tensor = target) -> Tensor:
-                return distance(
-                    space.of_ids(sentence.rows(torch.zeros(len(ids), dtype=torch.int64)), ids)[STATES], target
-                ).cpu()
+    def _search(self, subject: Subject, vector: Tensor, case: Case) -> Best:
+        """The tokens for one case."""
+        space = TokenSpace(subject.family)
+        length = min(self.tokens, space.limit - 2)
+        sentence = space.sentence([""], [0] * length)
+        target = subject.family.encode([case.prompt])[STATES] + self.strength * vector
 
-            generator = stream(case.seed, self.name, case.prompt)
-            found.append(search(fitness, words, length, self.genetics, generator))
-        return found
+        def fitness(ids: Tensor) -> Tensor:
+            same = sentence.rows(torch.zeros(len(ids), dtype=torch.int64))
+            return distance(space.of_ids(same, ids)[STATES], target).cpu()
+
+        return search(fitness, space.words, length, self.genetics, stream(case.seed, self.name, case.prompt))
 
 
 def distance(states: Tensor, target: Tensor) -> Tensor:

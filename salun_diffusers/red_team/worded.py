@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 
+from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.red_team.attack import Attack, Case, Contest, Finding, Told
 from salun_diffusers.red_team.rewording import replaced, respelled, with_article
 from salun_diffusers.red_team.shipped_words import languages, other_words, paraphrases, without_article
@@ -73,7 +74,8 @@ class Paraphrased:
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Draw each case's prompt in other sentences."""
-        wordings = [some(case, self.name, texts(paraphrased(case.prompt)), self.tries) for case in cases]
+        family = contest.target.family
+        wordings = [some(case, self.name, texts(family, paraphrased(case.prompt)), self.tries) for case in cases]
         return tried(contest, cases, wordings, told)
 
 
@@ -96,7 +98,8 @@ class Synonymous:
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Draw each case's prompt with other words for the concept."""
-        wordings = [some(case, self.name, texts(synonymous(case.prompt, contest.words)), self.tries) for case in cases]
+        family, words = contest.target.family, contest.words
+        wordings = [some(case, self.name, texts(family, synonymous(case.prompt, words)), self.tries) for case in cases]
         return tried(contest, cases, wordings, told)
 
 
@@ -119,7 +122,8 @@ class Translated:
 
     def __call__(self, contest: Contest, cases: Sequence[Case], told: Told) -> list[Finding]:
         """Draw each case's concept in other languages."""
-        wordings = [some(case, self.name, texts(translated(case.prompt, contest.words)), self.tries) for case in cases]
+        family, words = contest.target.family, contest.words
+        wordings = [some(case, self.name, texts(family, translated(case.prompt, words)), self.tries) for case in cases]
         return tried(contest, cases, wordings, told)
 
 
@@ -180,9 +184,13 @@ def translated(prompt: str, concept: str) -> tuple[str, ...]:
     return _others(prompt, found)
 
 
-def texts(prompts: Sequence[str]) -> list[Wording]:
-    """Prompts that are what they say."""
-    return [Wording(prompt) for prompt in prompts]
+def texts(family: Family, prompts: Sequence[str]) -> list[Wording]:
+    """Prompts as wordings: those that the text encoder reads to their end, or all if none is.
+
+    What is cut off may be the concept.
+    """
+    whole = [prompt for prompt in prompts if not family.cut_words(prompt)]
+    return [Wording(prompt) for prompt in whole or prompts]
 
 
 def _others(prompt: str, found: Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,11 @@ def tried(contest: Contest, cases: Sequence[Case], wordings: Sequence[Sequence[W
         cases: Whose seeds.
         wordings: For each case; without any it is missed.
         told: Called when cases are settled.
+
+    Raises:
+        UserError: If the target reads no words.
     """
+    TokenSpace(contest.target.family)
     findings = [Finding(False, 0)] * len(cases)
     left = list(range(len(cases)))
     turn = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -69,7 +71,7 @@ def test_the_planted_row_is_found(planted) -> None:
 def test_a_search_never_gets_worse(planted) -> None:
     history = planted[1].history
     assert len(history) == 60
-    assert all(later <= earlier for earlier, later in zip(history, history[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(history))
 
 
 def test_rows_that_live_on_are_not_judged_again(planted) -> None:

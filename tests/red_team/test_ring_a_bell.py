@@ -12,6 +12,7 @@ from attacked import contest_of, subject_of
 from salun_diffusers import UserError
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.red_team import ring_a_bell
 from salun_diffusers.red_team.attack import Case
 from salun_diffusers.red_team.genetic import Genetics
 from salun_diffusers.red_team.ring_a_bell import (
@@ -74,12 +75,14 @@ def test_what_is_found_is_as_near_as_is_said(subject) -> None:
     assert not set(best.ids.tolist()) & space.special
 
 
-def test_a_case_is_alone_what_it_is_in_company(tiny) -> None:
+def test_a_case_is_alone_what_it_is_in_company(tiny, monkeypatch) -> None:
     together = SMALL.found(tiny, CASES)
     for case, best in zip(CASES, together, strict=True):
+        monkeypatch.setattr(ring_a_bell, "_SEARCHED", {})
         [alone] = SMALL.found(tiny, [case])
         assert alone.ids.tolist() == best.ids.tolist() and alone.history == best.history
-    assert len({tuple(best.ids.tolist()) for best in together}) == 3
+    [elsewhere] = SMALL.found(tiny, [dataclasses.replace(CASES[0], seed=9)])
+    assert elsewhere.history[0] != together[0].history[0], "another seed begins elsewhere"
 
 
 def test_findings_are_drawn_at_the_case_s_seed(subject) -> None:
@@ -95,6 +98,23 @@ def test_findings_are_drawn_at_the_case_s_seed(subject) -> None:
     read = space.of_ids(space.sentence([""], [0] * 4), best[1].ids.unsqueeze(0))
     [expected] = subject.pictures(read, [CASES[1].seed])
     assert looks.shown[1].tobytes() == expected.tobytes()
+
+
+def test_one_search_serves_all_models_with_the_encoder(tiny, tiny_pipeline: Path, monkeypatch) -> None:
+    """An erased denoiser changes nothing; another text encoder, pair or case does."""
+    searches: list[str] = []
+    search = ring_a_bell.search
+    monkeypatch.setattr(ring_a_bell, "_SEARCHED", {})
+    monkeypatch.setattr(ring_a_bell, "search", lambda *given: searches.append("once") or search(*given))
+    erased = subject_of(tiny_pipeline)
+    next(iter(erased.family.denoiser.parameters())).data += 1
+    first, again = SMALL.found(tiny, CASES[:2]), SMALL.found(erased, CASES[:2])
+    assert len(searches) == 2 and [one.ids.tolist() for one in first] == [one.ids.tolist() for one in again]
+    dataclasses.replace(SMALL, pairs=PAIRS[:1]).found(erased, CASES[:1])
+    assert len(searches) == 3
+    next(iter(erased.family.pipe.text_encoder.parameters())).data += 1
+    SMALL.found(erased, CASES[:1])
+    assert len(searches) == 4
 
 
 def test_no_more_tokens_than_can_be_read(tiny) -> None:
