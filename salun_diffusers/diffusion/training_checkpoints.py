@@ -14,6 +14,7 @@ from torch import Tensor
 
 from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.averages import Averages
+from salun_diffusers.diffusion.relearning import Relearning
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves
@@ -56,6 +57,7 @@ class Trained:
         averages: What is kept beside them.
         scaler: fp16's loss scale, or None.
         leaves: Puts together what several processes hold of them.
+        attacker: Who trains them back beside it.
     """
 
     selected: TrainedWeights
@@ -63,6 +65,7 @@ class Trained:
     averages: Averages
     scaler: Any
     leaves: Leaves
+    attacker: Relearning
 
     def save(self, run: Run, step: int, steps: int, settings: Settings) -> None:
         """Write ``checkpoint-<step>``, and remove the oldest ones beyond a limit; every process calls this.
@@ -75,7 +78,8 @@ class Trained:
         """
         folder, limit = run.folder.root, settings.checkpoints_total_limit
         moments, state = optimizer_state(getattr(self.stepper, "optimizer", self.stepper))
-        kinds = {"weight": self.selected.state(), "optimizer": moments, "average": self.averages.state()}
+        kinds = {"weight": self.selected.state(), "optimizer": moments, "average": self.averages.state(),
+                 "attacker": self.attacker.state()}  # fmt: skip
         tensors = {
             f"{kind}.{name}": self.leaves.join(self._leaf(kind, name), tensor)
             for kind, found in kinds.items() for name, tensor in found.items()
@@ -97,6 +101,7 @@ class Trained:
         self.selected.load(self._mine("weight", tensors))
         load_optimizer_state(self.stepper, self._mine("optimizer", tensors), state["optimizer"])
         self.averages.load(self._mine("average", tensors), int(state["step"]))
+        self.attacker.load(self._mine("attacker", tensors))
         if self.scaler and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 
