@@ -27,13 +27,13 @@ from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.masks import trained_parameters
 from salun_diffusers.diffusion.objectives import EraseBatch
 from salun_diffusers.diffusion.optimizer import make_optimizer
-from salun_diffusers.diffusion.relearning import Relearning
 from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.saliency_pass import forget_saliency
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.diffusion.trainer import step_of
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.packed_bits import bytes_for
@@ -182,7 +182,7 @@ def rehearsed_training(
     stepper, averages = optimizer(selected, settings), averages_of(selected, settings.use_ema)
     alone = accelerator.distributed_type == DistributedType.NO
     network = family.denoiser if alone else DistributedDataParallel(family.denoiser)
-    attacker = Relearning(selected, Robustness.of(settings))
+    attacker = TrainingBack(selected, Robustness.of(settings))
 
     def step() -> None:
         draws = _BlankDraws(family, data, objective, settings, [share] * micro)

@@ -15,7 +15,7 @@ from salun_diffusers.diffusion.families.family import Conditions, Family, spread
 from salun_diffusers.diffusion.global_batch import Share
 from salun_diffusers.diffusion.inner_attack import attacked
 from salun_diffusers.diffusion.objectives import EraseBatch, Half, Objective, ObjectiveLoss
-from salun_diffusers.diffusion.relearning import Relearning
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.masks.conflict import without_conflict
 
 Scale = Callable[[Family, Tensor], Tensor]
@@ -68,7 +68,7 @@ class RobustStep:
 
         g = P(∇ℓ_f(θ, c) + ∇ℓ_f(θ, c + δ) + μ ∇ℓ_f(θ′, c)) + ∇ α ℓ_r(θ),    P(g_f) = g_f - min(0, ⟨g_f, g_r⟩)/‖g_r‖² g_r
 
-    δ is found by `attacked`, and θ′ is where the attacker of `Relearning` has come after one more step; the gradient
+    δ is found by `attacked`, and θ′ is where the attacker of `TrainingBack` has come after one more step; the gradient
     there is applied to θ as it is (first order, as in meta-unlearning, arXiv 2410.12777). Terms that are not asked for
     are left out.
 
@@ -83,7 +83,7 @@ class RobustStep:
 
     accelerator: Accelerator
     network: nn.Module
-    attacker: Relearning
+    attacker: TrainingBack
     draws: Draws
     accumulation: int
     scale: Scale

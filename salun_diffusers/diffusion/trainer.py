@@ -23,13 +23,13 @@ from salun_diffusers.diffusion.families.family import Family, spread
 from salun_diffusers.diffusion.global_batch import GlobalBatch
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
-from salun_diffusers.diffusion.relearning import Relearning
 from salun_diffusers.diffusion.robust_step import RobustStep
 from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare, refresh, whole
 from salun_diffusers.diffusion.soft_masks import soft_updates
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.diffusion.training_checkpoints import Trained, is_due, tell_if_another_course
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.checkpoint import load_state
@@ -147,7 +147,7 @@ def fine_tune(
     refresh(accelerator, family.denoiser)
     averages = averages_of(selected, settings.use_ema)
     leaves = Leaves(accelerator, selected.weights)
-    attacker = Relearning(selected, Robustness.of(settings))
+    attacker = TrainingBack(selected, Robustness.of(settings))
     trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler, leaves, attacker)
     # What they measure from is the base, so they are there before a checkpoint's weights.
     soft = soft_updates(run, family, selected, data, settings, steps)
@@ -223,7 +223,7 @@ def _step(
 def _robust_step(
     accelerator: Accelerator,
     network: nn.Module,
-    attacker: Relearning,
+    attacker: TrainingBack,
     stepper: torch.optim.Optimizer,
     draws: Draws,
     settings: Settings,
@@ -241,7 +241,7 @@ def _robust_step(
 def step_of(
     accelerator: Accelerator,
     network: nn.Module,
-    attacker: Relearning,
+    attacker: TrainingBack,
     stepper: torch.optim.Optimizer,
     draws: Draws,
     settings: Settings,

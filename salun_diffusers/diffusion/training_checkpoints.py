@@ -14,11 +14,11 @@ from torch import Tensor
 
 from salun_diffusers.accelerator import decided_by_main
 from salun_diffusers.diffusion.averages import Averages
-from salun_diffusers.diffusion.relearning import Relearning
 from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.checkpoint import load_optimizer_state, optimizer_state, save_state
 from salun_diffusers.files.kept_checkpoints import (
@@ -65,7 +65,7 @@ class Trained:
     averages: Averages
     scaler: Any
     leaves: Leaves
-    attacker: Relearning
+    attacker: TrainingBack
 
     def save(self, run: Run, step: int, steps: int, settings: Settings) -> None:
         """Write ``checkpoint-<step>``, and remove the oldest ones beyond a limit; every process calls this.

@@ -31,11 +31,11 @@ from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
 from salun_diffusers.diffusion.presets.known import find_concept
-from salun_diffusers.diffusion.relearning import Relearning
 from salun_diffusers.diffusion.robust_step import RobustStep, alone
 from salun_diffusers.diffusion.robustness import Robustness, robust_in_words
 from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.conflict import without_conflict
 from salun_diffusers.masks.mask import SaliencyMask
@@ -175,7 +175,7 @@ def test_the_gradients_of_three_steps_by_hand(wanted: Robustness, micro: int) ->
     network = Toy()
     mask = {"w": torch.tensor([True, False, True, False]), "v": torch.tensor([False, True, True, True])}
     selected = SelectedWeights(dict(network.named_parameters()), SaliencyMask.from_bools(mask))
-    draws, attacker = ToyDraws(network, micro), Relearning(selected, wanted)
+    draws, attacker = ToyDraws(network, micro), TrainingBack(selected, wanted)
     taken = []
     with engine(mixed_precision="no", gradient_accumulation_steps=micro, report_to=None) as accelerator:
         step = RobustStep(accelerator, network, attacker, draws, micro, lambda _, timesteps: 1 + timesteps / 10)  # type: ignore[arg-type]
@@ -289,20 +289,20 @@ def test_weights_come_back_from_an_attack_that_fails() -> None:
     network = Toy()
     before = [network.w.detach().clone(), network.v.detach().clone()]
     selected = SelectedWeights(dict(network.named_parameters()), SaliencyMask.full({"w": (4,), "v": (4,)}))
-    attacker = Relearning(selected, Robustness(weight_steps=5, weight_rate=1 / 3))
+    attacker = TrainingBack(selected, Robustness(weight_steps=5, weight_rate=1 / 3))
     gradients = [torch.tensor([1.0, -2.0, 0.0, float("nan")]), torch.ones(4)]
     with pytest.raises(KeyboardInterrupt), attacker.in_place(0):
         attacker.go_on([one.clone() for one in gradients])
         torch.testing.assert_close(network.w - before[0], torch.tensor([-1 / 3, 1 / 3, 0.0, 0.0]))
         raise KeyboardInterrupt
     assert all(torch.equal(one, other) for one, other in zip(before, network.parameters(), strict=True))
-    again = Relearning(selected, attacker.robustness)
+    again = TrainingBack(selected, attacker.robustness)
     again.load({name: way.clone() for name, way in attacker.state().items()})
     with again.in_place(1):
         torch.testing.assert_close(network.v - before[1], torch.full((4,), -1 / 3))
     with again.in_place(5):
         assert torch.equal(network.v, before[1])
-    assert Relearning(selected, Robustness()).state() == {}
+    assert TrainingBack(selected, Robustness()).state() == {}
 
 
 class TestRelearning:

@@ -12,7 +12,7 @@ from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.masks.trained_weights import TrainedWeights
 
 
-class Relearning:
+class TrainingBack:
     """The way d of an attacker from the weights θ of a training, which both of them go on moving.
 
         d ← d - r sign(∇ℓ(θ + d)),    d = 0 every K steps
