@@ -30,7 +30,7 @@ class Robustness:
     condition_budget: float = 0.25
     weight_steps: int = 0
     weight_rate: float = 0.0
-    weight_share: float = 2.0
+    weight_share: float = 1.0
     overshoot: float = 0.0
 
     @classmethod
@@ -42,7 +42,7 @@ class Robustness:
             weight_steps=20 if by_weights else 0,
             weight_rate=2 * settings.learning_rate if by_weights else 0.0,
             # Of the present network as teacher there is no far side.
-            overshoot=3.0 if by_weights and (settings.objective, settings.recipe) == SWAP else 0.0,
+            overshoot=1.0 if by_weights and (settings.objective, settings.recipe) == SWAP else 0.0,
         )
 
     @property

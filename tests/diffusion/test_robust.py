@@ -246,7 +246,7 @@ def test_the_gradients_of_three_steps_by_hand(wanted: Robustness, micro: int) ->
 
 
 class TestTraining:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", ["both", pytest.param("embedding", marks=pytest.mark.slow)])
     def test_resumed_it_ends_with_the_same_bits(self, kind: str, trained: Trained, tmp_path: Path) -> None:
         """So the same seed gives the same result; one without --robust is another."""
         folder = tmp_path / "run"
@@ -342,7 +342,9 @@ class TestRelearning:
         assert torch.equal(torch.cat(parts), first)
 
 
-@pytest.mark.parametrize(("model", "kind"), [("sdxl", "both"), ("tiny_ddpm", "relearning")])
+@pytest.mark.parametrize(
+    ("model", "kind"), [pytest.param("sdxl", "both", marks=pytest.mark.slow), ("tiny_ddpm", "relearning")]
+)
 def test_other_families(model: str, kind: str, small_run: Callable[..., list[str]], tmp_path: Path,
                         request: pytest.FixtureRequest) -> None:  # fmt: skip
     flags: dict[str, object] = {"pretrained_model_name_or_path": request.getfixturevalue(model), "robust": kind}
@@ -378,7 +380,7 @@ def test_the_plan_says_what_it_costs(small_run: Callable[..., list[str]], capsys
     """Alone it means both."""
     assert robust_in_words(tiny_settings()) == ""
     words = robust_in_words(tiny_settings(robust="relearning", learning_rate=1e-4, recipe="frozen_teacher"))
-    assert words.startswith("up to 20 steps of 0.0002 of training back, targets 3 times past the anchor; fine-tuning")
+    assert words.startswith("up to 20 steps of 0.0002 of training back, targets 1 times past the anchor; fine-tuning")
     assert words.endswith("takes 2 times the passes")
     assert main(small_run(robust=True, dry_run=True)) == 0
     told = capsys.readouterr().out
