@@ -139,7 +139,11 @@ class ToyDraws:
         def some(rows: int) -> tuple[Tensor, Tensor, Tensor]:
             return tuple(torch.randn(rows, *size, generator=generator) for size in ((4, 2, 2), (3, 4), (4, 2, 2)))  # type: ignore[return-value]
 
-        self.given = [some(4) for _ in range(micro)]
+        # Retained is the opposite of what is forgotten, so that the gradients conflict.
+        self.given = [
+            (noised.repeat(2, 1, 1, 1), states.repeat(2, 1, 1), 5 * torch.cat([target, -target]))
+            for noised, states, target in (some(2) for _ in range(micro))
+        ]
         self.taught = [[some(2) for _ in range(micro)] for _ in range(3)]
         self.step, self._micro, self._taken = 0, micro, 0
 
@@ -239,6 +243,7 @@ def test_the_gradients_of_three_steps_by_hand(wanted: Robustness, micro: int) ->
         if wanted.condition_steps:
             assert float(told["attacked_loss"]) == pytest.approx(float(error(w, v, forget, moves)))
         conflict = min(0.0, float(total @ g_r)) / float(g_r @ g_r)
+        assert conflict < 0
         torch.testing.assert_close(found, total - conflict * g_r + g_r)
         assert float(told["forget_loss"]) == pytest.approx(float(error(w, v, forget)))
         assert float(told["loss"]) == pytest.approx(float(error(w, v, forget) + 2 * error(w, v, retain)))
