@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.objectives import (
     PromptSwap,
     Teacher,
 )
+from salun_diffusers.diffusion.robustness import Robustness
 from salun_diffusers.diffusion.settings import Settings
 
 
@@ -139,7 +140,8 @@ def make_objective(settings: Settings) -> Objective:
         case "relabel" if settings.recipe == "paper":
             return PromptSwap(settings.retain_weight, teacher="current", retain_target="noise")
         case "relabel":
-            return PromptSwap(settings.retain_weight, teacher="base", retain_target="base")
+            overshoot = Robustness.of(settings).overshoot
+            return PromptSwap(settings.retain_weight, "base", "base", overshoot)
 
 
 def _errors(prediction: Tensor, target: Tensor, halves: tuple[Half, ...]) -> tuple[Tensor, Tensor]:

@@ -122,15 +122,10 @@ class Draws:
         """The shares of the next batches, which stay to be taken."""
         return list(self._shares)[:count]
 
-    def relearning(self, share: Share, number: int) -> EraseBatch:
-        """What someone trains on who wants the concept back: forget latents with their prompts, rows of a share.
-
-        Args:
-            share: Of the step.
-            number: Of the attacker's step within it.
-        """
+    def relearning(self, share: Share) -> EraseBatch:
+        """What someone trains on who wants the concept back: rows of forget latents with their prompts."""
         family, settings, forget = self.family, self._settings, self._data.forget
-        mine, name = slice(share.rows.start, share.rows.stop), ("relearning", share.step, number)
+        mine, name = slice(share.rows.start, share.rows.stop), ("relearning", share.step)
         items = torch.randint(len(forget), (share.size,), generator=stream(settings.seed, *name, "items"))
         drawn = forget.draw(items, stream(settings.seed, *name, "posterior")).of(mine)
         generator = stream(settings.seed, *name)

@@ -21,7 +21,7 @@ from salun_diffusers.files.whole_files import check_whole
 MADE_MASKS = (*SALIENCY_MASKS, "random", "full", "magnitude")
 _SCORED = tuple(mask for mask in MADE_MASKS if mask != "full")
 _BYTES_OF_A_WEIGHT = 12  # of a checkpoint: itself and Adam's two moments, in fp32
-_BYTES_OF_AN_AVERAGE = 4
+_BYTES_BESIDE = 4  # of an average, or of the way of a simulated attacker
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def disk_space(copy: int, selected: int, settings: Settings) -> DiskSpace:
     batch = GlobalBatch.of(settings, int(os.environ.get("WORLD_SIZE", "1")))
     steps = settings.length.steps(settings.num_forget_images + settings.num_anchor_images, batch.size)
     written = max(1, steps // settings.checkpointing_steps)  # A short run writes one at its end.
-    checkpoint = selected * (_BYTES_OF_A_WEIGHT + (_BYTES_OF_AN_AVERAGE if settings.use_ema else 0))
+    beside = settings.use_ema + (settings.robust in ("relearning", "both"))
+    checkpoint = selected * (_BYTES_OF_A_WEIGHT + _BYTES_BESIDE * beside)
     # An old one goes when the new one is safe.
     whole = 4 * selected if settings.searched else 0  # Of the whole change, beside a weaker one.
     return DiskSpace(2 * copy + whole, checkpoint, int(min(written, settings.checkpoints_total_limit + 1)))

@@ -100,6 +100,9 @@ class PromptSwap(Objective):
     ``retain_target="base"``, both are predictions of the base model: retained pictures then keep their composition at
     equal seed.
 
+    With η > 0 the base's forget target is ε₀(x_t, c′) + η (ε₀(x_t, c′) - ε₀(x_t, c)): past the anchor and farther from
+    the concept, so that the way back is longer.
+
     Differs from the official code (OPTML-Group/Unlearn-Saliency@a6e89fd, SD/train-scripts/nsfw_removal.py): there the
     teacher's input is a second sample of the VAE posterior. Generated latents have none, and of a picture both see the
     same sample.
@@ -108,9 +111,11 @@ class PromptSwap(Objective):
         retain_weight: α, the weight of the retain term.
         teacher: Which weights make the forget target.
         retain_target: What the retained half is held to.
+        overshoot: η, of the base as teacher only: the present network would have to flee from itself.
 
     Raises:
-        UserError: If the present network is the teacher and the base model should give the retain target.
+        UserError: If the present network is the teacher, and the base model should give the retain target or a target
+            past the anchor.
 
     Example:
         >>> objective = PromptSwap(retain_weight=1.0, teacher="base", retain_target="base")
@@ -122,20 +127,31 @@ class PromptSwap(Objective):
     retain_weight: float
     teacher: Teacher
     retain_target: Literal["base", "noise"]
+    overshoot: float = 0.0
 
     def __post_init__(self) -> None:
         if self.teacher == "current" and self.retain_target == "base":
             raise UserError('retain_target="base" needs teacher="base": the present network cannot give both targets.')
+        if self.teacher == "current" and self.overshoot:
+            raise UserError(f'An overshoot needs teacher="base", got {self.overshoot:g} with the present network.')
 
     @torch.no_grad()
     def target(self, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
         """Targets of both halves, `(2b, channels, height, width)`."""
         if self.retain_target == "base":
-            return family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)
+            anchored = family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)
+            return self._beyond(anchored, family, denoiser, batch) if self.overshoot else anchored
         half = len(batch.noised) // 2
         anchors = {name: tensor[:half] for name, tensor in batch.anchor_conditions.items()}
         forget = family.predict(denoiser, batch.noised[:half], batch.timesteps[:half], anchors)
         return torch.cat([forget, batch.truth[half:]])
+
+    def _beyond(self, anchored: Tensor, family: Family, denoiser: nn.Module, batch: EraseBatch) -> Tensor:
+        """ε₀(x_t, c′) + η (ε₀(x_t, c′) - ε₀(x_t, c)) in the forget half."""
+        half = len(batch.noised) // 2
+        concept = {name: tensor[:half] for name, tensor in batch.conditions.items()}
+        known = family.predict(denoiser, batch.noised[:half], batch.timesteps[:half], concept)
+        return torch.cat([anchored[:half] + self.overshoot * (anchored[:half] - known), anchored[half:]])
 
     def __call__(self, prediction: Tensor, target: Tensor) -> ObjectiveLoss:
         """The loss of one forward pass over both halves."""

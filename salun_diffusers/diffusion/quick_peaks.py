@@ -87,14 +87,16 @@ class QuickPeaks:
         beside += 4 * selected if settings.soft_threshold == "proximal" else 6 * selected * settings.scales_updates
         resident = 4 * self._weights + moments + averages + beside
         robust = Robustness.of(settings)
-        # Beside the gradient of forgetting that of retaining; of who trains back, the weights before and what is found.
-        resident += 4 * selected * ((robust.rows > 0) * 2 + (robust.weight_steps > 0))
+        trains_back = robust.weight_steps > 0
+        resident += 4 * selected * trains_back  # The way of who trains back.
+        # Gradients of retaining and of forgetting, and the weights that come back.
+        held = 4 * selected * ((robust.rows > 0) * 2 + trains_back)
         halves = 1 if robust.rows else len(make_objective(settings).halves)  # One half at a time.
         rows = halves * GlobalBatch.of(settings, processes=1).largest
         at_once = self._activations(rows, precision, settings.gradient_checkpointing, settings.train_method)
         accumulated = 4 * selected if settings.gradient_accumulation_steps > 1 else 0
         static = resident + 4 * selected
-        return max(static, resident + accumulated + at_once), static
+        return max(static, resident + accumulated + held + at_once), static
 
     @cached_property
     def _sizes(self) -> dict[str, int]:

@@ -32,7 +32,8 @@ from salun_diffusers.diffusion.saliency_pass import forget_saliency
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.started_run import Run
-from salun_diffusers.diffusion.trainer import _step
+from salun_diffusers.diffusion.trainer import step_of
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.packed_bits import bytes_for
@@ -181,10 +182,11 @@ def rehearsed_training(
     stepper, averages = optimizer(selected, settings), averages_of(selected, settings.use_ema)
     alone = accelerator.distributed_type == DistributedType.NO
     network = family.denoiser if alone else DistributedDataParallel(family.denoiser)
+    attacker = TrainingBack(selected, Robustness.of(settings))
 
     def step() -> None:
         draws = _BlankDraws(family, data, objective, settings, [share] * micro)
-        _step(accelerator, network, selected, stepper, draws, settings, progress=0.0)
+        step_of(accelerator, network, attacker, stepper, draws, settings)(progress=0.0)
         averages.update()
 
     try:

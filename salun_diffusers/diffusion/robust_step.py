@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,8 @@ from salun_diffusers.diffusion.families.family import Conditions, Family, spread
 from salun_diffusers.diffusion.global_batch import Share
 from salun_diffusers.diffusion.inner_attack import attacked
 from salun_diffusers.diffusion.objectives import EraseBatch, Half, Objective, ObjectiveLoss
-from salun_diffusers.diffusion.robustness import Robustness
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.masks.conflict import without_conflict
-from salun_diffusers.masks.trained_weights import TrainedWeights
 
 Scale = Callable[[Family, Tensor], Tensor]
 Gradients = list[Tensor]
@@ -70,25 +68,23 @@ class RobustStep:
 
         g = P(∇ℓ_f(θ, c) + ∇ℓ_f(θ, c + δ) + μ ∇ℓ_f(θ′, c)) + ∇ α ℓ_r(θ),    P(g_f) = g_f - min(0, ⟨g_f, g_r⟩)/‖g_r‖² g_r
 
-    δ is found by `attacked`, and θ′ = θ - Σ_k r sign(∇ℓ(θ_k)) is what K steps on the concept's own noise loss ℓ make of
-    the selected weights; the gradient that is taken there is applied to θ as it is (first order). Terms that are not
-    asked for are left out.
+    δ is found by `attacked`, and θ′ is where the attacker of `TrainingBack` has come after one more step; the gradient
+    there is applied to θ as it is (first order, as in meta-unlearning, arXiv 2410.12777). Terms that are not asked for
+    are left out.
 
     Args:
         accelerator: Processes, precision and accumulation.
         network: The denoiser as accelerate prepared it.
-        selected: The weights that may move.
+        attacker: The weights that may move, and who trains them back.
         draws: Where the batches come from.
-        robustness: What is simulated, and how hard.
         accumulation: Micro-batches of a step.
         scale: What `error_scale` says of timesteps.
     """
 
     accelerator: Accelerator
     network: nn.Module
-    selected: TrainedWeights
+    attacker: TrainingBack
     draws: Draws
-    robustness: Robustness
     accumulation: int
     scale: Scale
 
@@ -104,17 +100,19 @@ class RobustStep:
         kept, g_r = self._gradients(retain)
         plain, g_f = self._gradients(forget)
         told = {"loss": kept[0] + plain[0], "forget_loss": plain[1], "retain_loss": kept[2]}
-        if self.robustness.condition_steps:
+        robustness = self.attacker.robustness
+        if robustness.condition_steps:
             found, more = self._gradients(forget, self._attacked)
             g_f = _sum(g_f, more)
             told["attacked_loss"] = found[1]
-        if self.robustness.weight_steps:
-            with self._relearning(shares):
+        if robustness.weight_steps:
+            with self.attacker.in_place(shares[0].step):
+                self._train_back(shares)
                 found, more = self._gradients(forget)
-            g_f = _sum(g_f, more, self.robustness.weight_share)
+            g_f = _sum(g_f, more, robustness.weight_share)
             told["relearning_loss"] = found[1]
-        for leaf, one, other in zip(self.selected.weights, without_conflict(g_f, g_r), g_r, strict=True):
-            leaf.grad = one + other
+        for leaf, one, other in zip(self.attacker.selected.weights, without_conflict(g_f, g_r), g_r, strict=True):
+            leaf.grad = one.add_(other)
         return told
 
     def _scale_of(self, batch: EraseBatch) -> Tensor:
@@ -146,43 +144,24 @@ class RobustStep:
             with self.accelerator.autocast():
                 return self._loss(self.draws.family.denoiser, rows, conditions).total
 
-        wanted = self.robustness
+        wanted = self.attacker.robustness
         return attacked(rows.batch.conditions, loss, steps=wanted.condition_steps, budget=wanted.condition_budget)
 
-    @contextmanager
-    def _relearning(self, shares: Sequence[Share]) -> Iterator[None]:
-        """Within the block the selected weights are what someone makes of them who trains the concept back."""
-        kept = [leaf.detach().clone() for leaf in self.selected.weights]
-        for number in range(self.robustness.weight_steps):
-            for share in shares:
-                with self.accelerator.accumulate(self.network), self.accelerator.autocast():
-                    batch = self.draws.relearning(share, number)
-                    family = self.draws.family
-                    answer = family.predict(self.network, batch.noised, batch.timesteps, batch.conditions)
-                    self.accelerator.backward(batch.weight * F.mse_loss(answer, batch.truth))
-            self._moved(self._taken())
-        try:
-            yield
-        finally:
-            self._put(kept)
-
-    @torch.no_grad()
-    def _moved(self, gradients: Gradients) -> None:
-        for leaf, gradient in zip(self.selected.weights, gradients, strict=True):
-            leaf.sub_(gradient.nan_to_num().sign(), alpha=self.robustness.weight_rate)
-        self.selected.scatter()
-
-    @torch.no_grad()
-    def _put(self, values: Gradients) -> None:
-        for leaf, value in zip(self.selected.weights, values, strict=True):
-            leaf.copy_(value)
-        self.selected.scatter()
+    def _train_back(self, shares: Sequence[Share]) -> None:
+        """One step of who wants the concept back, on rows that are cut up like those of the training."""
+        family = self.draws.family
+        for share in shares:
+            with self.accelerator.accumulate(self.network), self.accelerator.autocast():
+                batch = self.draws.relearning(share)
+                answer = family.predict(self.network, batch.noised, batch.timesteps, batch.conditions)
+                self.accelerator.backward(batch.weight * F.mse_loss(answer, batch.truth))
+        self.attacker.go_on(self._taken())
 
     def _taken(self) -> Gradients:
         """The gradients of the leaves, which forget them."""
-        self.selected.gather_gradients()
+        self.attacker.selected.gather_gradients()
         found = []
-        for leaf in self.selected.weights:
+        for leaf in self.attacker.selected.weights:
             found.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
             leaf.grad = None
         return [gradient.detach() for gradient in found]

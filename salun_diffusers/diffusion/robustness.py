@@ -8,6 +8,9 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.errors import UserError
 
+SWAP = ("relabel", "frozen_teacher")
+"""Objective and recipe whose forget target the base gives for the anchor."""
+
 
 @dataclass(frozen=True)
 class Robustness:
@@ -16,9 +19,11 @@ class Robustness:
     Args:
         condition_steps: K of `attacked`; 0 is none.
         condition_budget: b of `attacked`: how far the states of a prompt are moved, in their own deviations.
-        weight_steps: Sign steps of who trains the concept back; 0 is none.
+        weight_steps: Sign steps of who trains the concept back, one in each step of the training; then another begins.
+            0 is nobody.
         weight_rate: How far each of them moves a weight.
         weight_share: How much the forget loss counts at the weights that they lead to.
+        overshoot: η of `PromptSwap`: how far past the anchor the concept is sent, so that the way back is longer.
     """
 
     condition_steps: int = 0
@@ -26,6 +31,7 @@ class Robustness:
     weight_steps: int = 0
     weight_rate: float = 0.0
     weight_share: float = 1.0
+    overshoot: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Robustness:
@@ -33,22 +39,24 @@ class Robustness:
         by_words, by_weights = (settings.robust in (one, "both") for one in ("embedding", "relearning"))
         return cls(
             condition_steps=3 if by_words else 0,
-            weight_steps=4 if by_weights else 0,
-            weight_rate=4 * settings.learning_rate if by_weights else 0.0,
+            weight_steps=20 if by_weights else 0,
+            weight_rate=2 * settings.learning_rate if by_weights else 0.0,
+            # Of the present network as teacher there is no far side.
+            overshoot=1.0 if by_weights and (settings.objective, settings.recipe) == SWAP else 0.0,
         )
 
     @property
     def rows(self) -> int:
         """Per forget latent of a batch, rows that are taken forward and backward beside the plain ones."""
         found = self.condition_steps + 1 if self.condition_steps else 0
-        return found + (self.weight_steps + 1 if self.weight_steps else 0)
+        return found + (2 if self.weight_steps else 0)
 
     def __str__(self) -> str:
         words = f"attacked prompts, {self.condition_steps} steps within {self.condition_budget:g} deviations"
-        weights = f"{self.weight_steps} steps of relearning of {self.weight_rate:g}"
-        return " and ".join(
-            told for told, steps in ((words, self.condition_steps), (weights, self.weight_steps)) if steps
-        )
+        weights = f"up to {self.weight_steps} steps of {self.weight_rate:g} of training back"
+        beyond = f"targets {self.overshoot:g} times past the anchor"
+        parts = ((words, self.condition_steps), (weights, self.weight_steps), (beyond, self.overshoot))
+        return ", ".join(told for told, amount in parts if amount)
 
 
 def robust_in_words(settings: Settings) -> str:

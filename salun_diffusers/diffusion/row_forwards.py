@@ -114,7 +114,7 @@ def in_words(stages: list[StageRows]) -> str:
 def _rows_of_objective(settings: Settings) -> tuple[int, int]:
     """Per forget latent of a batch: rows of the network that learns, and of its teacher."""
     if settings.objective == "relabel":
-        return 2, 1 if settings.recipe == "paper" else 2
+        return 2, 1 if settings.recipe == "paper" else 2 + (Robustness.of(settings).overshoot > 0)
     if settings.objective in ("finetune", "l1_sparse"):
         return 1, 0
     halves = 2 if settings.retain_weight else 1

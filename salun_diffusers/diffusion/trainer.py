@@ -29,6 +29,7 @@ from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves, all_finite, clip, prepare, refresh, whole
 from salun_diffusers.diffusion.soft_masks import soft_updates
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.diffusion.training_checkpoints import Trained, is_due, tell_if_another_course
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.checkpoint import load_state
@@ -146,7 +147,8 @@ def fine_tune(
     refresh(accelerator, family.denoiser)
     averages = averages_of(selected, settings.use_ema)
     leaves = Leaves(accelerator, selected.weights)
-    trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler, leaves)
+    attacker = TrainingBack(selected, Robustness.of(settings))
+    trained = Trained(selected, make_optimizer(selected, settings), averages, accelerator.scaler, leaves, attacker)
     # What they measure from is the base, so they are there before a checkpoint's weights.
     soft = soft_updates(run, family, selected, data, settings, steps)
     attach(soft, trained.stepper)
@@ -160,6 +162,7 @@ def fine_tune(
     training = selected.in_training(gather_as_they_come=alone)
     with training, Progress("fine-tuning", steps, run.main, done=first) as bar:
         network, stepper = prepare(accelerator, family.denoiser, trained.stepper)
+        take = step_of(accelerator, network, attacker, stepper, draws, settings)
         history = read_metrics(folder / "metrics.jsonl", first) if resume_from else []
         metrics = folder / "metrics.jsonl"
         if run.main:
@@ -169,7 +172,7 @@ def fine_tune(
             for group in stepper.param_groups:
                 group["lr"] = rate
             soft.begin(step + 1, (step + 1) / steps)
-            losses = _step(accelerator, network, selected, stepper, draws, settings, progress=step / steps)
+            losses = take(progress=step / steps)
             averages.update()
             row = {"step": step + 1, **losses, "learning_rate": rate}
             if not math.isfinite(row["loss"]):
@@ -204,12 +207,6 @@ def _step(
 ) -> dict[str, float]:
     """One optimizer step: all its micro-batches, then the update."""
     accumulation = settings.gradient_accumulation_steps
-    if settings.robust != "none":
-        scale = partial(error_scale, power=settings.snr_power)
-        found = RobustStep(accelerator, network, selected, draws, Robustness.of(settings), accumulation, scale)()
-        _update(accelerator, selected, stepper, settings)
-        values = accelerator.reduce(torch.stack(list(found.values())), reduction="mean").tolist()
-        return dict(zip(found, values, strict=True))
     terms = torch.zeros(3, device=draws.family.device)
     for micro in range(accumulation):
         with accelerator.accumulate(network), accelerator.autocast():
@@ -221,6 +218,47 @@ def _step(
             _update(accelerator, selected, stepper, settings)
     total, forget, retain = accelerator.reduce(terms, reduction="mean").tolist()
     return {"loss": total, "forget_loss": forget, "retain_loss": retain}
+
+
+def _robust_step(
+    accelerator: Accelerator,
+    network: nn.Module,
+    attacker: TrainingBack,
+    stepper: torch.optim.Optimizer,
+    draws: Draws,
+    settings: Settings,
+    progress: float,
+) -> dict[str, float]:
+    """One optimizer step of ``--robust``."""
+    scale = partial(error_scale, power=settings.snr_power)
+    step = RobustStep(accelerator, network, attacker, draws, settings.gradient_accumulation_steps, scale)
+    losses = step()
+    _update(accelerator, attacker.selected, stepper, settings)
+    values = accelerator.reduce(torch.stack(list(losses.values())), reduction="mean").tolist()
+    return dict(zip(losses, values, strict=True))
+
+
+def step_of(
+    accelerator: Accelerator,
+    network: nn.Module,
+    attacker: TrainingBack,
+    stepper: torch.optim.Optimizer,
+    draws: Draws,
+    settings: Settings,
+) -> Callable[..., dict[str, float]]:
+    """What takes an optimizer step; it is told ``progress``, the share of the steps that are done.
+
+    Args:
+        accelerator: Processes, precision, accumulation.
+        network: The denoiser as it was prepared.
+        attacker: The weights that may move, and who trains them back where that is simulated.
+        stepper: Their optimizer.
+        draws: The batches.
+        settings: Of the run.
+    """
+    if settings.robust == "none":
+        return partial(_step, accelerator, network, attacker.selected, stepper, draws, settings)
+    return partial(_robust_step, accelerator, network, attacker, stepper, draws, settings)
 
 
 def _update(

@@ -18,6 +18,7 @@ from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.sharding import Leaves
 from salun_diffusers.diffusion.started_run import Run
+from salun_diffusers.diffusion.training_back import TrainingBack
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.checkpoint import load_optimizer_state, optimizer_state, save_state
 from salun_diffusers.files.kept_checkpoints import (
@@ -56,6 +57,7 @@ class Trained:
         averages: What is kept beside them.
         scaler: fp16's loss scale, or None.
         leaves: Puts together what several processes hold of them.
+        attacker: Who trains them back beside it.
     """
 
     selected: TrainedWeights
@@ -63,6 +65,7 @@ class Trained:
     averages: Averages
     scaler: Any
     leaves: Leaves
+    attacker: TrainingBack
 
     def save(self, run: Run, step: int, steps: int, settings: Settings) -> None:
         """Write ``checkpoint-<step>``, and remove the oldest ones beyond a limit; every process calls this.
@@ -75,7 +78,8 @@ class Trained:
         """
         folder, limit = run.folder.root, settings.checkpoints_total_limit
         moments, state = optimizer_state(getattr(self.stepper, "optimizer", self.stepper))
-        kinds = {"weight": self.selected.state(), "optimizer": moments, "average": self.averages.state()}
+        kinds = {"weight": self.selected.state(), "optimizer": moments, "average": self.averages.state(),
+                 "attacker": self.attacker.state()}  # fmt: skip
         tensors = {
             f"{kind}.{name}": self.leaves.join(self._leaf(kind, name), tensor)
             for kind, found in kinds.items() for name, tensor in found.items()
@@ -97,6 +101,7 @@ class Trained:
         self.selected.load(self._mine("weight", tensors))
         load_optimizer_state(self.stepper, self._mine("optimizer", tensors), state["optimizer"])
         self.averages.load(self._mine("average", tensors), int(state["step"]))
+        self.attacker.load(self._mine("attacker", tensors))
         if self.scaler and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 

@@ -67,6 +67,8 @@ class TestByHand:
             return make_objective(tiny_settings(retain_weight=2.0, **{"recipe": "frozen_teacher"} | settings))
 
         assert made() == PromptSwap(2.0, teacher="base", retain_target="base")
+        assert made(robust="embedding") == made() and made(robust="relearning").overshoot == 1.0
+        assert made(recipe="paper", robust="both") == made(recipe="paper")
         assert made(recipe="paper") == PromptSwap(2.0, teacher="current", retain_target="noise")
         assert made(objective="ascent") == GradientAscent(2.0)
         assert made(objective="finetune") == FineTune(0.0)

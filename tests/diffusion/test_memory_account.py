@@ -122,6 +122,7 @@ def within_15_percent(shape: ModelShape, settings: Settings, precision: str) -> 
         {"mask": "full", "objective": "finetune"},
         {"saliency_max_grad_norm": 1.0, "offload_saliency": True, "train_method": "xattn"},
         {"mask": "saliency_ratio"},
+        {"robust": "relearning"},
         {"mask": "saliency_ratio", "saliency_micro_batch_size": 2},
     ],
 )

@@ -86,6 +86,18 @@ class TestPromptSwap:
             prediction = family.predict(family.denoiser, batch.noised, batch.timesteps, batch.conditions)
         torch.testing.assert_close(BASE.target(family, family.denoiser, batch)[2:], prediction[2:])
 
+    def test_an_overshoot_goes_past_the_anchor(self, family):
+        """ε₀(c′) + 3 (ε₀(c′) - ε₀(c)) = 4 ε₀(c′) - 3 ε₀(c); the retained half is what it was."""
+        batch = batch_of(family, "a photo of a circle", "a photo of a square")
+        far = PromptSwap(0.5, "base", "base", overshoot=3.0).target(family, family.denoiser, batch)
+        with torch.no_grad():
+            known = family.predict(family.denoiser, batch.noised, batch.timesteps, batch.conditions)
+            anchor = family.predict(family.denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)
+        assert float((known - anchor)[:2].abs().max()) > 1e-3 and not far.requires_grad
+        torch.testing.assert_close(far, torch.cat([(4 * anchor - 3 * known)[:2], anchor[2:]]), atol=1e-5, rtol=1e-5)
+        with pytest.raises(UserError, match="overshoot needs teacher"):
+            PromptSwap(0.5, "current", "noise", overshoot=1.0)
+
     def test_refuses_a_present_teacher_of_retained_pictures(self):
         with pytest.raises(UserError, match="cannot give both targets"):
             PromptSwap(retain_weight=1.0, teacher="current", retain_target="base")

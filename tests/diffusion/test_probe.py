@@ -98,7 +98,7 @@ def too_much(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "function"), [("saliency", "forget_saliency"), ("fine-tuning", "_step")], ids=["saliency", "training"]
+    ("stage", "function"), [("saliency", "forget_saliency"), ("fine-tuning", "step_of")], ids=["saliency", "training"]
 )
 def test_what_does_not_fit_is_told_before_anything_is_drawn(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, stage: str, function: str, tmp_path: Path
@@ -122,7 +122,7 @@ def test_on_a_gpu_the_flags_are_those_that_fit(
 
     fit = Fit(("--mixed_precision bf16", "--gradient_checkpointing"), StagePeaks(1, 1, 1, 1, 1), True)
     asked: list[object] = []
-    monkeypatch.setattr(rehearsal, "_step", too_much)
+    monkeypatch.setattr(rehearsal, "step_of", too_much)
     monkeypatch.setattr(probing, "_total", lambda device: 12 * 10**9)
     monkeypatch.setattr(probing, "fitting", lambda *words: asked.append(words[2:]) or fit)
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_other_errors_pass(small_run: Callable[..., list[str]], monkeypatch: pyt
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(rehearsal, "_step", wrong)
+    monkeypatch.setattr(rehearsal, "step_of", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(small_run(probe="on"))
 

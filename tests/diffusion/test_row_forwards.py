@@ -46,7 +46,7 @@ def test_schedulers_ask_as_often_as_they_have_timesteps(name: str, steps: int) -
         {"objective": "esd", "retain_weight": 1},
         {"objective": "ascent", "retain_weight": None},
         {"objective": "finetune"},
-        {"robust": "both", "gradient_accumulation_steps": 2},
+        {"robust": "both"},
     ],
     ids=str,
 )
