@@ -4,8 +4,8 @@
         --json docs/results/red_team.json
 
 A method is erased unless its run is there (OUTPUT_DIR/CONCEPT-METHOD), then examined as `salun attack RUN` does it;
-what is done is kept, so the same command goes on where it stopped. Base and floor are examined once for all methods of a
-concept. `scripts/benchmark_erasure.py --methods retrain` trains a floor.
+what is done is kept, so the same command goes on where it stopped. Base and floor are examined once for all methods of
+a concept. `scripts/benchmark_erasure.py --methods retrain` trains a floor.
 """
 
 from __future__ import annotations
