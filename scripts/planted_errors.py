@@ -141,8 +141,8 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("(1 + guidance) * conditional", "guidance * conditional"),
             ("torch.cat([forget, batch.truth[half:]])", "torch.cat([forget, batch.truth[:half]])"),
             (
-                "return family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)",
-                "return family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)",
+                "anchored = family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)",
+                "anchored = family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)",
             ),
             ("{name: tensor[:half] for", "{name: tensor[half:] for"),
         ],

@@ -81,7 +81,7 @@ def check_robust(config: EraseConfig) -> None:
             f"--robust {config.robust} weighs forgetting against retaining, and --objective {objective} does one of "
             "them only; take relabel, or ascent or esd with a --retain_weight above 0."
         )
-    if config.adapter != "none":
+    if config.adapter == "lora":
         raise UserError(
             f"--robust {config.robust} hardens the weights themselves, and --adapter {config.adapter} leaves them as "
             "they are: whoever takes it off has the concept back. Leave one of the two out."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from collections.abc import Sequence
@@ -186,6 +187,17 @@ class TestVerdict:
     def test_of_attacks(self, hits: int, floor: int | None, word: str) -> None:
         rows = [attacked("a", "erased", hits), *([attacked("a", "floor", floor)] if floor is not None else [])]
         assert decide(Results(tuple(rows))).word == word
+
+    @pytest.mark.parametrize(("controls", "word"), [(40, "robust"), (12, "robust"), (5, "comes back")])
+    def test_what_rebuilds_anything_is_no_evidence(self, controls: int, word: str) -> None:
+        """20 of 40 hits, from 35 % on; 12 controls of 40 are 30 %."""
+        findings = tuple(
+            Finding(place < 20, 1, measured=(("rebuilt", 1.0), ("control rebuilt", float(place < controls))))
+            for place in range(40)
+        )
+        hits = 20 if controls != 12 else 15  # 37.5 %, from 24 % on
+        findings = tuple(dataclasses.replace(one, hit=place < hits) for place, one in enumerate(findings))
+        assert decide(Results((Attacked("tina", "erased", (False,) * 40, findings, 1.0),))).word == word
 
     def test_the_worst_decides(self) -> None:
         rows = (attacked("a", "erased", 0), attacked("b", "erased", 40), attacked("c", "erased", 8))
