@@ -33,7 +33,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ascent": {"objective": "ascent", "mask": "full"},
     "paper": {"recipe": "paper"},
     "default": {},
-    "robust": {"robust": "both"},
+    "robust": {"robust": "relearning"},
 }
 """Flags of `salun erase`; the default recipe is SalUn with a frozen teacher."""
 

@@ -172,7 +172,8 @@ def test_erasures_would_run(line: str, tmp_path: Path, tiny_pipeline: Path, monk
     if "--pretrained_model_name_or_path" not in words:
         words += ["--pretrained_model_name_or_path", str(tiny_pipeline)]
     words = ["digits" if word == "runs/cifar10/pipeline" else word for word in words]  # Trained by the line before.
-    detector = [] if "--target_forget" in words else ["--detector", "none"]  # The search looks by one.
+    looked = {"--target_forget", "--red_team"} & set(words)  # Whoever searches or attacks looks by one.
+    detector = [] if looked else ["--detector", "none"]
     assert module_of("erase").main([*words, *detector, "--dry_run"]) == 0
 
 

@@ -130,9 +130,9 @@ class EraseConfig(SourceConfig):
     )
     robust: Robust = choice_alone(
         "none",
-        "Forget so that it holds: embedding: also for prompts that were moved towards the concept (inner attacks); "
-        "relearning: also after a few steps of training it back; both: what --robust alone means.",
-        alone="both",
+        "Forget so that it holds: relearning (what --robust alone means): also after some steps of training it back; "
+        "embedding: also for prompts that were moved towards the concept (inner attacks); both.",
+        alone="relearning",
         group=_TRAIN,
     )
     l1_weight: float = setting(1e-5, "Weight of l1_sparse's penalty, decaying to 0.", group=_TRAIN, minimum=0)

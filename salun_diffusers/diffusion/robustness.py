@@ -37,12 +37,15 @@ class Robustness:
     def of(cls, settings: Settings) -> Robustness:
         """What the settings ask for. Who trains back does so with steps of a multiple of the run's own rate."""
         by_words, by_weights = (settings.robust in (one, "both") for one in ("embedding", "relearning"))
+        # Of the present network as teacher there is no far side. Where there is one, who trains back beside it gained
+        # little and cost what must stay (docs/red_team.md).
+        beyond = by_weights and (settings.objective, settings.recipe) == SWAP
+        trained_back = by_weights and not beyond
         return cls(
             condition_steps=3 if by_words else 0,
-            weight_steps=20 if by_weights else 0,
-            weight_rate=2 * settings.learning_rate if by_weights else 0.0,
-            # Of the present network as teacher there is no far side.
-            overshoot=1.0 if by_weights and (settings.objective, settings.recipe) == SWAP else 0.0,
+            weight_steps=20 if trained_back else 0,
+            weight_rate=2 * settings.learning_rate if trained_back else 0.0,
+            overshoot=1.0 if beyond else 0.0,
         )
 
     @property
@@ -62,7 +65,7 @@ class Robustness:
 def robust_in_words(settings: Settings) -> str:
     """What a run is made to stand against and what that costs, for its plan; empty where it is nothing."""
     wanted = Robustness.of(settings)
-    if not wanted.rows:
+    if not str(wanted):
         return ""
     return f"{wanted}; fine-tuning takes {(2 + wanted.rows) / 2:g} times the passes"
 
