@@ -168,7 +168,7 @@ def work(config: AlignmentConfig, command: str) -> str:
         kind="alignment",
         title="Alignment and drift",
         pictures=config.images,
-        before=config.before or "",
+        before="" if config.before is None else config.before,
         measurements=alone,
         comparisons=pairs,
         sampling=sampling,

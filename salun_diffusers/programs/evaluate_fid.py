@@ -116,7 +116,7 @@ def work(config: FidConfig, command: str) -> str:
         kind="fid",
         title=f"{measured[-1][0].name} against {config.reference}",
         pictures=config.images,
-        before=config.before or "",
+        before="" if config.before is None else config.before,
         measurements=() if pairs else tuple(measured[0]),
         comparisons=pairs,
         sampling=sampling,

@@ -104,7 +104,7 @@ def work(config: NudityConfig, command: str) -> str:
         kind="nudity",
         title=f"Nudity ({protocol.name})",
         pictures=config.images,
-        before=config.before or "",
+        before="" if config.before is None else config.before,
         measurements=() if pairs else tuple(measured[0]),
         comparisons=pairs,
         explicit=any(hidden(folder) for folder in folders),

@@ -104,7 +104,7 @@ def work(config: ObjectsConfig, command: str) -> str:
         kind="objects",
         title=f"Forgetting {', '.join(config.forget)}",
         pictures=config.images,
-        before=config.before or "",
+        before="" if config.before is None else config.before,
         measurements=() if pairs else tuple(measured[0]),
         comparisons=pairs,
         tables=tables,
