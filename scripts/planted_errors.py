@@ -144,7 +144,8 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "anchored = family.predict(denoiser, batch.noised, batch.timesteps, batch.anchor_conditions)",
                 "anchored = family.predict(denoiser, batch.noised, batch.timesteps, batch.conditions)",
             ),
-            ("{name: tensor[:half] for", "{name: tensor[half:] for"),
+            ("anchors = {name: tensor[:half] for", "anchors = {name: tensor[half:] for"),
+            ("concept = {name: tensor[:half] for", "concept = {name: tensor[half:] for"),
         ],
         _RETAIN_AWARE: [
             ("(concept - anchor).float().square()", "(concept + anchor).float().square()"),

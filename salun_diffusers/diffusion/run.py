@@ -75,8 +75,10 @@ def run_erasure(
         curve = curve or reported_curve(run, request, detector, erased)
         del erased, sampler
         run.accelerator.free_memory()
-        with run.stage("red team"):
-            attacked = decided_by_main(run.accelerator, lambda: tuple(examined(run.folder)))
+        attacked: tuple[Measurement, ...] = ()
+        if examined is not not_examined:  # Else it is no stage of the run.
+            with run.stage("red team"):
+                attacked = decided_by_main(run.accelerator, lambda: tuple(examined(run.folder)))
         outcome = Outcome(before, after, mask, receipt, history, curve, collateral, attacked)
         report = write_report(run, request, detector, outcome)
         write_card(run, request, report)

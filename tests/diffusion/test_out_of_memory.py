@@ -87,6 +87,7 @@ def test_while_the_model_is_loaded(stopped, monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_of_a_real_allocation_in_a_program(small_run, tmp_path):
     """torch is asked for four million gigabytes in the middle of fine-tuning."""
     program = tmp_path / "program.py"

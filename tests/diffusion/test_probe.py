@@ -72,7 +72,11 @@ def test_it_leaves_weights_and_random_numbers_as_they_were(
     assert not (tmp_path / "run").exists() and not Path("rehearsal").exists()
 
 
-@pytest.mark.parametrize("flags", [{}, {"mixed_precision": "bf16", "gradient_accumulation_steps": 2}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param({}, marks=pytest.mark.slow), {"mixed_precision": "bf16", "gradient_accumulation_steps": 2}],
+    ids=str,
+)
 def test_a_run_with_it_is_the_run_without(
     small_run: Callable[..., list[str]],
     tmp_path: Path,

@@ -46,7 +46,7 @@ def test_are_kept_in_the_precision_that_is_asked_for(tmp_path, monkeypatch, dtyp
     assert torch.equal(found.pop(5), answer(5).to(dtype))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("no", marks=pytest.mark.slow), "bf16"])
 def test_a_run_is_the_same_with_targets_on_disk(small_run, tmp_path, monkeypatch, precision):
     """And under bf16 storing them in bf16 changes nothing: the network answers in bf16."""
     used, kept = [], batches.Targets

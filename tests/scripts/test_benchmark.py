@@ -63,6 +63,7 @@ def test_step(
     assert figures["sizes"]["weights"] > 4_000_000 and figures["sizes"]["device"] == "cpu"
 
 
+@pytest.mark.slow
 def test_memory_of_one_model(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["memory", "--model", "small", "--flags", "--mask_ratio 0.1 --use_8bit_adam", "--json", tmp_path / "f.json"]
     assert run(*words) == 0

@@ -38,7 +38,8 @@ def small(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
     return program
 
 
-@pytest.mark.parametrize("kind", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_the_way_through_it(small: ModuleType, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert small.main([kind, "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
