@@ -38,7 +38,7 @@ def test_when_one_is_due(steps, every, due):
     assert [step for step in range(1, steps + 1) if is_due(step, steps, every)] == due
 
 
-@pytest.mark.parametrize("steps", [4, 5])
+@pytest.mark.parametrize("steps", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_longer_training_goes_on(erase, tmp_path, steps):
     """4 or 5 steps leave checkpoints 2 and 4; 7 from the second leave 4, 6 and the weights of 7 in one go."""
     erase(max_train_steps=steps)
