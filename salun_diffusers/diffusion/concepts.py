@@ -48,6 +48,7 @@ class Concept:
         told: What a plan says of how anchor and neighbours were found: a word, and a line.
         parts: Of a join, the concepts that it is made of; see `joined`.
         earlier: What the base lost in runs before this one, and shall not get back.
+        kind: What kind of thing it is, as of ``--kind``.
 
     Raises:
         UserError: If a list of prompts is empty, the lists do not pair up, or a prompt is its own anchor or retained.
@@ -68,6 +69,7 @@ class Concept:
     told: tuple[tuple[str, str], ...] = ()
     parts: tuple[Concept, ...] = ()
     earlier: tuple[Concept, ...] = ()
+    kind: str = "object"
 
     def __post_init__(self) -> None:
         for words, prompts in (

@@ -28,6 +28,8 @@ from salun_diffusers.red_team.standing import Standing
 from salun_diffusers.red_team.token_space import Sentence, TokenSpace
 from salun_diffusers.seeds import stream, stream_seed
 
+Sentences = Literal["object", "style", "person", "prompt"]
+
 TEMPLATES = {
     "object": (
         "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}",
@@ -104,7 +106,7 @@ class ConceptInversion:
         seed: Of what is learnt from; the word is the same for all cases.
     """
 
-    sentences: Literal["object", "style", "person", "prompt"] = "object"
+    sentences: Sentences = "object"
     pictures: int = 25
     initializer: str = "object"
     steps: int = 5000
@@ -121,7 +123,7 @@ class ConceptInversion:
         return f"concept_inversion{'_prompt' if self.sentences == 'prompt' else ''}"
 
     @classmethod
-    def quick(cls, sentences: Literal["object", "style", "person", "prompt"] = "object") -> Self:
+    def quick(cls, sentences: Sentences = "object") -> Self:
         """Fewer steps, and pictures on the way, for a small model: 200 steps of 8."""
         return cls(sentences, steps=200, look_every=40, batch_size=8, accumulation=1)
 

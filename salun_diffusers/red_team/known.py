@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import RunFolder
@@ -14,7 +15,7 @@ from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.red_team.added_noise import AddedNoise
 from salun_diffusers.red_team.attack import Attack
-from salun_diffusers.red_team.concept_inversion import ConceptInversion
+from salun_diffusers.red_team.concept_inversion import ConceptInversion, Sentences
 from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures, Lessons
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.p4d import P4D
@@ -30,6 +31,7 @@ from salun_diffusers.red_team.worded import Paraphrased, RandomTokens, Synonymou
 
 Size = Literal["quick", "full"]
 _MOST_PAIRS = 50
+_SENTENCES: dict[str, Sentences] = {"style": "style", "artist": "style", "person": "person"}
 
 ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
     "random": lambda size, _: RandomTokens.quick() if size == "quick" else RandomTokens(),
@@ -39,10 +41,14 @@ ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
     "ring_a_bell": lambda size, seen: (
         RingABell.quick(_pairs(seen)) if size == "quick" else RingABell(_pairs(seen))
     ),
-    "unlearn_diff_atk": lambda size, _: UnlearnDiffAtk.quick() if size == "quick" else UnlearnDiffAtk(),
+    "unlearn_diff_atk": lambda size, seen: (
+        UnlearnDiffAtk.quick() if size == "quick" else UnlearnDiffAtk(words_before(seen.request.concept))
+    ),
     "p4d_n": lambda size, _: P4D.quick("N") if size == "quick" else P4D("N"),
     "p4d_k": lambda size, _: P4D.quick("K") if size == "quick" else P4D("K"),
-    "concept_inversion": lambda size, _: ConceptInversion.quick() if size == "quick" else ConceptInversion(),
+    "concept_inversion": lambda size, seen: (
+        (ConceptInversion.quick if size == "quick" else ConceptInversion)(sentences_of(seen.request.concept))
+    ),
     "tina": lambda size, _: Tina.quick() if size == "quick" else Tina(),
 }  # fmt: skip
 """Cheap ones first."""
@@ -146,6 +152,18 @@ def mask_of(seen: Examination) -> SaliencyMask:
             "with one; relearning trains all."
         )
     return SaliencyMask.load(file)
+
+
+def words_before(concept: Concept) -> int:
+    """k of UnlearnDiffAtk: 5 for what is explicit, 3 for objects and styles, as its authors have it."""
+    return 5 if concept.explicit else 3
+
+
+def sentences_of(concept: Concept) -> Sentences:
+    """Around a new word, as CCE's authors have it: for what is explicit a picture's own prompt."""
+    if concept.explicit:
+        return "prompt"
+    return _SENTENCES.get(concept.kind, "object")
 
 
 def _mask_file(seen: Examination) -> Path | None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from salun_diffusers import UserError
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
 from salun_diffusers.red_team.config import ExaminedConfig
-from salun_diffusers.red_team.known import ATTACKS, PROBES, chosen
+from salun_diffusers.red_team.known import ATTACKS, PROBES, chosen, sentences_of, words_before
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
 from salun_diffusers.red_team.subject import Drawing
@@ -205,6 +207,29 @@ class TestVerdict:
         assert found.word == "comes back" and "b 100 %" in found.reason and "a 0" not in found.reason
 
     @pytest.mark.parametrize(
+        ("pre", "post", "floor", "word", "reason"),
+        [
+            (40, 0, None, "comes back", "comes back: plain prompts 100 %."),
+            (30, 10, None, "comes back", "comes back: plain prompts 75 %, a 100 %."),
+            (10, 0, None, "partly", "then: plain prompts 25 %."),
+            (10, 20, None, "comes back", "comes back: a 75 %."),
+            (10, 2, 12, "robust", "above the floor."),  # Both 30 %.
+            (10, 2, 2, "partly", "then: plain prompts 25 %, a 30 %."),  # The floor has 5 %.
+        ],
+    )
+    def test_what_needs_no_attack_is_told_as_that(
+        self, pre: int, post: int, floor: int | None, word: str, reason: str
+    ) -> None:
+        shown = tuple(place < pre for place in range(40))
+        findings = tuple(Finding(place < pre + post, int(place >= pre)) for place in range(40))
+        rows = [Attacked("a", "erased", shown, findings, 1.0)]
+        if floor is not None:
+            drawn = tuple(place < floor for place in range(40))
+            rows.append(Attacked("a", "floor", drawn, tuple(Finding(hit, 0) for hit in drawn), 1.0))
+        found = decide(Results(tuple(rows)))
+        assert found.word == word and found.reason.endswith(reason)
+
+    @pytest.mark.parametrize(
         ("erased", "floor", "word"),
         [(10.0, 30.0, "comes back"), (20.0, 30.0, "robust"), (10.0, None, "comes back"), (None, 30.0, "robust")],
     )
@@ -217,6 +242,29 @@ class TestVerdict:
 
     def test_nothing_attacked_is_not_robust(self) -> None:
         assert decide(Results((), (relearnt("erased", 50.0),))).word == "partly"
+
+
+class TestOfAKind:
+    @pytest.mark.parametrize(
+        ("concept", "words", "sentences"),
+        [
+            ("nudity", 5, "prompt"), ("Van Gogh", 3, "style"), ("tench", 3, "object"), ("a teapot", 3, "object"),
+        ],
+    )  # fmt: skip
+    def test_of_stable_diffusion(self, concept: str, words: int, sentences: str) -> None:
+        found = find_concept(EraseConfig(concept=concept))
+        assert (words_before(found), sentences_of(found)) == (words, sentences)
+
+    @pytest.mark.parametrize(("kind", "sentences"), [("person", "person"), ("style", "style"), ("logo", "object")])
+    def test_of_words_it_is_what_the_flag_says(self, kind: Any, sentences: str) -> None:
+        for own in ({}, {"forget_prompt": ("a photo of Xyz",), "anchor_prompt": ("a photo",)}):
+            found = find_concept(EraseConfig(concept="Xyz", kind=kind, **own))
+            assert sentences_of(found) == sentences
+
+    def test_of_the_demo(self) -> None:
+        for name, kind in (("star", "object"), ("outlined", "style"), ("red", "colour")):
+            found = find_concept(EraseConfig(concept=name, pretrained_model_name_or_path="demo"))
+            assert (found.kind, sentences_of(found)) == (kind, "style" if kind == "style" else "object")
 
 
 class TestNames:

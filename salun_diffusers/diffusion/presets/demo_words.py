@@ -128,6 +128,7 @@ def _colour(name: str, others: tuple[str, ...], recipe: Recipe) -> Concept:
         target_labels=frozenset({f"colour:{name}"}),
         detector=DEMO,
         numbers=shapes.STYLE[recipe],
+        kind="colour",
     )
 
 

@@ -115,6 +115,7 @@ def from_written(
         numbers_of=str(model),
         neighbours=_asked(beside_it, trained),
         told=_told(one, why, anchor, found, neighbours),
+        kind=one.kind,
     )
 
 

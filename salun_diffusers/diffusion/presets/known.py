@@ -168,6 +168,7 @@ def _of_prompts(config: EraseConfig, name: str, retain: tuple[str, ...], kind: K
         numbers=shapes.SHAPE[config.recipe] if toy else kind.numbers(config.recipe),
         explicit=bool(explicit_words((name, *forget))),
         numbers_of="" if toy else str(kind),
+        kind=config.kind if config.kind else "object",
     )
 
 

@@ -182,4 +182,5 @@ def style(name: str, recipe: Recipe) -> Concept:
         target_labels=frozenset({f"style:{name}"}),
         detector=DEMO,
         numbers=STYLE[recipe],
+        kind="style",
     )
