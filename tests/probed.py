@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 
+from salun_diffusers.adapters.lora_folder import write_lora
+from salun_diffusers.adapters.lora_weights import attached
 from salun_diffusers.diffusion.families.ddpm import ClassConditionalDDPM
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
 from salun_diffusers.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from salun_diffusers.red_team.attack import Case, Contest
 from salun_diffusers.red_team.judge import Judge
+from salun_diffusers.red_team.practice import ByLora, practising
 from salun_diffusers.red_team.probe import Evidence
 from salun_diffusers.red_team.subject import Drawing, Subject
+from salun_diffusers.seeds import stream
 
 CPU = torch.device("cpu")
 FAMILIES = {"tiny_pipeline": StableDiffusion, "sd14": StableDiffusion, "sdxl": StableDiffusionXL,
@@ -76,3 +81,16 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
         for name, value in one.items()
     )
+
+
+def added(folder: Path, kind: str, place: Path) -> tuple[Path, Path]:
+    """A LoRA and a ControlNet for a pipeline, as diffusers saves them."""
+    student = practising(subject(folder, kind))
+    net: Any = ControlNetModel.from_unet(student.family.denoiser, conditioning_embedding_out_channels=(16, 16, 16))
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, generator=stream(0, "net"))
+    net.save_pretrained(place / "net")
+    for weight in ByLora(2).weights(student.family.denoiser, 0).weights:
+        torch.nn.init.normal_(weight.data, generator=stream(0, "lora"))
+    write_lora(place / "lora", attached(student.family.denoiser, "relearned"), {})
+    return place / "lora", place / "net"

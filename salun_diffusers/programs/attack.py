@@ -35,18 +35,23 @@ class AttackConfig(ExaminedConfig):
 def examine(config: AttackConfig, command: str) -> str:
     """Run attacks and probes, and write what they found."""
     output = output_of(config)
-    from salun_diffusers.red_team.known import ATTACKS, PROBES, attacks_of, chosen, probes_of
+    from salun_diffusers.red_team.known import ATTACKS, PROBES, add_ons_of, attacks_of, chosen, probes_of
 
     # Names are looked at before anything is loaded.
     asked = chosen(config.attacks, tuple(ATTACKS), tuple(ATTACKS), "--attacks")
-    if not asked and not config.prompt_file and not chosen(config.probes, tuple(PROBES), tuple(PROBES), "--probes"):
+    asked += chosen(config.probes, tuple(PROBES), tuple(PROBES), "--probes")
+    add_ons = add_ons_of(config)
+    if not asked and not config.prompt_file and not add_ons:
         raise UserError("--attacks none with --probes none leaves nothing to do; name some of them.")
     from salun_diffusers.red_team.opened import opened
     from salun_diffusers.red_team.report import write_examination
     from salun_diffusers.red_team.suite import Results, run_attacks, run_probes
 
     with opened(config) as seen:
-        attacks, probes = attacks_of(config.attacks, seen, config.prompt_file), probes_of(config.probes, seen)
+        attacks = attacks_of(config.attacks, seen, config.prompt_file)
+        probes = [*probes_of(config.probes, seen), *add_ons]
+        for one in add_ons:  # What does not fit is refused before hours of attacks.
+            one.equipped(seen.contest.target)
         results = Results(run_attacks(seen, attacks, output / "private"), run_probes(seen, probes, output / "private"))
         return write_examination(seen, results, output, command)
 

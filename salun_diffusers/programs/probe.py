@@ -3,6 +3,7 @@
     salun probe RUN
     salun probe ERASED --base BASE --concept circle --probes relearning completion
     salun probe RUN --floor RETRAINED --probes full
+    salun probe RUN --probes none --few_step_lora lcm-lora-sdv1-5 --controlnet sd-controlnet-canny
 
 Relearning trains a copy on a few pictures and counts after some steps how often plain prompts show the concept again;
 the others begin with a part of the base's picture. Read the curves against --floor, a model that never knew the

@@ -8,7 +8,7 @@ from typing import Literal
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.diffusion.source_config import ConceptKind
 
-_MODELS, _CONCEPT, _DRAWING, _RUN = "Models", "Concept", "Drawing", "Run"
+_MODELS, _CONCEPT, _DRAWING, _ADD_ONS, _RUN = "Models", "Concept", "Drawing", "Add-ons", "Run"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class ExaminedConfig:
     guidance_scale: float | None = setting(None, "Classifier-free guidance.", group=_DRAWING, minimum=0)
     generation_batch_size: int | None = setting(None, "Pictures drawn at once.", group=_DRAWING, minimum=1)
     resolution: int | None = setting(None, "Side of the pictures, in pixels.", group=_DRAWING, minimum=8, maximum=8192)
+
+    few_step_lora: str | None = setting(
+        None, "A LoRA for drawing in few steps (LCM and its kind; file or folder): does the concept come in with it?",
+        group=_ADD_ONS,
+    )  # fmt: skip
+    few_steps: int = setting(4, "Sampling steps with that LoRA.", group=_ADD_ONS, minimum=1)
+    few_step_scheduler: str = setting("LCMScheduler", "diffusers scheduler class that it is for.", group=_ADD_ONS)
+    controlnet: str | None = setting(
+        None, "Folder of a ControlNet that reads edges: it is given those of the base's pictures.", group=_ADD_ONS
+    )
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "Precision of drawing and searching; by default what accelerate was told.", group=_RUN

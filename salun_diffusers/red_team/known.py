@@ -13,9 +13,11 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.red_team.add_ons import FewSteps, WithControlNet
 from salun_diffusers.red_team.added_noise import AddedNoise
 from salun_diffusers.red_team.attack import Attack
 from salun_diffusers.red_team.concept_inversion import ConceptInversion, Sentences
+from salun_diffusers.red_team.config import ExaminedConfig
 from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures, Lessons
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.p4d import P4D
@@ -108,6 +110,21 @@ def probes_of(words: Sequence[str], seen: Examination) -> list[Probe]:
     """
     everything = tuple(name for name in PROBES if name != "relearning_selected" or _mask_file(seen) is not None)
     return [PROBES[name](size, seen) for name, size in chosen(words, _QUICK_PROBES, everything, "--probes")]
+
+
+def add_ons_of(config: ExaminedConfig) -> list[FewSteps | WithControlNet]:
+    """The probes of what users put onto a model, where a flag names it. Nothing is loaded.
+
+    Raises:
+        UserError: If there is no such file or folder.
+    """
+    found: list[FewSteps | WithControlNet] = []
+    if config.few_step_lora is not None:
+        place = Path(config.few_step_lora).expanduser()
+        found.append(FewSteps(place, config.few_steps, scheduler=config.few_step_scheduler))
+    if config.controlnet is not None:
+        found.append(WithControlNet(Path(config.controlnet).expanduser()))
+    return found
 
 
 def chosen(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probed import added
 
 from salun_diffusers.evaluation.record import EvaluationRecord
 from salun_diffusers.programs.attack import main as attack
@@ -80,6 +81,18 @@ class TestLeft:
         assert probe(words) == 0
         told = capsys.readouterr().out
         assert "verdict   partly: No attack was run" in told and "inpainting" in told
+
+    def test_what_users_put_onto_a_model(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        lora, net = added(run / "pipeline", "tiny_pipeline", tmp_path)
+        words = [str(run), "--probes", "none", "--few_step_lora", str(lora), "--few_steps", "3",
+                 "--few_step_scheduler", "DDIMScheduler", "--controlnet", str(net), *FEW]  # fmt: skip
+        assert probe([*words, "--output_dir", str(tmp_path / "out")]) == 0
+        content = json.loads((tmp_path / "out" / "red_team.json").read_text())
+        curves = {(one["name"], one["subject"]): one["points"] for one in content["curves"]}
+        for name, at in (("few-step LoRA lora", 3), ("ControlNet net", 1)):
+            for subject in ("erased", "base"):
+                (point,) = curves[f"{name}, its own prompt", subject]
+                assert (point["at"], point["n"]) == (at, 4)
 
     def test_compare_joins_equal_protocols_only(self, examined: Path, run: Path, tmp_path: Path) -> None:
         words = [str(run), "--attacks", "random-quick", *FEW, "--output_dir"]
@@ -161,6 +174,17 @@ class TestRefused:
     def test_a_list_that_is_not_there(self, refused: Refused, run: Path, tmp_path: Path) -> None:
         told = refused(run, "--attacks", "none", "--prompt_file", tmp_path / "none.csv", *FEW)
         assert "none.csv" in told
+
+    def test_add_ons(self, refused: Refused, run: Path, tmp_path: Path, sdxl: Path) -> None:
+        words = [run, "--attacks", "none", *FEW]
+        assert "must be a LoRA's .safetensors file" in refused(*words, "--few_step_lora", tmp_path / "none")
+        assert "must be the folder of a ControlNet" in refused(*words, "--controlnet", tmp_path)
+        (tmp_path / "of_xl").mkdir()
+        lora, net = added(sdxl, "sdxl", tmp_path / "of_xl")
+        for flag, place in (("--few_step_lora", lora), ("--controlnet", net)):
+            told = refused(run, "--attacks", "random", flag, place, *FEW, "--output_dir", tmp_path / "out")
+            assert "does not fit" in told
+        assert not list((tmp_path / "out").glob("private/*")), "Refused before the attack."
 
     def test_another_kind_of_model(self, refused: Refused, run: Path, sdxl: Path) -> None:
         told = refused(run, "--attacks", "random-quick", "--floor", sdxl, *FEW)

@@ -12,17 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler
+from diffusers import DDIMScheduler
 from PIL import Image
-from probed import FAMILIES, evidence, same, state, subject
+from probed import FAMILIES, added, evidence, same, state, subject
 
-from salun_diffusers.adapters.lora_folder import write_lora
-from salun_diffusers.adapters.lora_weights import attached
 from salun_diffusers.errors import UserError
 from salun_diffusers.red_team import side_doors
 from salun_diffusers.red_team.add_ons import FewSteps, WithControlNet, edges
 from salun_diffusers.red_team.added_noise import AddedNoise, NoisyCourse
-from salun_diffusers.red_team.practice import ByLora, practising
 from salun_diffusers.red_team.probe import Evidence, Probe
 from salun_diffusers.red_team.sampling_loop import Course, draw, generators, noise
 from salun_diffusers.red_team.side_doors import EMPTY, OWN, Completion, ImageToImage, Inpainting
@@ -218,16 +215,7 @@ class TestAddedNoise:
 def equipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path, Path]:
     """A pipeline, a LoRA and a ControlNet for it, as diffusers saves them."""
     folder, place = request.getfixturevalue(request.param), tmp_path_factory.mktemp("add_ons")
-    student = practising(subject(folder, request.param))
-    net = ControlNetModel.from_unet(student.family.denoiser, conditioning_embedding_out_channels=(16, 16, 16))
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, generator=stream(0, "net"))
-    net.save_pretrained(place / "net")
-    weights = ByLora(2).weights(student.family.denoiser, 0)
-    for weight in weights.weights:
-        torch.nn.init.normal_(weight.data, generator=stream(0, "lora"))
-    write_lora(place / "lora", attached(student.family.denoiser, "relearned"), {})
-    return request.param, folder, place / "lora", place / "net"
+    return request.param, folder, *added(folder, request.param, place)
 
 
 @pytest.fixture
