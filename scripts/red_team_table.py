@@ -34,6 +34,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"recipe": "paper"},
     "default": {},
     "robust": {"robust": "relearning"},
+    "robust_embedding": {"robust": "embedding"},
+    "robust_both": {"robust": "both"},
 }
 """Flags of `salun erase`; the default recipe is SalUn with a frozen teacher."""
 
