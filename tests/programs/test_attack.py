@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eraser_outputs import esd
 from probed import added
 
 from salun_diffusers.evaluation.record import EvaluationRecord
@@ -81,6 +82,23 @@ class TestLeft:
         assert probe(words) == 0
         told = capsys.readouterr().out
         assert "verdict   partly: No attack was run" in told and "inpainting" in told
+
+    def test_the_file_of_another_eraser(
+        self, run: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The base is read from the sum; attacked is what the file makes of it, and neither folder is written to."""
+        esd(tiny_pipeline, tmp_path / "esd.safetensors")
+        before = {path: path.stat().st_mtime_ns for path in tiny_pipeline.rglob("*")}
+        said = {"concept": "disc", "forget_prompt": "a photo of a circle", "anchor_prompt": "a photo of a heart",
+                **SEEN, "num_inference_steps": 2, "guidance_scale": 2, "scheduler": "own", "attacks": "random-quick",
+                "output_dir": tmp_path / "out"}  # fmt: skip
+        words = [f"{tiny_pipeline} + {tmp_path / 'esd.safetensors'}", *FEW]
+        assert attack([*words, *(word for name, value in said.items() for word in (f"--{name}", str(value)))]) == 0
+        assert "random" in capsys.readouterr().out
+        content = json.loads((tmp_path / "out" / "red_team.json").read_text())
+        assert content["pictures"] == words[0]
+        assert [(one["name"], one["n"]) for one in content["measurements"]] == [("random", 4), ("random", 4)]
+        assert {path: path.stat().st_mtime_ns for path in tiny_pipeline.rglob("*")} == before
 
     def test_what_users_put_onto_a_model(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         lora, net = added(run / "pipeline", "tiny_pipeline", tmp_path)
