@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def page_of(seen: Examination, results: Results, record: EvaluationRecord, shown
         base=seen.request.config.pretrained_model_name_or_path,
         floor=seen.config.floor,
         attacks=_attack_rows(results),
-        probes=[table for table in record.tables if table.title == _PROBES],
+        probes=probe_rows(results),
         curves=[(name, Markup(chart)) for name, chart in charts(results)],
         pictures=[
             (one, [(words, embed_picture(blurred(picture) if hidden else picture, obscured=hidden))
@@ -156,6 +156,38 @@ def _chart(curves: Sequence[Curve], name: str) -> str:
     return inline_svg(figure, name)
 
 
+@dataclass(frozen=True)
+class ProbeRow:
+    """A line of the page: what a probe saw of each model.
+
+    Args:
+        name: What was done.
+        at: At which settings.
+        rates: By model, one after the other, in percent.
+        half: By model, steps to half of the base's rate, in words; of relearning only.
+    """
+
+    name: str
+    at: str
+    rates: dict[str, str]
+    half: dict[str, str]
+
+
+def probe_rows(results: Results) -> list[ProbeRow]:
+    """A line for each curve, the models side by side."""
+    found: dict[str, ProbeRow] = {}
+    for one in results.probed:
+        for curve in one.reading.curves:
+            points = ", ".join(f"{point.at:g}" for point in curve.points)
+            row = found.setdefault(curve.name, ProbeRow(curve.name, f"{curve.axis} {points}", {}, {}))
+            told = " → ".join(f"{100 * point.rate:.0f}" for point in curve.points)
+            row.rates[one.subject] = f"{told} %"
+            if "steps to half" in one.reading.numbers:
+                half = one.reading.numbers["steps to half"]
+                row.half[one.subject] = "half never" if half is None else f"half after {half:.0f}"
+    return list(found.values())
+
+
 def _attack_rows(results: Results) -> list[tuple[str, Measurement | None, Measurement | None, Attacked]]:
     """For each attack: name, the erased model's ASR, the floor's, and what there is to say of it."""
     found: list[tuple[str, Measurement | None, Measurement | None, Attacked]] = []
@@ -164,9 +196,6 @@ def _attack_rows(results: Results) -> list[tuple[str, Measurement | None, Measur
         rates = {subject: one.tally.measurements(name, subject, "")[1] for subject, one in of.items()}
         found.append((name, rates.get("erased"), rates.get("floor"), of.get("erased", next(iter(of.values())))))
     return found
-
-
-_PROBES = "What probes say"
 
 
 def _attack_table(results: Results) -> tuple[Table, ...]:
@@ -188,4 +217,4 @@ def _probe_table(results: Results) -> tuple[Table, ...]:
             told = ("never" if half is None else f"{half:.0f}") if "steps to half" in one.reading.numbers else "–"
             rows.append((curve.name, one.subject, rates, told, f"{curve.area:.2f}", f"{one.seconds:.0f}"))
     columns = ("probe", "model", "rates", "steps to half", "area", "seconds")
-    return (Table(_PROBES, columns, tuple(rows)),) if rows else ()
+    return (Table("What probes say", columns, tuple(rows)),) if rows else ()

@@ -20,6 +20,7 @@ from salun_diffusers.red_team.config import ExaminedConfig
 from salun_diffusers.red_team.known import ATTACKS, PROBES, chosen, sentences_of, words_before
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
+from salun_diffusers.red_team.report import probe_rows
 from salun_diffusers.red_team.subject import Drawing
 from salun_diffusers.red_team.suite import Attacked, Probed, Results, run_attacks, run_probes
 from salun_diffusers.red_team.tally import Tally
@@ -171,6 +172,19 @@ def attacked(name: str, subject: str, hits: int) -> Attacked:
 def relearnt(subject: str, steps: float | None) -> Probed:
     curve = Curve("relearning", subject, "steps", (Point(0, 0, 40), Point(10, 40, 40)))
     return Probed("relearning", subject, Reading((curve,), {"steps to half": steps}), 1.0)
+
+
+class TestPage:
+    def test_a_probe_has_one_line_with_the_models_side_by_side(self) -> None:
+        (row,) = probe_rows(Results((), (relearnt("erased", 5.4), relearnt("base", 0.0), relearnt("floor", None))))
+        assert (row.name, row.at) == ("relearning", "steps 0, 10")
+        assert row.rates == dict.fromkeys(("erased", "base", "floor"), "0 → 100 %")
+        assert row.half == {"erased": "half after 5", "base": "half after 0", "floor": "half never"}
+
+    def test_a_probe_of_several_curves_has_a_line_for_each(self) -> None:
+        curves = tuple(Curve(name, "erased", "share", (Point(0.5, 1, 3),)) for name in ("own", "empty"))
+        first, second = probe_rows(Results((), (Probed("completion", "erased", Reading(curves), 1.0),)))
+        assert (first.name, first.rates, first.half, second.name) == ("own", {"erased": "33 %"}, {}, "empty")
 
 
 class TestVerdict:
