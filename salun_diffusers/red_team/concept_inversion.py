@@ -21,9 +21,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from salun_diffusers.diffusion.families.family import Family
 from salun_diffusers.errors import UserError
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
-from salun_diffusers.red_team.denoising import own_errors
+from salun_diffusers.red_team.denoising import is_small, own_errors
 from salun_diffusers.red_team.standing import Standing
 from salun_diffusers.red_team.token_space import Sentence, TokenSpace
 from salun_diffusers.seeds import stream, stream_seed
@@ -203,22 +204,31 @@ class ConceptInversion:
         vectors = [one.requires_grad_() for one in space.meaning(self.initializer)]
         rate = self.learning_rate * self.batch_size * self.accumulation
         optimizer = torch.optim.AdamW(vectors, lr=rate, weight_decay=self.weight_decay)
+        together = self.accumulation if is_small(family) else 1  # Batches of a step at once: the same, but sooner.
         for _ in range(self.steps):
             optimizer.zero_grad()
             total = 0.0
-            for _ in range(self.accumulation):
-                chosen = torch.randint(len(latents), (self.batch_size,), generator=random)
-                others = torch.randint(len(said.places), (self.batch_size,), generator=random)
-                times = family.schedule.sample(self.batch_size, random).to(family.device)
+            for _ in range(self.accumulation // together):
+                drawn = [self._drawn(family, len(latents), len(said.places), random) for _ in range(together)]
+                chosen, others, times, noise = (torch.cat(parts) for parts in zip(*drawn, strict=True))
                 clean = latents[chosen.to(family.device)]
-                noise = torch.randn(clean.shape, generator=random).to(clean)
                 sentence = said.rows(chosen if self.sentences == "prompt" else others)
-                conditions = space.conditions(sentence, _put(vectors, self.batch_size))
-                loss = own_errors(family, clean, times, conditions, noise).mean() / self.accumulation
+                conditions = space.conditions(sentence, _put(vectors, len(chosen)))
+                errors = own_errors(family, clean, times.to(family.device), conditions, noise.to(clean))
+                loss = errors.mean() * together / self.accumulation
                 loss.backward()
                 total += float(loss.detach())
             optimizer.step()
             yield Inverted(tuple(one.detach().clone() for one in vectors), total)
+
+    def _drawn(
+        self, family: Family, pictures: int, sentences: int, random: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pictures, sentences, timesteps and noise of a batch."""
+        chosen = torch.randint(pictures, (self.batch_size,), generator=random)
+        others = torch.randint(sentences, (self.batch_size,), generator=random)
+        times = family.schedule.sample(self.batch_size, random)
+        return chosen, others, times, torch.randn(self.batch_size, *family.latent_shape, generator=random)
 
 
 def _templated(space: TokenSpace, template: str) -> Sentence:

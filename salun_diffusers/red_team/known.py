@@ -18,6 +18,7 @@ from salun_diffusers.red_team.added_noise import AddedNoise
 from salun_diffusers.red_team.attack import Attack
 from salun_diffusers.red_team.concept_inversion import ConceptInversion, Sentences
 from salun_diffusers.red_team.config import ExaminedConfig
+from salun_diffusers.red_team.denoising import is_small
 from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures, Lessons
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.p4d import P4D
@@ -44,14 +45,15 @@ ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
         RingABell.quick(_pairs(seen)) if size == "quick" else RingABell(_pairs(seen))
     ),
     "unlearn_diff_atk": lambda size, seen: (
-        UnlearnDiffAtk.quick() if size == "quick" else UnlearnDiffAtk(words_before(seen.request.concept))
+        UnlearnDiffAtk.quick() if size == "quick"
+        else UnlearnDiffAtk(words_before(seen.request.concept), batch_size=_at_once(seen, 8))
     ),
-    "p4d_n": lambda size, _: P4D.quick("N") if size == "quick" else P4D("N"),
-    "p4d_k": lambda size, _: P4D.quick("K") if size == "quick" else P4D("K"),
+    "p4d_n": lambda size, seen: P4D.quick("N") if size == "quick" else P4D("N", batch_size=_at_once(seen, 8)),
+    "p4d_k": lambda size, seen: P4D.quick("K") if size == "quick" else P4D("K", batch_size=_at_once(seen, 8)),
     "concept_inversion": lambda size, seen: (
         (ConceptInversion.quick if size == "quick" else ConceptInversion)(sentences_of(seen.request.concept))
     ),
-    "tina": lambda size, _: Tina.quick() if size == "quick" else Tina(),
+    "tina": lambda size, seen: Tina.quick() if size == "quick" else Tina(batch_size=_at_once(seen, 4)),
 }  # fmt: skip
 """Cheap ones first."""
 
@@ -169,6 +171,11 @@ def mask_of(seen: Examination) -> SaliencyMask:
             "with one; relearning trains all."
         )
     return SaliencyMask.load(file)
+
+
+def _at_once(seen: Examination, usual: int) -> int:
+    """Cases of an attack at once, of which none depends on the others: more where memory is no matter."""
+    return 32 if is_small(seen.contest.target.family) else usual
 
 
 def words_before(concept: Concept) -> int:

@@ -16,6 +16,7 @@ from salun_diffusers.diffusion.families.family import Conditions, Family, rows
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.trained_weights import TrainedWeights
 from salun_diffusers.red_team.attack import Told
+from salun_diffusers.red_team.denoising import is_small
 from salun_diffusers.red_team.lessons import ConceptPictures, Lesson, Lessons
 from salun_diffusers.red_team.practice import ByLora, Way, practising
 from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
@@ -26,7 +27,6 @@ _PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 QUICK, FULL = (0, 10, 25, 50, 100), (0, 10, 25, 50, 100, 250, 500)
-_SMALL = 2 * 10**7
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Pace:
         that, the rate at which SalUn moves them. Below 20 million weights, as of the demo, 1e-4 moves no LoRA within
         100 steps: thirty and ten times as much, and four pictures a step.
         """
-        small = sum(parameter.numel() for parameter in family.denoiser.parameters()) < _SMALL
-        return cls(1e-4, 3e-3, 4) if small else cls(1e-5, 1e-4, 1)
+        return cls(1e-4, 3e-3, 4) if is_small(family) else cls(1e-5, 1e-4, 1)
 
     def rate(self, way: Way) -> float:
         """Of a way to train."""

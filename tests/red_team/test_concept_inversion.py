@@ -9,6 +9,7 @@ import torch
 from held_subjects import CASES, contest, rows_asked, subject, untold
 
 from salun_diffusers import UserError
+from salun_diffusers.red_team import concept_inversion
 from salun_diffusers.red_team.concept_inversion import TEMPLATES, ConceptInversion, Examples, _put, _templated
 from salun_diffusers.red_team.denoising import own_errors
 from salun_diffusers.red_team.subject import Subject
@@ -74,6 +75,17 @@ def test_one_vector_of_each_encoder_moves_and_nothing_else(each, examples):
 
 
 @pytest.mark.parametrize("sentences", ["object", "prompt"])
+def test_batches_of_a_step_at_once_or_one_by_one_teach_the_same(each, examples, monkeypatch, sentences):
+    attack = ConceptInversion(sentences, initializer="star", steps=3, batch_size=2, accumulation=3)
+    *_, together = attack.learning(contest(each, each), examples)
+    monkeypatch.setattr(concept_inversion, "is_small", lambda _: False)
+    *_, one_by_one = attack.learning(contest(each, each), examples)
+    assert together.loss == pytest.approx(one_by_one.loss, rel=1e-4)
+    for vector, other in zip(together.vectors, one_by_one.vectors, strict=True):
+        torch.testing.assert_close(vector, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sentences", ["object", "prompt"])
 def test_the_loss_falls(held, sentences):
     """Over timesteps and noise that learning has not seen; the latents are the model's own answer to another word."""
     space, random = TokenSpace(held.family), torch.Generator().manual_seed(2)
@@ -122,14 +134,16 @@ def test_cases_are_drawn_with_the_word(each, sentences, texts):
     assert told == [1, 1]
 
 
-def test_cases_that_are_hit_rest_and_learning_ends_with_the_last(held, monkeypatch):
+@pytest.mark.parametrize(("small", "rows"), [(True, [6] * 6), (False, [3] * 12)])
+def test_cases_that_are_hit_rest_and_learning_ends_with_the_last(held, monkeypatch, small, rows):
+    monkeypatch.setattr(concept_inversion, "is_small", lambda _: small)
     asked = rows_asked(held, monkeypatch)
     attack = ConceptInversion("object", 1, "star", steps=50, look_every=2, batch_size=3, accumulation=2)
     match = contest(held, held, [[True], [False, True, False], [False, False], [True, True]])
     findings = attack(match, CASES, untold)
     assert [(finding.hit, finding.tries) for finding in findings] == [(True, 3), (True, 1), (True, 3)]
     assert [dict(finding.measured)["step"] for finding in findings] == [6, 2, 6]
-    assert asked == [3] * 12
+    assert asked == rows
 
 
 def test_the_word_is_the_same_for_a_case_alone_and_again(held):
