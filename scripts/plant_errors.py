@@ -132,6 +132,7 @@ def _run_tests(root: Path, words: Sequence[str], told: Path) -> None:
 
 def import_what_takes_long() -> None:
     """Import the libraries that the tests need, so that each fork has them."""
+    os.environ["TRITON_INTERPRET"] = "1"  # As tests/conftest.py has it; Triton reads it once.
     import torch
 
     torch.set_num_threads(1)
