@@ -166,7 +166,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "anchors = data.forget_conditions if weighted else {}",
             ),
         ],
-        "diffusion/test_memory_account.py -k within_15": [
+        "diffusion/test_memory_account.py -k 'estimate and within_15'": [
             ("at_once if squared and settings.saliency_micro_batch_size >= size else losses", "losses"),
         ],
     },
