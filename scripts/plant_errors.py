@@ -91,7 +91,11 @@ def tests_fail(root: Path, tests: str, seconds: int) -> str:
     Raises:
         UserError: If there is no such test, which would notice nothing for ever.
     """
-    words = [word if word.startswith("-") or " " in word else f"tests/{word}" for word in shlex.split(tests)]
+    split = shlex.split(tests)
+    words = [
+        word if word.startswith("-") or before in ("-k", "-m") else f"tests/{word}"
+        for before, word in zip(["", *split], split, strict=False)
+    ]
     told = root / "told.txt"
     child = multiprocessing.get_context("fork").Process(target=_run_tests, args=(root, words, told))
     child.start()

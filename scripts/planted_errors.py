@@ -173,8 +173,10 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "diffusion/stage_marks.py": {
         _RETAIN_AWARE: [
             ('{"against": sets["retain"]}', '{"against": sets["forget"]}'),
+        ],
+        "diffusion/test_stages.py -k saliency_weighting": [
             ('{"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}', "{}"),
-        ]
+        ],
     },
     "diffusion/baselines.py": {
         "diffusion/test_baselines.py -k 'ascent or fine_tune or l1 or esd or choice'": [

@@ -121,6 +121,7 @@ CHANGES: list[dict[str, object]] = [
     {"mask": "saliency_ratio"},
     {"robust": "relearning"},
     {"mask": "saliency_ratio", "saliency_micro_batch_size": 2},
+    {"mask": "saliency_ratio", "saliency_batch_size": 1, "train_batch_size": 1},
 ]
 
 

@@ -23,6 +23,8 @@ def test_every_text_is_there_exactly_once() -> None:
         "classification",
         "evaluation",
         "studio",
+        "red_team",
+        "adapters",
     }
 
 
