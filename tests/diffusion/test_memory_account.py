@@ -120,8 +120,8 @@ CHANGES: list[dict[str, object]] = [
     {"saliency_max_grad_norm": 1.0, "offload_saliency": True, "train_method": "xattn"},
     {"mask": "saliency_ratio"},
     {"robust": "relearning"},
-    {"mask": "saliency_ratio", "saliency_micro_batch_size": 2},
     {"mask": "saliency_ratio", "saliency_batch_size": 1, "train_batch_size": 1},
+    {"mask": "saliency_ratio", "saliency_micro_batch_size": 2},
 ]
 
 
