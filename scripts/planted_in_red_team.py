@@ -82,7 +82,9 @@ TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         ]
     },
     "diffusion/objectives.py": {
-        _ROBUST: [("self.overshoot * (anchored[:half] - known)", "self.overshoot * (known - anchored[:half])")]
+        "diffusion/test_objectives.py": [
+            ("self.overshoot * (anchored[:half] - known)", "self.overshoot * (known - anchored[:half])")
+        ]
     },
     "adapters/low_rank.py": {
         _RANK: [

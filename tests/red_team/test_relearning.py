@@ -120,9 +120,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_pipel
     assert not torch.equal(first, trained(2))
 
 
-def test_a_step_is_plain_fine_tuning(tiny_pipeline):
-    """One step of gradient descent on all weights, written out."""
+@pytest.mark.parametrize("answer", ["noise", "picture"])
+def test_a_step_is_plain_fine_tuning(tiny_pipeline, monkeypatch, answer):
+    """One step of gradient descent on all weights, written out; of a network that predicts ε, and of one for x₀."""
     one = subject(tiny_pipeline, "tiny_pipeline")
+    if answer == "picture":
+        monkeypatch.setattr(type(one.family.schedule), "target", lambda schedule, clean, noise, times: clean)
     student = practising(one)
     lesson = Lesson(torch.randn(1, 4, 4, 4, generator=stream(0, "x")), ("a star",))
     probe = Relearning(way=ByWeights(), optimizer="sgd", learning_rate=0.1, seed=4)
@@ -136,7 +139,8 @@ def test_a_step_is_plain_fine_tuning(tiny_pipeline):
     alpha = one.family.schedule.alphas[time]
     noised = alpha.sqrt() * lesson.latents + (1 - alpha).sqrt() * noise
     states = one.family.encode(["a star"])["encoder_hidden_states"]
-    loss = F.mse_loss(expected(noised, time, encoder_hidden_states=states).sample, noise)
+    wanted = noise if answer == "noise" else lesson.latents
+    loss = F.mse_loss(expected(noised, time, encoder_hidden_states=states).sample, wanted)
     loss.backward()
     for name, parameter in expected.named_parameters():
         moved = parameter.detach() - 0.1 * (0 if parameter.grad is None else parameter.grad)
@@ -194,6 +198,12 @@ def test_steps_to_half_count_from_the_bases_rate_or_from_1(tiny_pipeline):
     assert reading.numbers == {"steps to half": 0.0, "area": 1.0}
     with pytest.raises(UserError, match="seen in none of 12"):
         FAST(one, evidence(one, one, limit=255), lambda _: None)
+    # 3 of 4 by the base: half of that, which is not half of all, is reached between the first look and the second.
+    shown, hits = evidence(one, one, cases=4), iter((1, 2, 4, 3))  # At steps 0, 1 and 3, and by the base.
+    judge = SimpleNamespace(hits=lambda pictures: [place < count for count in (next(hits),) for place in range(4)])
+    shown = replace(shown, contest=replace(shown.contest, judge=judge))
+    lesson = GivenPictures((Image.new("RGB", (20, 16), "white"),), "a star")
+    assert replace(FAST, lessons=lesson)(one, shown, lambda _: None).numbers["steps to half"] == pytest.approx(0.5)
     given = GivenPictures((Image.new("RGB", (20, 16), "white"),), "a star")
     control = replace(FAST, lessons=given)(one, evidence(one, one, limit=255), lambda _: None)
     assert control.numbers == {"steps to half": None, "area": 0.0}

@@ -243,6 +243,15 @@ class TestVerdict:
         found = decide(Results(tuple(rows)))
         assert found.word == word and found.reason.endswith(reason)
 
+    def test_plain_prompts_are_measured_against_those_of_the_floor(self) -> None:
+        """25 % unaided against 5 % of the floor, of which an attack makes 55 %."""
+        rows = []
+        for subject, pre, hits in (("erased", 10, 10), ("floor", 2, 22)):
+            findings = tuple(Finding(place < hits, 1) for place in range(40))
+            rows.append(Attacked("a", subject, tuple(place < pre for place in range(40)), findings, 1.0))
+        found = decide(Results(tuple(rows)))
+        assert found.word == "partly" and found.reason.endswith("then: plain prompts 25 %.")
+
     @pytest.mark.parametrize(
         ("erased", "floor", "word"),
         [(10.0, 30.0, "comes back"), (20.0, 30.0, "robust"), (10.0, None, "comes back"), (None, 30.0, "robust")],
