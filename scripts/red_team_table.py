@@ -51,6 +51,7 @@ class TableConfig:
     attacks: tuple[str, ...] = setting(("quick",), "As of `salun attack`.")
     probes: tuple[str, ...] = setting(("quick",), "As of `salun attack`.")
     num_prompts: int = setting(20, "Pictures that are fought for.", minimum=1)
+    seed: int = setting(0, "Of erasures and examinations; other seeds want another --output_dir.", minimum=0)
     num_validation_images: int = setting(6, "Pictures per prompt of the erasures' own reports.", minimum=1)
     output_dir: str = setting("runs/red_team", "Where the runs go, or are.")
     json: str | None = setting(None, "Also write the rows to this file.")
@@ -68,6 +69,7 @@ def erased(config: TableConfig, concept: str, method: str) -> Path:
             pretrained_model_name_or_path=config.model,
             output_dir=str(folder),
             num_validation_images=config.num_validation_images,
+            seed=config.seed,
             strength_points=0,
             generated_data_dir=str(Path(config.output_dir) / "generated"),
         )
@@ -85,7 +87,12 @@ def examined(config: TableConfig, concept: str, method: str, command: str) -> di
             shutil.copyfile(file, output / "private" / file.name)
     examine(
         AttackConfig(
-            str(run), floor=config.floor, attacks=config.attacks, probes=config.probes, num_prompts=config.num_prompts
+            str(run),
+            floor=config.floor,
+            attacks=config.attacks,
+            probes=config.probes,
+            num_prompts=config.num_prompts,
+            seed=config.seed,
         ),
         command,
     )
