@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salun_diffusers.diffusion.base_model import FolderModel, Loading
-from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextSpace
+from salun_diffusers.diffusion.presets.text_space import NotAtHand, TextSpace
 from salun_diffusers.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,9 +75,10 @@ class EditedModel:
         return self.base.bytes_of_result()
 
     def text_space(self) -> TextSpace:
-        """The base's; none where its text encoder is another one now."""
+        """The base's; where its text encoder is another one now, its vocabulary is all that is known."""
         changed = any(part.startswith("text_encoder") for part in self.edit.parts)
-        return NOT_AT_HAND if changed else self.base.text_space()
+        space = self.base.text_space()
+        return NotAtHand(space.of_a_toy) if changed else space
 
     def identity(self) -> str:
         """SHA-256 of the base and of the files."""

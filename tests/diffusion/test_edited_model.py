@@ -18,6 +18,7 @@ from salun_diffusers import UserError
 from salun_diffusers.diffusion.base_model import FolderModel, Loading
 from salun_diffusers.diffusion.edited_model import EditedModel
 from salun_diffusers.diffusion.eraser_edit import EraserEdit
+from salun_diffusers.diffusion.presets.text_space import TextEncoderSpace
 from salun_diffusers.files.loading import dtype_argument
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.patch import WeightPatch
@@ -126,6 +127,14 @@ def test_weights_of_a_unet_stand_in_for_the_base_s(tiny_pipeline, tmp_path, draw
     same(pipe, expected)
     assert torch.equal(answers(pipe), answers(expected))
     assert not torch.allclose(answers(pipe), drawn, atol=1e-3)
+
+
+def test_with_another_text_encoder_it_is_known_how_many_words_there_are(tiny_pipeline, tmp_path, monkeypatch):
+    """What lies near a word is not; but a star is a word like any other to Stable Diffusion with such a file, too."""
+    edited = model(tiny_pipeline, saved(moved(text_of(tiny_pipeline)), tmp_path / "te.safetensors"))
+    assert edited.text_space().of_a_toy and edited.text_space().similarities("star", ["heart"]) == {}
+    monkeypatch.setattr(TextEncoderSpace, "of_a_toy", False)
+    assert not edited.text_space().of_a_toy
 
 
 def test_weights_of_a_unet_in_a_folder(tiny_pipeline, tmp_path):

@@ -57,6 +57,13 @@ class TestNamesOfToys:
         assert found.numbers != of_toy.numbers and found.forget_prompts != of_toy.forget_prompts
         assert all(name.lower() in prompt.lower() for prompt in found.forget_prompts)
 
+    @pytest.mark.parametrize("name", ["a star", "hearts", "a ring", "a flower", "red circle", "the moon"])
+    def test_nor_is_what_resembles_them_mistyped(self, name: str) -> None:
+        found = find_concept(EraseConfig(concept=name), space=Near(planet=0.9))
+        assert found.detector == "none" and all(name in prompt for prompt in found.forget_prompts)
+        with pytest.raises(UserError, match="the closest first: nudity"):
+            find_concept(EraseConfig(concept="nudityy"), space=Near())
+
     def test_other_presets_stay(self) -> None:
         assert find_concept(EraseConfig(concept="nudity"), space=Near()).detector == "nudenet"
 

@@ -73,8 +73,9 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_
         return _with_flags(own, config, retain, of_pictures=True)
     known = presets(kind, space)
     preset = None if config.kind else _preset_of(name)
-    if preset in _OF_TOYS and not space.of_a_toy:  # To Stable Diffusion a star is a word like any other.
-        preset, known = None, {one: made for one, made in known.items() if one not in _OF_TOYS}
+    if not space.of_a_toy:  # To Stable Diffusion a star is a word like any other, and so is what resembles it.
+        known = {one: made for one, made in known.items() if one not in _OF_TOYS}
+        preset = preset if preset in known else None
     if preset is not None:
         made = known[preset](config.recipe)
         if made.detector != "none" or made.explicit or not config.forget_prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,10 +34,15 @@ class TextSpace(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class NotAtHand:
-    """The weights are not here yet: every word may be known, and what lies near is not."""
+    """The weights are not here yet: every word may be known, and what lies near is not.
 
-    of_a_toy = True
+    Args:
+        of_a_toy: As of `TextSpace`.
+    """
+
+    of_a_toy: bool = True
 
     def knows(self, words: str) -> bool:
         """Yes."""
