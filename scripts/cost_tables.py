@@ -84,8 +84,9 @@ def end_to_end_table(figures: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "memory": ("memory.json", memory_table),
     "readme": ("memory.json", short_table),
+    "step-full": ("step_full.json", step_table),
     "step": ("step.json", step_table),
-    "variants": ("step.json", variant_table),
+    "variants": ("step_full.json", variant_table),
     "gpu-step": ("gpu_step.json", step_table),
     "gpu-variants": ("gpu_step.json", variant_table),
     "end-to-end": ("end_to_end.json", end_to_end_table),
