@@ -12,9 +12,12 @@ from salun_diffusers.diffusion.concepts import Concept, EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept, presets
 from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
+from salun_diffusers.diffusion.presets.text_space import NotAtHand
 from salun_diffusers.diffusion.settings import Length, Settings, recorded, resolve
 from salun_diffusers.errors import UserError
 
+TOY = NotAtHand(of_a_toy=True)
+"""What a model of few words says that is not here."""
 RECIPES = ("frozen_teacher", "paper")
 
 
@@ -92,7 +95,7 @@ class TestFindConcept:
     @pytest.mark.parametrize(("typed", "first"), [("crcle", "circle"), ("nude", "nudity"), ("strar", "star")])
     def test_unknown(self, typed, first):
         with pytest.raises(UserError, match=f"closest first: {first},"):
-            find_concept(EraseConfig(concept=typed))
+            find_concept(EraseConfig(concept=typed), space=TOY)
 
     def test_free_text(self, retain_file):
         made = find_concept(
@@ -107,23 +110,25 @@ class TestFindConcept:
         assert made.detector == "none" and not made.target_labels
 
     def test_prompts_replace_those_of_a_preset(self, retain_file):
-        made = find_concept(EraseConfig(concept="circle", forget_prompt=("a disc",), anchor_prompt=("a box",)))
-        preset = find_concept(EraseConfig(concept="circle"))
+        made = find_concept(
+            EraseConfig(concept="circle", forget_prompt=("a disc",), anchor_prompt=("a box",)), space=TOY
+        )
+        preset = find_concept(EraseConfig(concept="circle"), space=TOY)
         assert (made.forget_prompts, made.anchor_prompts) == (("a disc",), ("a box",))
         assert made.forget_evaluation == (EvaluationPrompt("a disc"),)
         assert (made.retain_prompts, made.detector) == (preset.retain_prompts, "demo")
-        kept = find_concept(EraseConfig(concept="circle", retain_prompts=str(retain_file)))
+        kept = find_concept(EraseConfig(concept="circle", retain_prompts=str(retain_file)), space=TOY)
         assert kept == replace(preset, retain_prompts=("a photo of a square", "a star"))
 
     def test_a_byte_order_mark_is_no_part_of_a_prompt(self, tmp_path):
         (tmp_path / "prompts").write_bytes(b"\xef\xbb\xbfa star\r\n\r\n a moon \r\n")
-        made = find_concept(EraseConfig(concept="circle", retain_prompts=str(tmp_path / "prompts")))
+        made = find_concept(EraseConfig(concept="circle", retain_prompts=str(tmp_path / "prompts")), space=TOY)
         assert made.retain_prompts == ("a star", "a moon")
 
 
 def resolved(**flags: object) -> Settings:
     asked = EraseConfig(**flags)
-    return resolve(asked, find_concept(asked).numbers)
+    return resolve(asked, find_concept(asked, space=TOY).numbers)
 
 
 class TestResolve:
@@ -143,7 +148,10 @@ class TestResolve:
     def test_a_flag_replaces_the_presets_number(self):
         settings = resolved(concept="circle", learning_rate=0.5)
         assert settings.learning_rate == 0.5
-        assert settings.num_forget_images == find_concept(EraseConfig(concept="circle")).numbers.num_forget_images
+        assert (
+            settings.num_forget_images
+            == find_concept(EraseConfig(concept="circle"), space=TOY).numbers.num_forget_images
+        )
 
     @pytest.mark.parametrize(
         ("given", "length"),

@@ -15,6 +15,7 @@ from salun_diffusers.diffusion.concepts import EvaluationPrompt
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import chosen_detector, with_detector
 from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.presets.text_space import NotAtHand
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation import detector_choice
 from salun_diffusers.evaluation.detectors import ClassDetector, ClipDetector, WithClip, make_detector
@@ -22,13 +23,15 @@ from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.programs.erase import main
 from salun_diffusers.reports.report import EvaluationReport
 
+TOY = NotAtHand(of_a_toy=True)
+"""What a model of few words says that is not here."""
 DEMO = str(embedded_detector("demo"))
 
 
 def chosen(**flags: Any) -> tuple[frozenset[str], detector_choice.DetectorChoice]:
     """Target labels and detector of some flags."""
     config = EraseConfig(**{"concept": "circle", **flags})
-    concept = with_detector(find_concept(config), config)
+    concept = with_detector(find_concept(config, space=TOY), config)
     return concept.target_labels, chosen_detector(concept, config)
 
 
@@ -92,15 +95,15 @@ class TestChosen:
     def test_labels_that_the_detector_does_not_know_are_dropped(self) -> None:
         """The demo's shapes mean nothing to the digits' classifier; without labels, drift or CLIP must do."""
         config = EraseConfig(concept="circle", detector="digits", detector_labels=("7",))
-        concept = with_detector(find_concept(config), config)
+        concept = with_detector(find_concept(config, space=TOY), config)
         assert concept.target_labels == {"digit:7"}
         assert not any(prompt.expected or prompt.expected_across for prompt in concept.retain_evaluation)
-        kept = with_detector(find_concept(config), replace(config, detector=DEMO, detector_labels=()))
+        kept = with_detector(find_concept(config, space=TOY), replace(config, detector=DEMO, detector_labels=()))
         assert all(prompt.expected for prompt in kept.retain_evaluation)
 
     def test_a_class_is_expected_of_its_name(self) -> None:
         """The prompts of a class-conditional model are its classes; a sentence is none."""
-        made = find_concept(EraseConfig(concept="circle"))
+        made = find_concept(EraseConfig(concept="circle"), space=TOY)
         named = tuple(map(EvaluationPrompt, ("Star", "a heart", "moon")))
         config = EraseConfig(concept="circle", detector=DEMO)
         concept = with_detector(replace(made, retain_evaluation=named), config)
@@ -112,7 +115,7 @@ class TestChosen:
             **{**flags, "concept": "circle", "anchor_prompt": ("a box", ""), "detector": 'clip: "a disc" '},
             clip=str(tiny_clip),
         )
-        concept = with_detector(find_concept(config), config)
+        concept = with_detector(find_concept(config, space=TOY), config)
         choice = chosen_detector(concept, config)
         assert concept.target_labels == {"a disc"}
         assert choice.labels == ("a disc", "a box", "a picture")

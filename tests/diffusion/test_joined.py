@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.joined import concept_of, joined, joined_numbers
 from salun_diffusers.diffusion.presets.known import find_concept, presets
 from salun_diffusers.diffusion.presets.stable_diffusion import STABLE_DIFFUSION
+from salun_diffusers.diffusion.presets.text_space import NotAtHand
 from salun_diffusers.diffusion.settings import Length
 from salun_diffusers.errors import UserError
 from salun_diffusers.programs.erase import main
@@ -138,7 +140,9 @@ class TestContradictions:
 class TestAnchorsOfATable:
     def made(self, tmp_path: Path, text: str) -> Concept:
         (tmp_path / "c.csv").write_text(text)
-        return concept_of(EraseConfig(concepts=str(tmp_path / "c.csv")), find_concept)
+        return concept_of(
+            EraseConfig(concepts=str(tmp_path / "c.csv")), partial(find_concept, space=NotAtHand(of_a_toy=True))
+        )
 
     def test_stand_where_the_name_was(self, tmp_path):
         arrow = self.made(tmp_path, "concept,anchor\narrow,heart\nsquare,\n").parts[0]

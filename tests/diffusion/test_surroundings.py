@@ -14,7 +14,7 @@ from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.everyday import captions
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.diffusion.presets.surroundings import NEIGHBOURS, around, guessed_kind
-from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextEncoderSpace
+from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, NotAtHand, TextEncoderSpace
 from salun_diffusers.diffusion.presets.word_list import same_thing, section_of, sections
 from salun_diffusers.diffusion.presets.written import KINDS
 from salun_diffusers.diffusion.request import accept, plan
@@ -51,7 +51,7 @@ class TestNamesOfToys:
     @pytest.mark.parametrize("name", ["star", "Heart", "striped"])
     def test_are_words_like_any_other_to_a_model_of_many_words(self, name: str) -> None:
         """Not the demo model's prompts, numbers and detector on Stable Diffusion."""
-        of_toy = find_concept(EraseConfig(concept=name))
+        of_toy = find_concept(EraseConfig(concept=name), space=NotAtHand(of_a_toy=True))
         found = find_concept(EraseConfig(concept=name), space=Near(planet=0.9))
         assert of_toy.detector == "demo" and found.detector == "none"
         assert found.numbers != of_toy.numbers and found.forget_prompts != of_toy.forget_prompts
@@ -68,7 +68,8 @@ class TestNamesOfToys:
         assert find_concept(EraseConfig(concept="nudity"), space=Near()).detector == "nudenet"
 
     def test_the_demo_model_is_one(self, demo_space: TextEncoderSpace) -> None:
-        assert demo_space.of_a_toy and NOT_AT_HAND.of_a_toy
+        assert demo_space.of_a_toy
+        assert not NOT_AT_HAND.of_a_toy  # Embedded models are always at hand.
         assert not TextEncoderSpace.around(range(49_408), None).of_a_toy
 
 
@@ -160,8 +161,9 @@ class TestFreeText:
         assert made.retain_evaluation and made.forget_evaluation
 
     def test_a_kind_takes_the_words_whatever_preset_is_named_so(self) -> None:
-        assert find_concept(EraseConfig(concept="star", kind="object")).detector == "none"
-        assert find_concept(EraseConfig(concept="star")).detector == "demo"
+        toy = NotAtHand(of_a_toy=True)
+        assert find_concept(EraseConfig(concept="star", kind="object"), space=toy).detector == "none"
+        assert find_concept(EraseConfig(concept="star"), space=toy).detector == "demo"
 
     def test_a_colour_becomes_the_nearest_other(self) -> None:
         made = find_concept(EraseConfig(concept="red", kind="colour"), space=Near(pink=0.9))

@@ -62,6 +62,15 @@ def test_words(refused_unfetched, fetched):
     assert fetched[0] == "model_index.json"  # They might have named a class.
 
 
+@pytest.mark.parametrize("name", ["a star", "hearts", "star"])
+def test_shapes_of_the_embedded_model_are_words_there(fetched, small_run, tmp_path, name):
+    """On the hub is no toy: they are neither presets nor what other words are mistyped for, and the run is planned."""
+    flags = {"concept": name, "forget_prompt": None, "anchor_prompt": None, "retain_prompts": None}
+    where = tmp_path / "run"
+    assert main([*small_run(**flags, pretrained_model_name_or_path=HUB_ID, output_dir=where), "--dry_run"]) == 0
+    assert "weights" not in fetched
+
+
 def test_a_pipeline_that_no_family_knows(refused_unfetched, monkeypatch, tmp_path):
     index = json.loads(Path(huggingface_hub.hf_hub_download(HUB_ID, "model_index.json")).read_text())
     other = tmp_path.parent / f"{tmp_path.name}-index"

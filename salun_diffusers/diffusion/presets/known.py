@@ -53,7 +53,7 @@ def find_concept(config: EraseConfig, kind: Kind = SD_1, space: TextSpace = NOT_
     Args:
         config: The flags.
         kind: The Stable Diffusion that they are for.
-        space: How near words lie to its text encoder; by default that is not known yet.
+        space: How near words lie to its text encoder; by default they are not known yet, and it is no toy.
 
     Raises:
         UserError: If the name is empty or looks mistyped; if the words or prompts do not make a concept.

@@ -22,7 +22,7 @@ class TextSpace(Protocol):
 
     @property
     def of_a_toy(self) -> bool:
-        """Whether its vocabulary is as small as an embedded model's; so long as that is not known, it may be."""
+        """Whether its vocabulary is as small as an embedded model's, which is always at hand."""
         ...
 
     def knows(self, words: str) -> bool:
@@ -42,7 +42,7 @@ class NotAtHand:
         of_a_toy: As of `TextSpace`.
     """
 
-    of_a_toy: bool = True
+    of_a_toy: bool = False
 
     def knows(self, words: str) -> bool:
         """Yes."""
