@@ -41,7 +41,7 @@ def test_in_place_and_back(pipe: Any, tmp_path: Path) -> None:
     given, wanted = get_peft_model_state_dict(pipe.unet, adapter_name="erasure"), peft_tensors(result.adapter)
     assert given.keys() == wanted.keys() and all(torch.equal(given[name], wanted[name]) for name in wanted)
     erased = drawn(pipe)
-    assert abs(erased - plain).max() > 1e-3
+    assert abs(erased - plain).max() > 1e-4
     pipe.set_adapters("erasure", 0.0)
     assert abs(drawn(pipe) - plain).max() < 1e-5
     assert read_lora(tmp_path / "run" / "adapter").keys() == result.adapter.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -161,9 +162,11 @@ def test_words_are_found_that_the_model_denoises_best_with(held, monkeypatch):
     monkeypatch.setattr(held.family, "generate_from", lambda _wanted, seeds, **_: latents.expand(len(seeds), *shape))
     monkeypatch.setattr(held.family, "predict", answer)
     monkeypatch.setattr(held.family.schedule, "prediction", "sample")
-    finding = UnlearnDiffAtk(tokens=1, timesteps=2, steps=25)(contest(held, held), CASES[1:2], untold)[0]
+    cases = [replace(CASES[1], seed=seed) for seed in range(6)]  # Each begins with another word.
+    findings = UnlearnDiffAtk(tokens=1, timesteps=2, steps=25)(contest(held, held), cases, untold)
     count = len(space.words)
     states = space.of_ids(space.sentence([CASES[1].prompt] * count, [0]), space.words.unsqueeze(1))
     losses = (answer(None, latents.expand(count, *shape), None, states) - latents).square().mean(dim=(1, 2, 3))
-    better = int((losses < losses[space.words.tolist().index(finding.tokens[0])]).sum())
-    assert better < count / 20, f"{better} of {count} words are better"
+    places = [space.words.tolist().index(finding.tokens[0]) for finding in findings]
+    better = [int((losses < losses[place]).sum()) for place in places]
+    assert sum(better) / len(better) < count / 10, f"{better} of {count} words are better"
