@@ -173,6 +173,16 @@ def test_a_lora_moves_attention_alone(tiny_pipeline):
     assert {min(weight.shape) for weight in weights.weights} == {2}
 
 
+def test_a_lora_begins_elsewhere_than_an_erasure_by_a_lora_did(tiny_pipeline):
+    """At one seed: whoever trains in the rows that the erasure began in finds the way back too easily."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    networks = [practising(subject(tiny_pipeline, "tiny_pipeline")).family.denoiser for _ in range(2)]
+    attach(networks[0], {layer: 2}, 1.0, name="erasure", seed=3)
+    ByLora(2).weights(networks[1], 3)
+    mine, its = (next(iter(network.get_submodule(layer).lora_A.values())).weight for network in networks)
+    assert mine.shape == its.shape and not torch.equal(mine, its)
+
+
 def test_a_lora_that_is_there_becomes_part_of_the_copy(tiny_pipeline):
     """An erasure that is a LoRA is practised on as what it draws, and stays what it is."""
     one = subject(tiny_pipeline, "tiny_pipeline")
