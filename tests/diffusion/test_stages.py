@@ -5,15 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.sampler import model_of
+from salun_diffusers.diffusion.settings import resolve
+from salun_diffusers.diffusion.stage_marks import Sources, StageMarks, stage_marks
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
 
 STAGES = ("latents, forget", "latents, retain", "saliency", "fine-tuning")
+GIVEN = {"base": "base", "variant": None, "given_masks": (), "pictures": {}, "processes": 1}
 UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
 
 
@@ -207,3 +214,26 @@ class TestWhatWasChangedIsNotUsed:
 
         stages, _ = again(spoil)
         assert stages == set()
+
+
+class TestMarks:
+    """What a folder of the base's name holds can be several models, and labels come from a detector with weights."""
+
+    def marks(self, **sources: object) -> StageMarks:
+        asked = EraseConfig(concept="circle")
+        concept = find_concept(asked)
+        settings = replace(resolve(asked, concept.numbers), target_forget=0.98)
+        return stage_marks(concept, settings, Sources(**{**GIVEN, **sources}))  # type: ignore[arg-type]
+
+    def test_another_variant_is_another_model_in_every_stage(self):
+        one, other = self.marks(), self.marks(variant="non_ema")
+        assert not set(one.sets.values()) & set(other.sets.values())
+        assert one.mask != other.mask and one.training != other.training and one.pipeline != other.pipeline
+
+    def test_only_the_strength_asks_what_looks(self):
+        one, other = self.marks(looks="CLIP weights 1"), self.marks(looks="CLIP weights 2")
+        assert one.strength != other.strength and replace(one, strength="") == replace(other, strength="")
+
+    def test_kept_latents_are_those_of_the_variant(self):
+        assert model_of("sha", None) == "sha"
+        assert len({"sha", model_of("sha", "non_ema"), model_of("sha", "fp16"), model_of("other", "fp16")}) == 4
