@@ -219,14 +219,15 @@ class TestWhatWasChangedIsNotUsed:
 class TestMarks:
     """What a folder of the base's name holds can be several models, and labels come from a detector with weights."""
 
-    def marks(self, **sources: object) -> StageMarks:
-        asked = EraseConfig(concept="circle")
+    def marks(self, mask: str = "saliency", **sources: object) -> StageMarks:
+        asked = EraseConfig(concept="circle", mask=mask)
         concept = find_concept(asked)
         settings = replace(resolve(asked, concept.numbers), target_forget=0.98)
         return stage_marks(concept, settings, Sources(**{**GIVEN, **sources}))  # type: ignore[arg-type]
 
-    def test_another_variant_is_another_model_in_every_stage(self):
-        one, other = self.marks(), self.marks(variant="non_ema")
+    @pytest.mark.parametrize("mask", ["saliency", "magnitude"])
+    def test_another_variant_is_another_model_in_every_stage(self, mask):
+        one, other = self.marks(mask), self.marks(mask, variant="non_ema")
         assert not set(one.sets.values()) & set(other.sets.values())
         assert one.mask != other.mask and one.training != other.training and one.pipeline != other.pipeline
 
