@@ -7,13 +7,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_runs import run_in
 
+from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
-from salun_diffusers.diffusion.sampler import model_of
+from salun_diffusers.diffusion.sampler import model_of, sampler_of_base, sampler_of_erased
 from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.diffusion.stage_marks import Sources, StageMarks, stage_marks
 from salun_diffusers.masks.mask import SaliencyMask
@@ -238,3 +242,13 @@ class TestMarks:
     def test_kept_latents_are_those_of_the_variant(self):
         assert model_of("sha", None) == "sha"
         assert len({"sha", model_of("sha", "non_ema"), model_of("sha", "fp16"), model_of("other", "fp16")}) == 4
+
+    def test_both_samplers_go_by_it(self, tmp_path):
+        asked: Any = SimpleNamespace(
+            config=SimpleNamespace(generated_data_dir=None, variant="non_ema"), settings=None,
+            model=SimpleNamespace(at=lambda _: SimpleNamespace(identity=lambda: "sha")),
+        )  # fmt: skip
+        with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+            run = run_in(tmp_path, accelerator)
+            found = [make(None, asked, run).pipeline for make in (sampler_of_base, sampler_of_erased)]  # type: ignore[arg-type]
+        assert found == [model_of("base", "non_ema"), model_of("sha", "non_ema")]
