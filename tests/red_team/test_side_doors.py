@@ -157,9 +157,11 @@ def test_quick_settings_are_some_of_the_full_ones():
 
 
 class TestAddedNoise:
-    def test_up_to_eta_1_it_is_diffusers_ddim(self, tiny_pipeline):
-        """Where diffusers has no NaN both are one formula, noise included."""
+    @pytest.mark.parametrize("clipped", [False, True])
+    def test_up_to_eta_1_it_is_diffusers_ddim(self, tiny_pipeline, clipped):
+        """Where diffusers has no NaN both are one formula, noise included, and x̂₀ clipped where the pipeline's is."""
         one = subject(tiny_pipeline, "tiny_pipeline", steps=5)
+        one.family.pipe.scheduler = DDIMScheduler.from_config(one.family.pipe.scheduler.config, clip_sample=clipped)
         for eta in (0.0, 0.6, 1.0):
             course = NoisyCourse(one.family, 5, eta, 1.0)
             scheduler = DDIMScheduler.from_config(one.family.pipe.scheduler.config)
