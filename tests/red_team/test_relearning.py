@@ -15,9 +15,11 @@ from PIL import Image
 from probed import evidence, same, state, subject
 
 from salun_diffusers.adapters.lora_weights import attach
+from salun_diffusers.diffusion.batches import shuffled
 from salun_diffusers.diffusion.families.family import rows
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.red_team import relearning
 from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures, GivenPictures, Lesson
 from salun_diffusers.red_team.practice import ByLora, ByWeights, practising
 from salun_diffusers.red_team.probe import Curve, Evidence, Point
@@ -118,6 +120,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_pipel
     assert torch.equal(first, trained(1))
     assert torch.equal(first, trained(1, (0, 1, 2, 3))), "looking changes nothing"
     assert not torch.equal(first, trained(2))
+
+
+def test_pictures_are_gone_through(tiny_pipeline, monkeypatch):
+    """Of 3 pictures 2 a step: in 3 steps each comes twice."""
+    one, picked = subject(tiny_pipeline, "tiny_pipeline"), []
+    monkeypatch.setattr(
+        relearning, "shuffled", lambda *given, **named: picked.append(shuffled(*given, **named)) or picked[-1]
+    )
+    replace(FAST, batch_size=2)(one, evidence(one, one), lambda _: None)
+    assert sorted(torch.cat(picked).tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("answer", ["noise", "picture"])
