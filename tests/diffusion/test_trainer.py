@@ -252,6 +252,13 @@ class TestFineTune:
         penalties = [row["loss"] - row["retain_loss"] for row in history]
         assert penalties == pytest.approx([0.1 * size, 0.05 * size], rel=1e-4)
 
+    def test_the_network_is_in_evaluation_mode(self, family, data, tmp_path):
+        """Student and target have no dropout, whatever mode the network came in."""
+        family.denoiser.train()
+        modes = []
+        train(family, data, tmp_path, max_train_steps=1, watch=lambda *_: modes.append(family.denoiser.training))
+        assert modes == [False]
+
     def test_clipping_bounds_the_update_of_the_selected_weights(self, family, data, tmp_path):
         """At Adam's first step Δ = lr · g / (|g| + ε); with ε = 1e4 that is lr / ε · g, and the norm of g is clipped.
 
