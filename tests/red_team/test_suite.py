@@ -17,6 +17,7 @@ from salun_diffusers import UserError
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.red_team import judge as judges
 from salun_diffusers.red_team.add_ons import FewSteps, WithControlNet
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
 from salun_diffusers.red_team.config import ExaminedConfig
@@ -101,6 +102,12 @@ def drawn_otherwise(seen: Examination, how: str) -> Examination:
 
 
 HOW = ("resolution", "prediction", "precision", "base's variant", "variant")
+
+
+def test_any_label_of_the_concept_is_a_hit() -> None:
+    said: Any = SimpleNamespace(labels=lambda pictures: [frozenset(one) for one in pictures], protocol="p")
+    judge = judges.Judge(said, frozenset({"a", "b"}))
+    assert judge.hits([{"a"}, {"c"}, {"b", "c"}, set(), {"a", "b"}]) == [True, False, True, False, True]  # type: ignore[list-item]
 
 
 class TestAttacks:
