@@ -282,6 +282,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _METHODS: [
             ("predict(task.classifier, task.split.forget.pixels)", "task.classifier.eval()"),
             ('torch.manual_seed(stream_seed(task.seed, "network"))', "pass"),
+            ('if len(batch.labels) > 1 else "freeze"', 'if len(batch.labels) > 0 else "freeze"'),
         ],
         _FORMULAS: [("leaf.add_(leaf.grad)", "leaf.sub_(leaf.grad)")],
     },
