@@ -219,6 +219,19 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("z * z / (4 * n * n)", "z * z / (4 * n)"),
         ]
     },
+    "reports/strength.py": {"reports/test_strength.py": [("min(met, key=_strength)", "max(met, key=_strength)")]},
+    "adapters/ranks.py": {
+        "adapters/test_low_rank.py": [
+            ("max(1, int(scale * ratio))", "max(1, round(scale * ratio))"),
+            ("score / cost(shapes[layer]) for", "score for"),
+        ]
+    },
+    "adapters/lora_weights.py": {
+        "diffusion/test_adapter_lora.py -k TestWeights": [
+            ("down[0].numel() ** -0.5", "down[0].numel() ** -1"),
+            ("up.detach() * scale", "up.detach() / scale"),
+        ]
+    },
     "reports/verdict.py": {
         "reports/test_verdict.py": [
             ("ceiling = max(CEILING, limit + CEILING - HARMLESS_DROP)", "ceiling = CEILING"),
@@ -306,6 +319,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "classification/methods/finetune.py": {
         _PARITY: [
             ("(1 - epoch / epochs)", "(epoch / epochs)"),
+            ("self.weight(done // steps)", "self.weight(done)"),
             ("classification(batch) + weight", "classification(batch) - weight"),
         ]
     },
@@ -364,7 +378,11 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _MEASURES: [("return 0.5 *", "return 1.0 *")],
     },
     "classification/membership.py": {
-        _MEASURES: [("== 0).mean()", "== 1).mean()")],
+        _MEASURES: [
+            ("== 0).mean()", "== 1).mean()"),
+            (".log1p()", ""),
+            ("max(2, size // 5)", "max(2, size)"),
+        ],
         _PARITY: [("retain[: len(test)]", "retain[-len(test) :]")],
         _FORMULAS: [("softmax(1).gather", "sigmoid().gather")],
     },
