@@ -165,6 +165,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "anchors = data.anchor_conditions if weighted else {}",
                 "anchors = data.forget_conditions if weighted else {}",
             ),
+            ("    family.denoiser.eval()", "    family.denoiser.train()"),
         ],
         "diffusion/test_memory_account.py -k 'estimate and within_15'": [
             ("at_once if squared and settings.saliency_micro_batch_size >= size else losses", "losses"),
@@ -173,6 +174,10 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "diffusion/stage_marks.py": {
         _RETAIN_AWARE: [
             ('{"against": sets["retain"]}', '{"against": sets["forget"]}'),
+        ],
+        "diffusion/test_stages.py -k Marks": [
+            ('variant = {"variant": sources.variant} if sources.variant else {}', "variant: dict[str, str] = {}"),
+            ("sorted(concept.target_labels), looks)", "sorted(concept.target_labels))"),
         ],
         "diffusion/test_stages.py -k saliency_weighting": [
             ('{"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}', "{}"),
@@ -200,6 +205,43 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _TRAINER: [
             ("divmod(position + len(picked), count)", "divmod(position, count)"),
             ("[blank.to(tensor.device)]", "[~blank.to(tensor.device)]"),
+            ("len(data.retain), size, share.step * size", "len(data.retain), size, share.step"),
+            ("truth=family.schedule.target(latents, noise, timesteps)[used]", "truth=noise[used]"),
+            ("truth = family.schedule.target(latents, noise, timesteps)", "truth = noise"),
+        ]
+    },
+    "diffusion/sampler.py": {
+        "diffusion/test_stages.py -k Marks": [("model_of(run.base, request.config.variant)", "run.base")]
+    },
+    "reports/intervals.py": {
+        "reports/test_measurement.py": [
+            ("math.hypot(before - low, later_high - after)", "math.hypot(high - before, after - later_low)"),
+            ("z * z / (4 * n * n)", "z * z / (4 * n)"),
+        ]
+    },
+    "reports/strength.py": {"reports/test_strength.py": [("min(met, key=_strength)", "max(met, key=_strength)")]},
+    "adapters/ranks.py": {
+        "adapters/test_low_rank.py": [
+            ("max(1, int(scale * ratio))", "max(1, round(scale * ratio))"),
+            ("score / cost(shapes[layer]) for", "score for"),
+        ]
+    },
+    "adapters/lora_weights.py": {
+        "diffusion/test_adapter_lora.py -k TestWeights": [
+            ("down[0].numel() ** -0.5", "down[0].numel() ** -1"),
+            ("up.detach() * scale", "up.detach() / scale"),
+        ]
+    },
+    "reports/verdict.py": {
+        "reports/test_verdict.py": [
+            ("ceiling = max(CEILING, limit + CEILING - HARMLESS_DROP)", "ceiling = CEILING"),
+            ("/ goal) ** 2)", "/ goal))"),
+        ]
+    },
+    "demo/training.py": {"demo/test_training.py": [("torch.manual_seed(of_step)", "pass")]},
+    "programs/generate.py": {
+        "evaluation/test_generation.py -k another": [
+            ('**({"variant": config.variant} if config.variant else {}),', ""),
         ]
     },
     "diffusion/families/noise_schedule.py": {
@@ -225,7 +267,12 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _TRAINER: [
             ("target * scale)", "target)"),
             ("settings, progress) / accumulation", "settings, progress)"),
-        ]
+            ("take(progress=step / steps)", "take(progress=(step + 1) / steps)"),
+            ("    family.denoiser.eval()", "    family.denoiser.train()"),
+        ],
+        "diffusion/test_global_batch.py -k scaled": [
+            ("settings = with_scaled_rate(settings, accelerator.num_processes)", "pass")
+        ],
     },
     "diffusion/ddpm_training.py": {
         "diffusion/test_ddpm_training.py": [
@@ -245,7 +292,11 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("epoch >= int(milestone)", "epoch > int(milestone)"),
             ("0.5 * (1 + math.cos(", "0.5 * (1 - math.cos("),
         ],
-        _METHODS: [("predict(task.classifier, task.split.forget.pixels)", "task.classifier.eval()")],
+        _METHODS: [
+            ("predict(task.classifier, task.split.forget.pixels)", "task.classifier.eval()"),
+            ('torch.manual_seed(stream_seed(task.seed, "network"))', "pass"),
+            ('if len(batch.labels) > 1 else "freeze"', 'if len(batch.labels) > 0 else "freeze"'),
+        ],
         _FORMULAS: [("leaf.add_(leaf.grad)", "leaf.sub_(leaf.grad)")],
     },
     "classification/forget_split.py": {
@@ -268,6 +319,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "classification/methods/finetune.py": {
         _PARITY: [
             ("(1 - epoch / epochs)", "(epoch / epochs)"),
+            ("self.weight(done // steps)", "self.weight(done)"),
             ("classification(batch) + weight", "classification(batch) - weight"),
         ]
     },
@@ -326,7 +378,11 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _MEASURES: [("return 0.5 *", "return 1.0 *")],
     },
     "classification/membership.py": {
-        _MEASURES: [("== 0).mean()", "== 1).mean()")],
+        _MEASURES: [
+            ("== 0).mean()", "== 1).mean()"),
+            (".log1p()", ""),
+            ("max(2, size // 5)", "max(2, size)"),
+        ],
         _PARITY: [("retain[: len(test)]", "retain[-len(test) :]")],
         _FORMULAS: [("softmax(1).gather", "sigmoid().gather")],
     },
@@ -360,6 +416,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("float(1 - value)", "float(value)"),
             (".mean() / 255)", ".mean())"),
             ("[100 * max(", "[250 * max("),
+            ("side = min(picture.size)", "side = max(picture.size)"),
         ]
     },
     "evaluation/label_rates.py": {

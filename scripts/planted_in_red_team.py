@@ -21,6 +21,35 @@ TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _SUITE: [
             ("zip(seen.cases, pre, strict=True) if not hit]", "zip(seen.cases, pre, strict=True)]"),
             ("one.hit and not before for", "one.hit for"),
+            ("drawn=seen.drawn_as, unaided=pre", "drawn=seen.drawn_as"),
+            ("for case in seen.cases], drawn=seen.drawn_as,", "for case in seen.cases],"),
+        ]
+    },
+    "red_team/judge.py": {_SUITE: [("bool(found & self.labels)", "self.labels <= found")]},
+    "red_team/practice.py": {
+        _SUITE: [("else self.mask.sha256", "else self.mask.number_selected")],
+        _RELEARN: [("seed=stream_seed(seed, _LORA)", "seed=seed")],
+    },
+    "red_team/add_ons.py": {
+        _SUITE: [
+            ("{sha256_of(lora_file(self.place))}", "{self.place}"),
+            ("(file.name, sha256_of(file))", "file.name"),
+        ],
+        _DOORS: [
+            ("limit * slope.max()", "limit"),
+            ("controlnet_conditioning_scale=self.scale", "controlnet_conditioning_scale=1.0"),
+        ],
+    },
+    "red_team/sampling_loop.py": {
+        "red_team/test_sampling_loop.py": [
+            ("float(self.timesteps[place]) <= most", "float(self.timesteps[place]) < most"),
+            ("without + weight * (with_words", "with_words + weight * (with_words"),
+        ]
+    },
+    "red_team/token_space.py": {
+        "red_team/test_token_space.py": [
+            (".mean(dim=0))", ".sum(dim=0))"),
+            ("at.append(1 + len(mixed))", "at.append(len(mixed))"),
         ]
     },
     "red_team/known.py": {_SUITE: [("5 if concept.explicit else 3", "3 if concept.explicit else 5")]},
@@ -36,18 +65,25 @@ TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             (".sum(dim=-1, keepdim=True) - 1) / positive", ".sum(dim=-1, keepdim=True) + 1) / positive"),
             ("F.hardtanh(gradients[0])", "gradients[0]"),
             ("range(apart // 2, num", "range(apart, num"),
+            ("weight_decay=self.weight_decay)", "weight_decay=0.0)"),
+            ("noise_like(clean, [random[one] for one", "noise_like(clean, [stream(one, self.name) for one"),
+            ("wanted, right=True", "wanted, right=False"),
         ]
     },
     "red_team/p4d.py": {
         _P4D: [
             ("F.normalize(one, dim=-1) @ matrix.T", "one @ matrix.T"),
             ("range(0, length + 1, self.every)", "range(0, length, self.every)"),
+            ("base.predict(base.denoiser", "base.predict(family.denoiser"),
         ]
     },
     "red_team/concept_inversion.py": {
         _CCE: [
             ("errors.mean() * together / self.accumulation", "errors.mean() / self.accumulation"),
             ("self.learning_rate * self.batch_size * self.accumulation", "self.learning_rate"),
+            ('said.rows(chosen if self.sentences == "prompt" else others)', "said.rows(others)"),
+            ("sum(losses[-self.look_every :]) / len(losses[-self.look_every :])", "sum(losses) / len(losses)"),
+            ("weight_decay=self.weight_decay)", "weight_decay=0.0)"),
         ]
     },
     "red_team/ring_a_bell.py": {
@@ -59,12 +95,19 @@ TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("rows[0], drawn[0] = parents[0], False", "drawn[0] = False"),
         ]
     },
-    "red_team/ddim_path.py": {_TINA: [("- first * (1 - kept).sqrt()", "+ first * (1 - kept).sqrt()")]},
+    "red_team/ddim_path.py": {
+        _TINA: [
+            ("- first * (1 - kept).sqrt()", "+ first * (1 - kept).sqrt()"),
+            ("total / len(self.timesteps)", "total"),
+            ("signal * noised - noise * answer, signal", "signal * noised + noise * answer, signal"),
+        ]
+    },
     "red_team/textless.py": {_TINA: [("[*order[1:], order[0]]", "order")]},
     "red_team/added_noise.py": {
         _DOORS: [
             ("abs(1 - next_alpha - sigma**2)", "max(0.0, 1 - next_alpha - sigma**2)"),
             ("led + self._scale * sigma * drawn", "led + sigma * drawn"),
+            ("if scheduler.config.clip_sample:", "if False:"),
         ]
     },
     "red_team/side_doors.py": {_DOORS: [("torch.where(kept > 0, course", "torch.where(kept < 1, course")]},
@@ -72,6 +115,7 @@ TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
         _RELEARN: [
             ("family.schedule.target(clean, noise, times))", "noise)"),
             ("curve.steps_to(ceiling / 2)", "curve.steps_to(ceiling)"),
+            ("number * self.batch_size, seed", "number, seed"),
         ]
     },
     "masks/conflict.py": {_ROBUST: [("torch.where(product < 0,", "torch.where(product > 0,")]},
@@ -80,6 +124,16 @@ TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("values + rate * gradient", "values - rate * gradient"),
             ("torch.maximum(change, -budget), budget)", "torch.maximum(change, -budget), 2 * budget)"),
         ]
+    },
+    "diffusion/robust_step.py": {
+        f"{_ROBUST} -k 'hand or vanish'": [
+            ("scaler.get_scale() if scaler else 1.0", "1.0"),
+            ("without_conflict(g_f, g_r)", "without_conflict(g_r, g_f)"),
+            ("rows.target * rows.scale", "rows.target"),
+        ]
+    },
+    "diffusion/batches.py": {
+        f"{_ROBUST} -k probe": [('("training back", share.step)', '("relearning", share.step)')],
     },
     "diffusion/objectives.py": {
         "diffusion/test_objectives.py": [

@@ -54,7 +54,7 @@ def train_classifier(
                 device=classifier.device,
             )
 
-        fit(AllWeights(classifier), training, passes, cross_entropy(classifier))
+        fit(AllWeights(classifier, seed), training, passes, cross_entropy(classifier))
         bar.advance(1)
 
 

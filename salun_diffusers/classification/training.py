@@ -20,7 +20,7 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.soft_updates import HardUpdates, SoftUpdates, attach
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
-from salun_diffusers.seeds import stream
+from salun_diffusers.seeds import random_state_kept, stream, stream_seed
 
 Soften: TypeAlias = Callable[[SelectedWeights], SoftUpdates]
 History: TypeAlias = "list[dict[str, float | None]]"
@@ -33,6 +33,11 @@ class Trainee(Protocol):
     @property
     def classifier(self) -> Classifier:
         """θ₀; trained in place."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of what the network itself draws, as dropout does."""
         ...
 
     @property
@@ -61,11 +66,13 @@ class AllWeights:
 
     Args:
         classifier: With fresh weights.
+        seed: Of what the network itself draws.
         norm_stats: Whether batch norms update their statistics.
         soften: What is done to updates.
     """
 
     classifier: Classifier
+    seed: int = 0
     norm_stats: NormStats = "update"
     soften: Soften = hard
 
@@ -185,24 +192,26 @@ def fit(
     attach(soft, optimizer)
     rates = learning_rates(training)
     history: History = []
-    for epoch, batch in ((number, batch) for number in range(training.epochs) for batch in passes(number)):
-        rate = rates[epoch]
-        optimizer.param_groups[0]["lr"] = rate
-        soft.begin(len(history) + 1, epoch / max(training.epochs - 1, 1))
-        # Batch norm cannot take the statistics of one picture.
-        task.classifier.train(task.norm_stats if len(batch.labels) > 1 else "freeze")
-        value = loss(batch)
-        if not math.isfinite(value.item()):
-            raise UserError(f"The loss became {value.item()} at step {len(history) + 1}; {_MILDER}")
-        value.backward()  # type: ignore[no-untyped-call]
-        selected.gather_gradients()
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({"step": float(len(history) + 1), "loss": value.item(), "learning_rate": rate})
-        after_step(selected, len(history))
-        selected.scatter()
-        if stop():
-            break
+    with random_state_kept():
+        torch.manual_seed(stream_seed(task.seed, "network"))  # Dropout draws from torch's own stream.
+        for epoch, batch in ((number, batch) for number in range(training.epochs) for batch in passes(number)):
+            rate = rates[epoch]
+            optimizer.param_groups[0]["lr"] = rate
+            soft.begin(len(history) + 1, epoch / max(training.epochs - 1, 1))
+            # Batch norm cannot take the statistics of one picture.
+            task.classifier.train(task.norm_stats if len(batch.labels) > 1 else "freeze")
+            value = loss(batch)
+            if not math.isfinite(value.item()):
+                raise UserError(f"The loss became {value.item()} at step {len(history) + 1}; {_MILDER}")
+            value.backward()  # type: ignore[no-untyped-call]
+            selected.gather_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+            history.append({"step": float(len(history) + 1), "loss": value.item(), "learning_rate": rate})
+            after_step(selected, len(history))
+            selected.scatter()
+            if stop():
+                break
     check_state(task.classifier)
     return history
 

@@ -30,8 +30,9 @@ WARM_UP = 100
 class Fit:
     """One training run of one network.
 
-    Every random draw of step i comes from a generator seeded with (seed, i, rank): a resumed run repeats nothing and
-    skips nothing. What decides the training is kept with every checkpoint, and another training is not gone on with.
+    Every random draw of step i, dropout's among them, comes from a generator seeded with (seed, i, rank): a resumed run
+    repeats nothing and skips nothing. What decides the training is kept with every checkpoint, and another training is
+    not gone on with.
 
     Only the number of steps may change, and only where the course up to the checkpoint is the same under both numbers:
     the rate and the average depend on it from the first step of the decay on. By default the decay begins at once, so
@@ -108,9 +109,9 @@ class Fit:
                 rate = self.learning_rate * self.schedule(step)
                 for group in prepared.param_groups:
                     group["lr"] = rate
-                generator = torch.Generator(accelerator.device).manual_seed(
-                    (self.seed * 1_000_003 + step) * 64 + accelerator.process_index
-                )
+                of_step = (self.seed * 1_000_003 + step) * 64 + accelerator.process_index
+                generator = torch.Generator(accelerator.device).manual_seed(of_step)
+                torch.manual_seed(of_step)  # Dropout draws from torch's own stream.
                 loss = self.loss(network, step, generator)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(network.parameters(), self.max_grad_norm)

@@ -63,7 +63,7 @@ class NoAverages:
 class ExponentialAverages:
     """The moving average of the selected weights; all others are frozen, and so are their own average.
 
-        θ̄ ← θ̄ - (1 - β_n)(θ̄ - θ_S)        β_n = min(0.9999, n / (9 + n)) for the n-th step after the first, β_0 = 0
+        θ̄ ← θ̄ - (1 - β_n)(θ̄ - θ_S)     β_n = min(0.9999, (1 + n) / (10 + n)) for the n-th step after the first, β_0 = 0
 
     That is diffusers' `EMAModel` as `train_text_to_image.py --use_ema` makes it. The base's own weights never enter.
     """

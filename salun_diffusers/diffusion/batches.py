@@ -125,7 +125,7 @@ class Draws:
     def relearning(self, share: Share) -> EraseBatch:
         """What someone trains on who wants the concept back: rows of forget latents with their prompts."""
         family, settings, forget = self.family, self._settings, self._data.forget
-        mine, name = slice(share.rows.start, share.rows.stop), ("relearning", share.step)
+        mine, name = slice(share.rows.start, share.rows.stop), ("training back", share.step)
         items = torch.randint(len(forget), (share.size,), generator=stream(settings.seed, *name, "items"))
         drawn = forget.draw(items, stream(settings.seed, *name, "posterior")).of(mine)
         generator = stream(settings.seed, *name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from salun_diffusers.diffusion.settings import Settings
@@ -99,3 +99,14 @@ class GlobalBatch:
             f"{self.parts} wastes nothing: --train_batch_size {max(1, round(self.size / self.parts))} is "
             f"{self.parts * max(1, round(self.size / self.parts))} in all."
         )
+
+
+def with_scaled_rate(settings: Settings, processes: int) -> Settings:
+    """The settings with the rate of a run, which --scale_lr multiplies by the global batch.
+
+    Args:
+        settings: As the flags and presets have them.
+        processes: How many share a batch.
+    """
+    size = GlobalBatch.of(settings, processes).size if settings.scale_lr else 1
+    return replace(settings, learning_rate=settings.learning_rate * size)

@@ -15,7 +15,7 @@ from salun_diffusers.diffusion.adapted_model import AdaptedModel
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.request import Request, accept
 from salun_diffusers.diffusion.run_report import figures
-from salun_diffusers.diffusion.sampler import Sampler
+from salun_diffusers.diffusion.sampler import Sampler, model_of
 from salun_diffusers.diffusion.settings import idle_soft_flags
 from salun_diffusers.diffusion.stage_marks import StageMarks
 from salun_diffusers.diffusion.start import load_family
@@ -103,7 +103,8 @@ def _rates(run: RunSource, folder: Path, scratch: Path, command: str) -> dict[st
             family = load_family(accelerator, asked, place)
             kept = RunFolder(run.root).work / "drawn"
             kept = kept if name != "lora" and kept.is_dir() else scratch / "drawn"
-            sampler = Sampler(family, asked.settings, here, kept, asked.model.at(place).identity())
+            model = model_of(asked.model.at(place).identity(), asked.config.variant)
+            sampler = Sampler(family, asked.settings, here, kept, model)
             with torch.inference_mode():
                 drawn[name] = draw_pictures(sampler, concept, name)
             del family, sampler

@@ -19,7 +19,7 @@ from salun_diffusers.diffusion.detection import check_detector, check_red_team, 
 from salun_diffusers.diffusion.earlier import with_earlier
 from salun_diffusers.diffusion.families.erasable import few_steps, predicted, require_erasable
 from salun_diffusers.diffusion.foreseen import MADE_MASKS, DiskSpace, check_foreseen, disk_space, parameters_of_rank
-from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.global_batch import GlobalBatch, with_scaled_rate
 from salun_diffusers.diffusion.hub_flags import check_hub, hub_target
 from salun_diffusers.diffusion.joined import concept_of
 from salun_diffusers.diffusion.own_reading import check_own_flags, read_own_sets
@@ -306,7 +306,7 @@ def plan(request: Request) -> str:
         f"fine-tune {settings.length}, {GlobalBatch.of(settings, processes)}, "
         f"Adam {settings.learning_rate:g} ({settings.lr_scheduler}), retain weight {settings.retain_weight:g}, "
         f"{settings.recipe}",
-        *([f"robust    {robust}"] if (robust := robust_in_words(settings)) else []),
+        *([f"robust    {robust}"] if (robust := robust_in_words(with_scaled_rate(settings, processes))) else []),
         *(
             [f"adapter   LoRA with the parameters of rank {settings.rank}, alpha {settings.lora_alpha:g}"]
             if settings.adapter == "lora"

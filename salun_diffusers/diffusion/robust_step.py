@@ -140,9 +140,13 @@ class RobustStep:
     def _attacked(self, rows: Rows) -> Conditions:
         """Of one micro-batch, each row's moved by itself; no gradient of a weight is taken, so no process waits."""
 
+        scaler = self.accelerator.scaler
+        # Slopes of fp16 would vanish as those of weights do; of these only signs count.
+        scale = scaler.get_scale() if scaler else 1.0
+
         def loss(conditions: Conditions) -> Tensor:
             with self.accelerator.autocast():
-                return self._loss(self.draws.family.denoiser, rows, conditions).total
+                return scale * self._loss(self.draws.family.denoiser, rows, conditions).total
 
         wanted = self.attacker.robustness
         return attacked(rows.batch.conditions, loss, steps=wanted.condition_steps, budget=wanted.condition_budget)

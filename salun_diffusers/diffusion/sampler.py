@@ -16,6 +16,7 @@ from salun_diffusers.diffusion.request import Request
 from salun_diffusers.diffusion.settings import Settings
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.run_folder import fingerprint
 from salun_diffusers.progress import Progress
 
 
@@ -28,7 +29,7 @@ class Sampler:
         settings: Scheduler, steps, guidance, batch size and seed.
         run: Whose processes share the work.
         kept: Folder where latents are kept; several runs may share it.
-        pipeline: SHA-256 of the model's folder.
+        pipeline: SHA-256 of the model, see `model_of`.
     """
 
     family: Family
@@ -85,13 +86,21 @@ class Sampler:
         ]
 
 
+def model_of(identity: str, variant: str | None) -> str:
+    """What latents that are kept go by of the model that drew them: one folder may hold several, such as weights and
+    their averages."""
+    return fingerprint(model=identity, variant=variant) if variant else identity
+
+
 def sampler_of_base(family: Family, request: Request, run: Run) -> Sampler:
     """Draws with the base model; what it draws goes where the user keeps such latents."""
     chosen = request.config.generated_data_dir
-    return Sampler(family, request.settings, run, Path(chosen) if chosen else run.folder.work / "drawn", run.base)
+    kept = Path(chosen) if chosen else run.folder.work / "drawn"
+    return Sampler(family, request.settings, run, kept, model_of(run.base, request.config.variant))
 
 
 def sampler_of_erased(family: Family, request: Request, run: Run) -> Sampler:
     """Draws with the erased model that the run wrote."""
     identity = decided_by_main(run.accelerator, request.model.at(run.folder.pipeline).identity)
-    return Sampler(family, request.settings, run, run.folder.work / "drawn", identity)
+    model = model_of(identity, request.config.variant)
+    return Sampler(family, request.settings, run, run.folder.work / "drawn", model)

@@ -59,6 +59,7 @@ class Sources:
         given_masks: SHA-256 of the mask of the user's file, if there is one.
         pictures: SHA-256 of each set of the user's own pictures, by name; empty where the base draws.
         processes: How many share the work; what a step takes of all of them decides, not how it is shared.
+        looks: What the detector says of itself, its weights among it; it decides what a search for the strength finds.
     """
 
     base: str
@@ -66,6 +67,7 @@ class Sources:
     given_masks: tuple[str, ...]
     pictures: Mapping[str, str]
     processes: int
+    looks: str = ""
 
 
 def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> StageMarks:
@@ -74,6 +76,8 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
     def chosen(names: tuple[str, ...]) -> dict[str, object]:
         return {name: str(getattr(settings, name)) for name in names}
 
+    # One folder may hold several models, such as weights and their averages.
+    variant = {"variant": sources.variant} if sources.variant else {}
     sets = {
         name: fingerprint(
             base=sources.base,
@@ -86,6 +90,7 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
             pictures=sources.pictures.get(name),
             prediction_type=settings.prediction_type,
             **settings.drawn_size,
+            **variant,
         )
         for name, texts, count in concept.sets(settings)
     }
@@ -98,6 +103,7 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
     looked |= {"weighting": settings.saliency_weighting} if settings.saliency_weighting != "none" else {}
     mask = fingerprint(
         base=sources.base,
+        **variant,
         given=sources.given_masks,
         kind="given" if sources.given_masks else settings.mask,
         ratio=settings.mask_ratio if made else None,
@@ -117,18 +123,18 @@ def stage_marks(concept: Concept, settings: Settings, sources: Sources) -> Stage
     pipeline = fingerprint(
         training=training, length=str(settings.length), variant=sources.variant, save_dtype=settings.save_dtype
     )
-    strength = _strength_mark(pipeline, concept, settings) if settings.searched else ""
+    strength = _strength_mark(pipeline, concept, settings, sources.looks) if settings.searched else ""
     return StageMarks(run_mark(sources.base, concept, settings), sets, mask, training, pipeline, strength)
 
 
-def _strength_mark(pipeline: str, concept: Concept, settings: Settings) -> str:
+def _strength_mark(pipeline: str, concept: Concept, settings: Settings, looks: str) -> str:
     """The fingerprint of a search: what it looks for, and how it draws and sees it."""
     return fingerprint(
         pipeline=pipeline,
         target=settings.target_forget,
         allowed=settings.max_retain_drop,
         prompts=(concept.forget_evaluation, concept.retain_evaluation),
-        detector=(concept.detector, sorted(concept.target_labels)),
+        detector=(concept.detector, sorted(concept.target_labels), looks),
         drawn=(settings.scheduler, settings.num_inference_steps, settings.guidance_scale, settings.drawn_size),
     )
 

@@ -114,6 +114,7 @@ def started(request: Request, command: str) -> Iterator[tuple[Run, Family, Mappi
                 tuple(mask.sha256 for mask in given),
                 {name: pictures.sha256 for name, pictures in real.items()} | request.own.marks,
                 accelerator.num_processes,
+                detector.protocol if detector else "",
             ),
         )
         marks = stage_marks(concept, settings, sources)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from salun_diffusers.diffusion.averages import averages_of
 from salun_diffusers.diffusion.baselines import make_objective
 from salun_diffusers.diffusion.batches import Draws
 from salun_diffusers.diffusion.families.family import Family, spread
-from salun_diffusers.diffusion.global_batch import GlobalBatch
+from salun_diffusers.diffusion.global_batch import GlobalBatch, with_scaled_rate
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.optimizer import learning_rates, make_optimizer
 from salun_diffusers.diffusion.robust_step import RobustStep
@@ -130,11 +129,11 @@ def fine_tune(
     tensors, state = load_state(resume_from) if resume_from else ({}, {"step": 0})
     first = int(state["step"])
 
-    scaled = settings.learning_rate * (batch.size if settings.scale_lr else 1)
-    rates_of = partial(learning_rates, dataclasses.replace(settings, learning_rate=scaled))
+    settings = with_scaled_rate(settings, accelerator.num_processes)
+    rates_of = partial(learning_rates, settings)
     rates = rates_of(steps)
     if run.main:
-        about = f"learning rate {scaled:g}, {settings.lr_scheduler}"
+        about = f"learning rate {settings.learning_rate:g}, {settings.lr_scheduler}"
         tell("note", f"fine-tuning takes {steps} steps; {batch}; {about}.")
         if batch.warning:
             tell("warning", batch.warning)

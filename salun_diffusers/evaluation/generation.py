@@ -151,7 +151,8 @@ def prepare_folder(folder: Path, manifest: Manifest) -> None:
     if (known.pictures, dict(known.made_with), known.explicit) != (
         manifest.pictures, json.loads(json.dumps(dict(manifest.made_with))), manifest.explicit
     ):  # fmt: skip
-        changed = [name for name, value in manifest.made_with.items() if known.made_with.get(name) != value]
+        names = dict.fromkeys((*manifest.made_with, *known.made_with))
+        changed = [name for name in names if known.made_with.get(name) != manifest.made_with.get(name)]
         what = ", ".join(changed) or ("--explicit" if known.explicit != manifest.explicit else "prompts or seeds")
         raise UserError(f"{folder} holds pictures of another command ({what} differ); choose another --output_dir.")
 

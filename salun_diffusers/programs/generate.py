@@ -142,6 +142,8 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, edi
             "model_sha256": decided_by_main(
                 accelerator, lambda: identity_of(base) if edit is None else edit.identity()
             ),
+            # One folder may hold several models, such as weights and their averages.
+            **({"variant": config.variant} if config.variant else {}),
             "scheduler": describe_scheduler(pipe),
             **asdict(sampling),
             "dtype": str(dtype).removeprefix("torch."),

@@ -22,7 +22,7 @@ from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
 from salun_diffusers.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
-from salun_diffusers.files.whole_files import check_whole
+from salun_diffusers.files.whole_files import check_whole, sha256_of
 from salun_diffusers.progress import loading_quietly
 from salun_diffusers.red_team.attack import Told
 from salun_diffusers.red_team.practice import practising
@@ -87,6 +87,10 @@ class FewSteps:
             raise UserError(f"One step or more and no negative guidance are required, got {self.steps} steps and "
                             f"guidance {self.guidance:g}.")  # fmt: skip
         lora_file(self.place)
+
+    def __repr__(self) -> str:
+        """By its contents: what is kept of a probe goes by this, and another file may come to lie at the same place."""
+        return f"FewSteps({sha256_of(lora_file(self.place))}, {self.steps}, {self.guidance:g}, {self.scheduler})"
 
     @property
     def name(self) -> str:
@@ -169,6 +173,11 @@ class WithControlNet:
     def __post_init__(self) -> None:
         if not (self.place / "config.json").is_file():
             raise UserError(f"{self.place} must be the folder of a ControlNet, with its config.json; it has none.")
+
+    def __repr__(self) -> str:
+        """By its contents, as that of `FewSteps`."""
+        files = sorted((*self.place.glob("*.json"), *self.place.glob("*.safetensors")))
+        return f"WithControlNet({[(file.name, sha256_of(file)) for file in files]}, {self.scale:g})"
 
     @property
     def name(self) -> str:

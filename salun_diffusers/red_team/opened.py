@@ -67,6 +67,17 @@ class Examination:
         return f"{self.contest.target.drawing.sentence}; {self.contest.judge.sentence}; seed {self.config.seed}"
 
     @property
+    def drawn_as(self) -> dict[str, Any]:
+        """What decides pictures beside models, protocol and cases: a result under another of these is another."""
+        settings, config = self.request.settings, self.config
+        return {
+            "precision": self.accelerator.mixed_precision,
+            "prediction_type": settings.prediction_type,
+            "variants": (config.variant, self.request.config.variant),
+            **settings.drawn_size,
+        }
+
+    @property
     def explicit(self) -> bool:
         """Whether the concept is one that pictures of are only shown blurred."""
         return self.request.concept.explicit

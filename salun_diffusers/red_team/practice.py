@@ -15,6 +15,7 @@ from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.masks.trained_weights import TrainedWeights
 from salun_diffusers.red_team.subject import Subject
+from salun_diffusers.seeds import stream_seed
 
 _LORA = "relearned"
 _ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
@@ -93,7 +94,7 @@ class ByLora:
         attention = {name: shape for name, shape in layers.items() if name.endswith(_ATTENTION)}
         network.requires_grad_(False)
         ranks = {name: min(self.rank, highest_rank(shape)) for name, shape in (attention or layers).items()}
-        attach(network, ranks, 1.0, name=_LORA, seed=seed)
+        attach(network, ranks, 1.0, name=_LORA, seed=stream_seed(seed, _LORA))  # Not A as an erasure's own LoRA has it.
         return LoraWeights(network, _LORA)
 
 
@@ -107,6 +108,10 @@ class ByWeights:
     """
 
     mask: SaliencyMask | Literal["all"] = "all"
+
+    def __repr__(self) -> str:
+        """By the mask's bits: what is kept of a probe goes by this, and other masks select as many weights."""
+        return f"ByWeights({self.mask if isinstance(self.mask, str) else self.mask.sha256})"
 
     @property
     def name(self) -> str:

@@ -128,6 +128,7 @@ def _attack(seen: Examination, attack: Attack, contest: Contest, pre: tuple[bool
     mark = fingerprint(
         attack=repr(attack), target=subject.fingerprint, base=contest.base.fingerprint, protocol=seen.protocol,
         cases=[asdict(case) for case in seen.cases], words=contest.words, prompts=contest.asking,
+        drawn=seen.drawn_as, unaided=pre,
     )  # fmt: skip
     file = kept / f"{_file_name(attack.name)}-{subject.name}.json"
     found, seconds = _taken_up(file, mark)
@@ -151,7 +152,7 @@ _BATCH = 32
 def _probe(seen: Examination, probe: Probe, subject: Subject, evidence: Evidence, kept: Path) -> Probed:
     mark = fingerprint(
         probe=repr(probe), subject=subject.fingerprint, base=seen.contest.base.fingerprint, protocol=seen.protocol,
-        cases=[asdict(case) for case in seen.cases],
+        cases=[asdict(case) for case in seen.cases], drawn=seen.drawn_as,
     )  # fmt: skip
     file = kept / f"{_file_name(probe.name)}-{subject.name}.json"
     known = _known(file, mark)

@@ -74,6 +74,11 @@ class TestRanks:
         used = {layer: ranks[layer] * cost(shapes[layer]) for layer in shapes}
         assert used["b"] / used["a"] == 4 and sum(used.values()) <= 5000
 
+    def test_a_rank_is_the_whole_number_below(self) -> None:
+        """Of 4 ranks in all, 1 and ⌊1.6 · 1.9⌋; to the nearest it would be 2 and 2 at the largest scale that fits."""
+        shapes = {name: torch.Size((5, 5)) for name in "ab"}
+        assert ranks_by_saliency({"a": 1.0, "b": 1.6}, shapes, 40) == {"a": 1, "b": 3}
+
     @pytest.mark.parametrize("budget", [170, 171, 400, 999, 10**6])
     def test_the_budget_holds_and_every_layer_has_a_rank(self, budget: int) -> None:
         scores = {"a": 1.0, "b": 0.0, "c": 1e6}

@@ -207,6 +207,21 @@ class TestMembership:
         assert loss_attack_accuracy(high[:50], high[50:]) == pytest.approx(0.5, abs=0.2)
         assert loss_attack_accuracy(low[:3], high) == 0.5
 
+    def test_loss_attack_learns_from_logarithms_and_holds_out_a_tenth(self, monkeypatch):
+        from sklearn import model_selection
+
+        seen, plain = [], model_selection.cross_val_score
+        monkeypatch.setattr(
+            model_selection,
+            "cross_val_score",
+            lambda *given, **named: seen.append((given[1], named)) or plain(*given, **named),
+        )
+        forget, test = torch.linspace(0, 30, 50), torch.linspace(1, 9, 60)
+        loss_attack_accuracy(forget, test)
+        ((scores, named),) = seen
+        assert len(scores) == 100 and named["cv"].test_size == 10
+        assert sorted(scores[:50, 0]) == pytest.approx(np.log1p(forget.numpy()).tolist())
+
 
 # UA, RA, TA, MIA and the printed average gap: SalUn's Table 1 (arXiv 2310.12508), CIFAR-10, ResNet-18.
 TABLE = {

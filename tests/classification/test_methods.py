@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from salun_diffusers.classification.batches import Augmentation
+from salun_diffusers.classification.batches import Augmentation, in_order
 from salun_diffusers.classification.classifier import predict
 from salun_diffusers.classification.hyper_parameters import Training
 from salun_diffusers.classification.masks import make_mask
@@ -16,7 +16,7 @@ from salun_diffusers.classification.methods.boundary import BoundaryExpanding, B
 from salun_diffusers.classification.methods.finetune import FineTune, Retrain
 from salun_diffusers.classification.methods.l2ul import L2UL
 from salun_diffusers.classification.methods.random_label import RandomLabel, SalUnSoft
-from salun_diffusers.classification.training import Task, fit
+from salun_diffusers.classification.training import Task, cross_entropy, fit
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
@@ -53,6 +53,24 @@ def test_only_selected_weights_move(make_task, snapshot, name, mask):
         assert not (changed & ~task.mask[parameter]).any(), parameter
         moved += int(changed.sum())
     assert moved > 0
+
+
+def test_dropout_draws_by_the_seed(make_task, snapshot):
+    """Whatever was drawn before, and nobody's numbers are used up."""
+
+    def tuned(seed: int) -> dict[str, torch.Tensor]:
+        task = make_task(seed=seed)
+        task.classifier.model[3] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
+        before = torch.get_rng_state()
+        fit(task, SHORT, lambda epoch: in_order(task.split.retain, 8), cross_entropy(task.classifier))
+        assert torch.equal(torch.get_rng_state(), before)
+        return snapshot(task.classifier)
+
+    first = tuned(0)
+    torch.rand(5)
+    again, other = tuned(0), tuned(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("inverse", ["official", "diag", "cg"])
@@ -121,6 +139,8 @@ def test_a_batch_of_one_picture_does_not_break_batch_norm(make_task, pools):
     from salun_diffusers.classification.forget_split import forget_instances
 
     task = dataclasses.replace(make_task(), split=forget_instances(pools, [5]))
+    # Over a map of 4 × 4 one picture has statistics; over a vector it has none.
+    task.classifier.model[3] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(48, affine=False))
     assert len(METHODS["ga"](SHORT)(task).history) == SHORT.epochs
 
 

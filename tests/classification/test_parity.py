@@ -159,6 +159,14 @@ def test_l1_schedule_and_step(classifier, split):
     assert schedule == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0])
 
 
+def test_l1_falls_by_epochs_and_not_by_steps(classifier, split, monkeypatch):
+    asked = []
+    monkeypatch.setattr(L1Sparse, "weight", lambda _, epoch: asked.append(epoch) or 0.0)
+    size = -(-len(split.retain) // 3)
+    L1Sparse(Training(epochs=2, batch_size=size))(Task(classifier, split, SaliencyMask.full(classifier.parameters)))
+    assert asked == [0, 0, 0, 1, 1, 1]
+
+
 def test_shrinking_labels(classifier, split):
     """boundary_sh.py: x′ = round255(clip(x + 0.1 sign ∇_x CE)), label argmax f₀(x′); ∇_x CE = Wᵀ (p - onehot)."""
     weight, bias = arrays(classifier)

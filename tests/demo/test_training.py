@@ -29,6 +29,7 @@ def fit(
     stop_at: int | None = None,
     width: int = 1,
     scaler: torch.amp.GradScaler | None = None,
+    dropout: float = 0.0,
     **settings: object,
 ) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(0)
@@ -46,15 +47,18 @@ def fit(
         if scaler:  # As fp16 has it; only its hardware is missing here.
             accelerator.scaler = scaler
         course = {"steps": steps, "learning_rate": 0.1, "decay_steps": decay_steps, "seed": 3, "checkpointing_steps": 4}
-        run = Fit("net", nn.Linear(3, width), counted, **{**course, **settings})
+        layer = nn.Linear(3, width)
+        network = nn.Sequential(layer, nn.Dropout(dropout)) if dropout else layer
+        run = Fit("net", network, counted, **{**course, **settings})
         return run.run(accelerator, folder), seen
 
 
-def test_resumed_it_ends_with_the_same_bits(tmp_path):
-    whole, losses = fit(tmp_path / "whole")
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_resumed_it_ends_with_the_same_bits(tmp_path, dropout):
+    whole, losses = fit(tmp_path / "whole", dropout=dropout)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "parts", stop_at=6)
-    resumed, rest = fit(tmp_path / "parts")
+        fit(tmp_path / "parts", stop_at=6, dropout=dropout)
+    resumed, rest = fit(tmp_path / "parts", dropout=dropout)
     assert rest == losses[4:]  # The checkpoint of step 4 goes on with step 5.
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 

@@ -265,7 +265,7 @@ class TestWeights:
         other = base_of(tiny_pipeline).unet
         attach(other, {"conv_in": 3}, 0.5, name="erasure", seed=7)
         mine, theirs = (attached(one, "erasure")["conv_in"].down for one in (unet, other))
-        assert torch.equal(mine, theirs) and mine.abs().max() <= (4 * 9) ** -0.5
+        assert torch.equal(mine, theirs) and 0.8 < mine.abs().max() * (4 * 9) ** 0.5 <= 1
 
     def test_only_a_and_b_learn(self, unet: Any) -> None:
         weights = LoraWeights(unet, "erasure")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_runs import tiny_settings
 
+from salun_diffusers.diffusion import trainer
 from salun_diffusers.diffusion.batches import Draws
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.families.stable_diffusion import StableDiffusion
@@ -117,6 +118,19 @@ def test_a_scaled_rate(trained):
         train_batch_size=4, gradient_accumulation_steps=2, batch_of="process", scale_lr=True, learning_rate=1e-7
     )
     assert [row["learning_rate"] for row in history] == pytest.approx([8e-7] * 4)
+
+
+def test_who_trains_back_steps_by_the_scaled_rate(trained, monkeypatch):
+    """Twice the run's own rate, which is 8 · 1e-7."""
+    flags = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "scale_lr": True, "learning_rate": 1e-7}
+    flags |= {"robust": "relearning", "recipe": "paper"}
+
+    def stopped(selected, robustness):
+        raise InterruptedError(f"{robustness.weight_rate:.4g}")
+
+    monkeypatch.setattr(trainer, "TrainingBack", stopped)
+    with pytest.raises(InterruptedError, match=r"^1\.6e-06$"):
+        trained(**flags, batch_of="process")
 
 
 class TestWhatIsSaid:

@@ -73,6 +73,13 @@ def squares(family: StableDiffusion, batches: list[EraseBatch]) -> dict[str, tor
     return dict(zip(names, sums, strict=True))
 
 
+def test_scores_are_taken_in_evaluation_mode(family, data, seen, tmp_path):
+    """Without dropout, whatever mode the network came in."""
+    family.denoiser.train()
+    scored(forget_saliency, family, data, tmp_path)
+    assert len(seen) == 2 and not family.denoiser.training
+
+
 class TestRatio:
     def test_is_that_of_squared_gradients_of_both_sets(self, family, data, seen, tmp_path):
         mask = scored(saliency_mask, family, data, tmp_path, mask_ratio=0.1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from salun_diffusers.diffusion.latent_set import LatentSet
 from salun_diffusers.diffusion.latent_sets import EraseData
 from salun_diffusers.diffusion.objectives import EraseBatch, PromptSwap
 from salun_diffusers.diffusion.presets.known import find_concept
-from salun_diffusers.diffusion.robust_step import RobustStep, alone
+from salun_diffusers.diffusion.robust_step import RobustStep, Rows, alone
 from salun_diffusers.diffusion.robustness import Robustness, robust_in_words
 from salun_diffusers.diffusion.settings import resolve
 from salun_diffusers.diffusion.stage_marks import Sources, stage_marks
@@ -41,6 +42,7 @@ from salun_diffusers.masks.conflict import without_conflict
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.masks.selected_weights import SelectedWeights
 from salun_diffusers.programs.erase import main
+from salun_diffusers.seeds import stream
 
 Trained = Callable[..., tuple[list[dict[str, Any]], dict[str, Tensor]]]
 KINDS = ("embedding", "relearning", "both")
@@ -96,6 +98,24 @@ class TestInnerAttack:
         assert torch.equal(one, found[STATES][1:2])
         half = attacked(given, loss(aim), steps=4, budget=0.5, reach=0.5)[STATES] - states
         torch.testing.assert_close(half, limit.expand_as(half) / 2)
+
+    def test_under_fp16_slopes_do_not_vanish(self) -> None:
+        """Of a mean over so many values they are below fp16's 6e-8; the loss scale lifts them, signs stay."""
+        states = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+        network: Any = lambda states: states.mean(dim=1).half().float()  # noqa: E731  # slopes pass through fp16
+        family = SimpleNamespace(denoiser=network, predict=lambda net, *given: net(given[-1][STATES]))
+        draws = SimpleNamespace(family=family, objective=PromptSwap(1.0, "base", "base"))
+        # As of a network that averages over a large picture.
+        batch = EraseBatch(*[torch.zeros(1, 4)] * 3, {STATES: states})
+        rows = Rows(batch, torch.full((1, 4), -1.0), torch.full((1, 1), 1e-4), "forget")
+        moves = []
+        for scaler in (None, SimpleNamespace(get_scale=lambda: 2.0**16)):
+            accelerator = SimpleNamespace(autocast=nullcontext, scaler=scaler)
+            attacker = SimpleNamespace(robustness=Robustness(condition_steps=2))
+            step: Any = RobustStep(accelerator, network, attacker, draws, 1, lambda *_: torch.ones(1))  # type: ignore[arg-type]
+            moves.append(step._attacked(rows)[STATES] - states)
+        assert moves[0].abs().max() == 0 < moves[1].abs().min()
+        assert (moves[1] > 0).all()
 
     def test_classes_have_no_states(self) -> None:
         with pytest.raises(
@@ -339,6 +359,14 @@ class TestRelearning:
         for row in trusted.nonzero().flatten().tolist():
             assert torch.equal(batch.conditions[STATES][row], states[items[row] % 2])
         assert len(set(items[trusted].tolist())) > 1
+
+    def test_its_noise_is_not_that_of_the_probe(self, draws: Draws) -> None:
+        """At the run's seed, in which both are 0 by default: hardened against one's own exam, a model passes it."""
+        seed = tiny_settings().seed
+        noised = draws.relearning(GlobalBatch(4, 1, 1).shares([3], 0)[0]).truth
+        generator = stream(seed, "relearning", 3)
+        draws.family.schedule.sample(4, generator)
+        assert not torch.equal(noised, torch.randn(noised.shape, generator=generator))
 
     def test_depends_on_the_step_and_is_cut_like_a_batch(self, draws: Draws) -> None:
         whole = GlobalBatch(4, 1, 1).shares([3], 0)[0]

@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_runs import run_in
 
+from salun_diffusers.accelerator import engine
+from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.sampler import model_of, sampler_of_base, sampler_of_erased
+from salun_diffusers.diffusion.settings import resolve
+from salun_diffusers.diffusion.stage_marks import Sources, StageMarks, stage_marks
 from salun_diffusers.masks.mask import SaliencyMask
 from salun_diffusers.programs.erase import main
 
 STAGES = ("latents, forget", "latents, retain", "saliency", "fine-tuning")
+GIVEN = {"base": "base", "variant": None, "given_masks": (), "pictures": {}, "processes": 1}
 UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
 
 
@@ -207,3 +218,37 @@ class TestWhatWasChangedIsNotUsed:
 
         stages, _ = again(spoil)
         assert stages == set()
+
+
+class TestMarks:
+    """What a folder of the base's name holds can be several models, and labels come from a detector with weights."""
+
+    def marks(self, mask: str = "saliency", **sources: object) -> StageMarks:
+        asked = EraseConfig(concept="circle", mask=mask)
+        concept = find_concept(asked)
+        settings = replace(resolve(asked, concept.numbers), target_forget=0.98)
+        return stage_marks(concept, settings, Sources(**{**GIVEN, **sources}))  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("mask", ["saliency", "magnitude"])
+    def test_another_variant_is_another_model_in_every_stage(self, mask):
+        one, other = self.marks(mask), self.marks(mask, variant="non_ema")
+        assert not set(one.sets.values()) & set(other.sets.values())
+        assert one.mask != other.mask and one.training != other.training and one.pipeline != other.pipeline
+
+    def test_only_the_strength_asks_what_looks(self):
+        one, other = self.marks(looks="CLIP weights 1"), self.marks(looks="CLIP weights 2")
+        assert one.strength != other.strength and replace(one, strength="") == replace(other, strength="")
+
+    def test_kept_latents_are_those_of_the_variant(self):
+        assert model_of("sha", None) == "sha"
+        assert len({"sha", model_of("sha", "non_ema"), model_of("sha", "fp16"), model_of("other", "fp16")}) == 4
+
+    def test_both_samplers_go_by_it(self, tmp_path):
+        asked: Any = SimpleNamespace(
+            config=SimpleNamespace(generated_data_dir=None, variant="non_ema"), settings=None,
+            model=SimpleNamespace(at=lambda _: SimpleNamespace(identity=lambda: "sha")),
+        )  # fmt: skip
+        with engine(mixed_precision="no", gradient_accumulation_steps=1, report_to=None) as accelerator:
+            run = run_in(tmp_path, accelerator)
+            found = [make(None, asked, run).pipeline for make in (sampler_of_base, sampler_of_erased)]  # type: ignore[arg-type]
+        assert found == [model_of("base", "non_ema"), model_of("sha", "non_ema")]

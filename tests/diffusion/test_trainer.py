@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -116,6 +117,31 @@ class TestDraws:
             assert torch.equal(batch.conditions[key][row], states[key][prompt])
             assert torch.equal(batch.anchor_conditions[key][row], anchors[key][prompt])
 
+    def test_both_sets_are_gone_through_step_by_step(self, family, data):
+        """15 steps of 2: each of 5 forget items comes 6 times, each of 3 retain items 10 times."""
+        found = {"forget": [], "retain": []}
+        for step in range(15):
+            batch = drawn(family, data, step)
+            alpha = family.schedule.alphas[batch.timesteps].view(-1, 1, 1, 1)
+            clean = (batch.noised - (1 - alpha).sqrt() * batch.truth) / alpha.sqrt()
+            for kind, rows in zip(found, clean.chunk(2), strict=True):
+                known = getattr(data, kind).latents.flatten(1)
+                found[kind] += torch.cdist(rows.flatten(1), known).argmin(dim=1).tolist()
+        assert Counter(found["forget"]) == dict.fromkeys(range(5), 6)
+        assert Counter(found["retain"]) == dict.fromkeys(range(3), 10)
+
+    @pytest.mark.parametrize("taught", [False, True], ids=["training", "training back"])
+    def test_what_is_true_is_what_the_network_speaks(self, family, data, taught):
+        """v = √ᾱ ε - √(1-ᾱ) x_0, so that x_0 = √ᾱ x_t - √(1-ᾱ) v is an item of the sets."""
+        family.schedule.prediction = "v_prediction"
+        share = GlobalBatch(4, 1, 1).shares([3], 0)[0]
+        draws = Draws(family, data, PromptSwap(0.5, "current", "noise"), SETTINGS, ())
+        batch = draws.relearning(share) if taught else draws.batch(share)
+        alpha = family.schedule.alphas[batch.timesteps].view(-1, 1, 1, 1)
+        clean = (alpha.sqrt() * batch.noised - (1 - alpha).sqrt() * batch.truth).flatten(1)
+        for rows, known in zip(clean.split(4), (data.forget, data.retain), strict=not taught):
+            assert float(torch.cdist(rows, known.latents.flatten(1)).amin(dim=1).max()) < 1e-5
+
     def test_share_of_empty_prompts(self, family, data):
         def blanks(share: float) -> int:
             total = 0
@@ -217,6 +243,21 @@ class TestFineTune:
         # Before the first step the student is the base, which holds the retained half to itself.
         assert history[0]["retain_loss"] == 0.0 < history[1]["retain_loss"]
         assert history[0]["forget_loss"] > 0
+
+    def test_the_penalty_of_l1_sparse_falls_from_its_whole(self, family, data, tmp_path):
+        """γ (1 - i/n) Σ |θ| before step i of 2: all of it, then half; the weights hardly move."""
+        size = sum(float(parameter.detach().abs().sum()) for parameter in family.denoiser.parameters())
+        history = train(family, data, tmp_path, objective="l1_sparse", l1_weight=0.1, max_train_steps=2,
+                        learning_rate=1e-12)  # fmt: skip
+        penalties = [row["loss"] - row["retain_loss"] for row in history]
+        assert penalties == pytest.approx([0.1 * size, 0.05 * size], rel=1e-4)
+
+    def test_the_network_is_in_evaluation_mode(self, family, data, tmp_path):
+        """Student and target have no dropout, whatever mode the network came in."""
+        family.denoiser.train()
+        modes = []
+        train(family, data, tmp_path, max_train_steps=1, watch=lambda *_: modes.append(family.denoiser.training))
+        assert modes == [False]
 
     def test_clipping_bounds_the_update_of_the_selected_weights(self, family, data, tmp_path):
         """At Adam's first step Δ = lr · g / (|g| + ε); with ε = 1e4 that is lr / ε · g, and the norm of g is clipped.

@@ -30,6 +30,17 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in PROMPTS]
 
 
+@pytest.mark.parametrize("size", [(12, 6), (6, 12), (7, 6)])
+def test_of_a_picture_that_is_no_square_the_middle_is_seen(tiny_clip: Path, size: tuple[int, int]) -> None:
+    """The square of its shorter side, not the whole of it, and no border that is not there."""
+    picture = Image.new("RGB", size, "red")
+    left, top = ((side - 6) // 2 for side in size)
+    inner = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    picture.paste(inner, (left, top))
+    clip = ClipScore(str(tiny_clip))
+    torch.testing.assert_close(clip.images([picture]), clip.images([inner]))
+
+
 def test_clip_score_is_torchmetrics(tiny_clip: Path, pictures: list[Image.Image]) -> None:
     """torchmetrics 1.9 needs a shim under transformers 5: towers that return plain tensors, as those of 4 do."""
     import transformers

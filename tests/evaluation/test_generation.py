@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,20 @@ def test_another_command_is_refused(generate: Callable[..., int], tmp_path: Path
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert generate(tmp_path / "full") == 2
     assert "holds something else" in capsys.readouterr().err
+
+
+def test_another_variant_is_another_model(
+    generate: Callable[..., int], tmp_path: Path, tiny_pipeline: Path, capsys
+) -> None:
+    """Both lie in one folder; pictures of the second are not put beside those of the first."""
+    both = Path(shutil.copytree(tiny_pipeline, tmp_path / "both"))
+    for file in [*both.rglob("*.safetensors")]:
+        shutil.copy(file, file.with_suffix(".non_ema.safetensors"))
+    flags = {"pretrained_model_name_or_path": both, "num_images": 1}
+    assert generate(tmp_path / "out", **flags, variant="non_ema") == 0
+    capsys.readouterr()
+    assert generate(tmp_path / "out", **flags) == 2
+    assert "pictures of another command (variant differ)" in capsys.readouterr().err
 
 
 def test_explicit_pictures_are_not_kept(generate: Callable[..., int], tmp_path: Path) -> None:

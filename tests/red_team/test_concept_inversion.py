@@ -29,12 +29,14 @@ def each(request: pytest.FixtureRequest, tiny_pipeline: Path, sd14: Path, sdxl: 
     return subject({"tiny": tiny_pipeline, "sd14": sd14, "sdxl": sdxl}[request.param])
 
 
+def examples_of(one: Subject) -> Examples:
+    random = torch.Generator().manual_seed(1)
+    return Examples(torch.randn(3, *one.family.latent_shape, generator=random), ("a star", "star", "a photo of a star"))
+
+
 @pytest.fixture
 def examples(each: Subject) -> Examples:
-    random = torch.Generator().manual_seed(1)
-    return Examples(
-        torch.randn(3, *each.family.latent_shape, generator=random), ("a star", "star", "a photo of a star")
-    )
+    return examples_of(each)
 
 
 @pytest.mark.parametrize("template", ["a photo of a {}", "the {} on a star", "{}"])
@@ -59,10 +61,10 @@ def test_constants_are_the_sources():
 
 
 def test_one_vector_of_each_encoder_moves_and_nothing_else(each, examples):
-    """AdamW's first step: v ← v (1 - η λ) - η sign(g), with η = 5e-3 for each of 2 · 3 pictures."""
+    """AdamW's first step: v ← v (1 - η λ) - η sign(g), with η = 5e-3 for each of 2 · 3 pictures and λ = 10."""
     parts = [each.family.denoiser, *(getattr(each.family.pipe, f"text_encoder{one}") for one in each.family.encoders)]
     before = [{name: value.clone() for name, value in part.state_dict().items()} for part in parts]
-    attack = ConceptInversion(initializer="star", steps=1, batch_size=2, accumulation=3)
+    attack = ConceptInversion(initializer="star", steps=1, batch_size=2, accumulation=3, weight_decay=10.0)
     (word,) = attack.learning(contest(each, each), examples)
     for part, kept in zip(parts, before, strict=True):
         assert all(torch.equal(value, kept[name]) for name, value in part.state_dict().items())
@@ -70,7 +72,7 @@ def test_one_vector_of_each_encoder_moves_and_nothing_else(each, examples):
     begun = TokenSpace(each.family).meaning("star")
     assert len(word.vectors) == len(begun) == len(each.family.encoders)
     for vector, first in zip(word.vectors, begun, strict=True):
-        away = (vector - first * (1 - 0.03 * 0.01)).abs()
+        away = (vector - first * (1 - 0.03 * 10)).abs()
         assert (away > 0.029).float().mean() > 0.9 and float(away.max()) < 0.0301
 
 
@@ -83,6 +85,29 @@ def test_batches_of_a_step_at_once_or_one_by_one_teach_the_same(each, examples, 
     assert together.loss == pytest.approx(one_by_one.loss, rel=1e-4)
     for vector, other in zip(together.vectors, one_by_one.vectors, strict=True):
         torch.testing.assert_close(vector, other, rtol=1e-3, atol=1e-4)
+
+
+def test_each_picture_is_learnt_with_its_own_prompt(held, monkeypatch):
+    examples = examples_of(held)
+    seen, plain = [], concept_inversion.own_errors
+    monkeypatch.setattr(concept_inversion, "own_errors", lambda *given: seen.append(given) or plain(*given))
+    attack = ConceptInversion("prompt", initializer="star", steps=1, batch_size=12, accumulation=1)
+    list(attack.learning(contest(held, held), examples))
+    space, ((_, clean, _, conditions, _),) = TokenSpace(held.family), seen
+    items = torch.cdist(clean.flatten(1), examples.latents.flatten(1)).argmin(dim=1)
+    put = _put(space.meaning("star"), len(examples.prompts))
+    states = space.conditions(space.sentence(examples.prompts, [0]), put)["encoder_hidden_states"]
+    torch.testing.assert_close(conditions["encoder_hidden_states"], states[items])
+    assert len(set(items.tolist())) > 1
+
+
+def test_the_loss_that_is_told_is_that_of_the_steps_since_the_last_look(held, monkeypatch):
+    examples = examples_of(held)
+    attack = ConceptInversion(initializer="star", steps=4, look_every=2, batch_size=2, accumulation=1)
+    monkeypatch.setattr(ConceptInversion, "examples", lambda *_: examples)
+    losses = [word.loss for word in attack.learning(contest(held, held), examples)]
+    (found,) = attack(contest(held, held), CASES[:1], untold)
+    assert dict(found.measured)["loss"] == pytest.approx((losses[2] + losses[3]) / 2)
 
 
 @pytest.mark.parametrize("sentences", ["object", "prompt"])

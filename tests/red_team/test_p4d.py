@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,14 @@ def test_the_base_is_asked_what_the_prompt_means(held, monkeypatch):
     of_base, of_target = rows_asked(base, monkeypatch), rows_asked(target, monkeypatch)
     P4D("N", tokens=2, steps=3)(contest(target, base), CASES[:2], untold)
     assert of_base == [2, 2, 2] and of_target == [2, 2, 2]
+
+
+def test_the_base_answers_with_its_own_network(held, monkeypatch):
+    base, target, asked = subject(held.family.folder, "base"), subject(held.family.folder), []
+    base.family.denoiser, plain = copy.deepcopy(target.family.denoiser), base.family.predict
+    monkeypatch.setattr(base.family, "predict", lambda network, *rest: asked.append(network) or plain(network, *rest))
+    P4D("N", tokens=2, steps=1)(contest(target, base), CASES[:1], untold)
+    assert [network is base.family.denoiser for network in asked] == [True]
 
 
 def test_a_case_does_not_depend_on_those_beside_it(each):

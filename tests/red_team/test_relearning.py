@@ -15,9 +15,11 @@ from PIL import Image
 from probed import evidence, same, state, subject
 
 from salun_diffusers.adapters.lora_weights import attach
+from salun_diffusers.diffusion.batches import shuffled
 from salun_diffusers.diffusion.families.family import rows
 from salun_diffusers.errors import UserError
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.red_team import relearning
 from salun_diffusers.red_team.lessons import BenignPictures, ConceptPictures, GivenPictures, Lesson
 from salun_diffusers.red_team.practice import ByLora, ByWeights, practising
 from salun_diffusers.red_team.probe import Curve, Evidence, Point
@@ -120,6 +122,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_pipel
     assert not torch.equal(first, trained(2))
 
 
+def test_pictures_are_gone_through(tiny_pipeline, monkeypatch):
+    """Of 3 pictures 2 a step: in 3 steps each comes twice."""
+    one, picked = subject(tiny_pipeline, "tiny_pipeline"), []
+    monkeypatch.setattr(
+        relearning, "shuffled", lambda *given, **named: picked.append(shuffled(*given, **named)) or picked[-1]
+    )
+    replace(FAST, batch_size=2)(one, evidence(one, one), lambda _: None)
+    assert sorted(torch.cat(picked).tolist()) == [0, 0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("answer", ["noise", "picture"])
 def test_a_step_is_plain_fine_tuning(tiny_pipeline, monkeypatch, answer):
     """One step of gradient descent on all weights, written out; of a network that predicts ε, and of one for x₀."""
@@ -171,6 +183,16 @@ def test_a_lora_moves_attention_alone(tiny_pipeline):
     layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in weights.names}
     assert layers == {"to_q", "to_k", "to_v", "0"}
     assert {min(weight.shape) for weight in weights.weights} == {2}
+
+
+def test_a_lora_begins_elsewhere_than_an_erasure_by_a_lora_did(tiny_pipeline):
+    """At one seed: whoever trains in the rows that the erasure began in finds the way back too easily."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    networks = [practising(subject(tiny_pipeline, "tiny_pipeline")).family.denoiser for _ in range(2)]
+    attach(networks[0], {layer: 2}, 1.0, name="erasure", seed=3)
+    ByLora(2).weights(networks[1], 3)
+    mine, its = (next(iter(network.get_submodule(layer).lora_A.values())).weight for network in networks)
+    assert mine.shape == its.shape and not torch.equal(mine, its)
 
 
 def test_a_lora_that_is_there_becomes_part_of_the_copy(tiny_pipeline):

@@ -81,6 +81,12 @@ def test_a_share_below_the_last_timestep_is_its_last_step(tiny_pipeline):
     assert course.place(1.0) == 0
 
 
+def test_a_timestep_that_is_the_share_is_taken(tiny_pipeline):
+    course = Course(subject(tiny_pipeline, "tiny_pipeline").family, 3)
+    course.timesteps = torch.tensor([900, 500, 100])
+    assert [course.place(share) for share in (0.9, 0.5, 0.499, 0.1)] == [0, 1, 2, 2]
+
+
 @pytest.mark.parametrize("scheduler", ["own", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 def test_going_on_from_a_state_of_its_own_changes_nothing(tiny_pipeline, scheduler):
     """Of schedulers without a memory; a solver of second order begins anew, so that only the shape is held."""

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,9 +158,11 @@ def test_quick_settings_are_some_of_the_full_ones():
 
 
 class TestAddedNoise:
-    def test_up_to_eta_1_it_is_diffusers_ddim(self, tiny_pipeline):
-        """Where diffusers has no NaN both are one formula, noise included."""
+    @pytest.mark.parametrize("clipped", [False, True])
+    def test_up_to_eta_1_it_is_diffusers_ddim(self, tiny_pipeline, clipped):
+        """Where diffusers has no NaN both are one formula, noise included, and x̂₀ clipped where the pipeline's is."""
         one = subject(tiny_pipeline, "tiny_pipeline", steps=5)
+        one.family.pipe.scheduler = DDIMScheduler.from_config(one.family.pipe.scheduler.config, clip_sample=clipped)
         for eta in (0.0, 0.6, 1.0):
             course = NoisyCourse(one.family, 5, eta, 1.0)
             scheduler = DDIMScheduler.from_config(one.family.pipe.scheduler.config)
@@ -284,6 +287,24 @@ class TestAddOns:
         (lines,) = edges([picture])
         assert lines.size == (8, 6)
         assert np.asarray(lines)[:, :, 0].tolist() == [[0, 0, 0, 255, 255, 0, 0, 0]] * 6
+
+    def test_edges_are_those_above_a_share_of_the_strongest(self):
+        """A step of 30 beside one of 200 is none; alone it is one."""
+        values = np.zeros((6, 12), dtype=np.uint8)
+        values[:, 4:], values[:, 8:] = 30, 230
+        both, faint = (Image.fromarray(values[:, :width]) for width in (12, 8))
+        found = [np.asarray(lines)[0, :, 0].nonzero()[0].tolist() for lines in edges([both, faint])]
+        assert found == [[7, 8], [3, 4]]
+
+    def test_a_controlnet_steers_as_strongly_as_asked(self, tiny_pipeline, tmp_path, monkeypatch):
+        one, asked = subject(tiny_pipeline, "tiny_pipeline"), []
+        (tmp_path / "config.json").write_text("{}")
+        drawn = torch.zeros(2, *one.family.latent_shape)
+        pipe = lambda **given: asked.append(given) or SimpleNamespace(images=drawn[: len(given["image"])])  # noqa: E731
+        monkeypatch.setattr(WithControlNet, "equipped", lambda *_: pipe)
+        WithControlNet(tmp_path, 0.7)(one, evidence(one, one), lambda _: None)
+        assert {given["controlnet_conditioning_scale"] for given in asked} == {0.7}
+        assert {given["guidance_scale"] for given in asked} == {one.drawing.guidance_scale}
 
 
 @pytest.mark.parametrize(

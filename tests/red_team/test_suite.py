@@ -11,15 +11,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from salun_diffusers import UserError
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.red_team import judge as judges
+from salun_diffusers.red_team.add_ons import FewSteps, WithControlNet
 from salun_diffusers.red_team.attack import Case, Contest, Finding, Told
 from salun_diffusers.red_team.config import ExaminedConfig
 from salun_diffusers.red_team.known import ATTACKS, PROBES, chosen, sentences_of, words_before
 from salun_diffusers.red_team.opened import Examination
+from salun_diffusers.red_team.practice import ByWeights
 from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
+from salun_diffusers.red_team.relearning import Relearning
 from salun_diffusers.red_team.report import probe_rows
 from salun_diffusers.red_team.subject import Drawing
 from salun_diffusers.red_team.suite import Attacked, Probed, Results, run_attacks, run_probes
@@ -70,9 +76,38 @@ class Every:
 def examination(pre: Sequence[int] = (), floor: Stub | None = None) -> Examination:
     erased, base = Stub("erased", pre), Stub("base", range(40))
     contest: Any = Contest(erased, base, Judge(), "star", ("a star",))  # type: ignore[arg-type]
-    nothing: Any = SimpleNamespace(concept=SimpleNamespace(explicit=False, name="star"))
+    request: Any = SimpleNamespace(
+        concept=SimpleNamespace(explicit=False, name="star"),
+        settings=SimpleNamespace(prediction_type="scheduler", drawn_size={}),
+        config=SimpleNamespace(variant=None),
+    )
     shown = tuple(case.seed in set(pre) for case in CASES)
-    return Examination(nothing, contest, floor, CASES, 40, shown, nothing, ExaminedConfig("x"))  # type: ignore[arg-type]
+    engine: Any = SimpleNamespace(mixed_precision="no")
+    return Examination(request, contest, floor, CASES, 40, shown, engine, ExaminedConfig("x"))
+
+
+def drawn_otherwise(seen: Examination, how: str) -> Examination:
+    """The same models and cases, where something else has changed that decides their pictures."""
+    if how == "resolution":
+        seen.request.settings.drawn_size = {"resolution": "64"}  # type: ignore[misc]
+    elif how == "prediction":
+        seen.request.settings.prediction_type = "v_prediction"  # type: ignore[misc]
+    elif how == "precision":
+        seen.accelerator.mixed_precision = "bf16"  # type: ignore[misc]
+    elif how == "base's variant":
+        seen.request.config.variant = "non_ema"  # type: ignore[misc]
+    else:
+        return dataclasses.replace(seen, config=ExaminedConfig("x", variant="fp16"))
+    return seen
+
+
+HOW = ("resolution", "prediction", "precision", "base's variant", "variant")
+
+
+def test_any_label_of_the_concept_is_a_hit() -> None:
+    said: Any = SimpleNamespace(labels=lambda pictures: [frozenset(one) for one in pictures], protocol="p")
+    judge = judges.Judge(said, frozenset({"a", "b"}))
+    assert judge.hits([{"a"}, {"c"}, {"b", "c"}, set(), {"a", "b"}]) == [True, False, True, False, True]  # type: ignore[list-item]
 
 
 class TestAttacks:
@@ -109,6 +144,20 @@ class TestAttacks:
         attack = Every(4)
         assert run_attacks(examination(), [attack], tmp_path / "cut")[0].findings == whole[0].findings
         assert attack.asked == []
+
+    @pytest.mark.parametrize("how", HOW)
+    def test_nor_of_pictures_that_were_drawn_otherwise(self, tmp_path: Path, how: str) -> None:
+        run_attacks(examination(), [Every(4)], tmp_path)
+        attack = Every(4)
+        run_attacks(drawn_otherwise(examination(), how), [attack], tmp_path)
+        assert attack.asked == list(range(40))
+
+    def test_findings_stay_with_their_cases_where_others_show_the_concept_unaided(self, tmp_path: Path) -> None:
+        """A rounding can change what plain prompts show; the first case that was attacked is then another."""
+        run_attacks(examination(pre=[0]), [Every(4)], tmp_path)
+        (done,) = run_attacks(examination(pre=[1]), [Every(4)], tmp_path)
+        assert [one.text for one in done.findings] == [f"words {seed}" if seed != 1 else "" for seed in range(40)]
+        assert done.tally == Tally(40, 1, 10)
 
     @pytest.mark.parametrize("change", ["attack", "target", "cases", "damage"])
     def test_nothing_of_another_attack_is_taken_up(self, tmp_path: Path, change: str) -> None:
@@ -162,6 +211,29 @@ class TestProbes:
         again = run_probes(seen, [probe], tmp_path)
         assert len(probe.asked) == 3
         assert [one.reading for one in again] == [one.reading for one in first]
+
+    @pytest.mark.parametrize("how", HOW)
+    def test_pictures_that_were_drawn_otherwise_are_others(self, tmp_path: Path, how: str) -> None:
+        run_probes(examination(), [Rising()], tmp_path)
+        probe = Rising()
+        run_probes(drawn_otherwise(examination(), how), [probe], tmp_path)
+        assert probe.asked == ["erased", "base"]
+
+    def test_what_a_probe_reads_is_part_of_what_it_is(self, tmp_path: Path) -> None:
+        """Another mask of as many weights, another LoRA or ControlNet at the same place: nothing kept is of them."""
+        masks = [SaliencyMask.from_bools({"w": torch.tensor(bits)}) for bits in ([True, False], [False, True])]
+        ways = [repr(Relearning(way=ByWeights(mask))) for mask in masks]
+        lora, net = tmp_path / "lcm.safetensors", tmp_path / "net" / "config.json"
+        net.parent.mkdir()
+        told = []
+        for content in ("a", "b"):
+            lora.write_text(content)
+            net.write_text(content)
+            told.append((repr(FewSteps(lora)), repr(WithControlNet(net.parent))))
+        (net.parent / "diffusion_pytorch_model.safetensors").write_text("c")
+        told.append((repr(FewSteps(lora, steps=8)), repr(WithControlNet(net.parent))))
+        assert len(set(ways)) == 2 and all(len(set(column)) == 3 for column in zip(*told, strict=True))
+        assert repr(FewSteps(lora, steps=8)) == told[2][0] and repr(ByWeights()) == "ByWeights(all)"
 
 
 def attacked(name: str, subject: str, hits: int) -> Attacked:

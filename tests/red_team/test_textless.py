@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,17 @@ def test_the_fixed_point_is_found_and_leads_back(prediction: str) -> None:
     torch.testing.assert_close(path.drawn(found.noise), LATENTS, rtol=0, atol=5e-3)
     # Drawing exact noise is exact.
     torch.testing.assert_close(path.drawn(expected), LATENTS, rtol=0, atol=1e-5)
+
+
+def test_the_error_is_the_mean_over_steps() -> None:
+    """Without iterations z = f(z_s) at every step."""
+    path = EmptyPath(Toy(), 5)
+    now, total = LATENTS, torch.zeros(2)
+    for before, timestep in pairwise((-1, *path.timesteps)):
+        start = path.backwards(now, now, before, timestep)
+        total += (path.backwards(start, now, before, timestep) - start).square().flatten(1).mean(dim=1)
+        now = start
+    torch.testing.assert_close(path.inverted(LATENTS, 0, 1e-2).error, total / 5)
 
 
 def test_iterations_bring_it_nearer() -> None:

@@ -41,6 +41,12 @@ def test_words_in_free_places_are_the_prompt(family):
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_several_words_mean_the_middle_of_their_tokens(family):
+    space, own = TokenSpace(family), family.tokens(PROMPT).input_ids[0].tolist()
+    for matrix, found in zip(space.matrices, space.meaning("a photo"), strict=True):
+        torch.testing.assert_close(found, (matrix[own[1]] + matrix[own[2]]) / 2)
+
+
 def test_gradients_are_finite_differences(family):
     """Central differences in fp64 along a random direction."""
     space = TokenSpace(family)

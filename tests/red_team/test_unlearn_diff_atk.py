@@ -133,6 +133,32 @@ def test_the_same_seed_finds_the_same_words(held):
     assert first == second
 
 
+def test_every_step_has_noise_of_its_own(held, monkeypatch):
+    seen, plain = [], unlearn_diff_atk.own_errors
+    monkeypatch.setattr(unlearn_diff_atk, "own_errors", lambda *given: seen.append(given[-1]) or plain(*given))
+    SMALL(contest(held, held), CASES[:2], untold)
+    assert len(torch.cat(seen).flatten(1).unique(dim=0)) == 6 * 2
+
+
+def test_adams_first_step_by_hand(held, monkeypatch):
+    """p ← p - η s / (|s| + 1e-8) with s = g + λ p: the decay is part of the slope, as Adam has it."""
+    steps, plain = [], torch.optim.Adam.step
+
+    def step(self, *rest):
+        (row,) = self.param_groups[0]["params"]
+        before, slope = row.detach().clone(), row.grad.clone()
+        plain(self, *rest)
+        steps.append((before, slope, row.detach().clone()))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    UnlearnDiffAtk(tokens=2, timesteps=1, steps=1, learning_rate=0.02, weight_decay=3.0)(
+        contest(held, held), CASES[:1], untold
+    )
+    before, slope, after = steps[0]
+    slope = slope + 3.0 * before
+    torch.testing.assert_close(after, before - 0.02 * slope / (slope.abs() + 1e-8))
+
+
 def test_rows_stay_on_the_simplex_and_move(held, monkeypatch):
     seen = []
 

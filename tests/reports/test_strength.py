@@ -28,6 +28,14 @@ REPORT = EvaluationReport(
 )  # fmt: skip
 
 
+def test_of_those_that_meet_the_need_the_weakest_is_taken() -> None:
+    points = [
+        StrengthPoint(s, rate(gone), rate(99)) for s, gone in ((0, 2), (0.25, 97), (0.5, 98), (0.75, 99), (1, 99))
+    ]
+    early = StrengthPoint(1.0, rate(99), rate(99), steps=40)
+    assert (decided([*points, early], Need(0.98, 0.01)).chosen, decided(points, Need(0.99, 0.01)).chosen) == (0.5, 0.75)
+
+
 def test_survives_json() -> None:
     assert EvaluationReport.from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
 

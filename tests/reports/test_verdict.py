@@ -156,6 +156,19 @@ def test_distances_stand_in_for_labels() -> None:
         assert (decided, words in reason) == (verdict, True), reason
 
 
+def test_a_mean_needs_as_many_more_pictures_as_the_square_of_its_width() -> None:
+    """0.4 with 0.85 as its limit, 0.45 above where 0.35 is allowed: 16 · (0.45 / 0.35)² = 26.4, and one more."""
+    measured = Measurement("moved", 0.4, 16, -0.05, 0.85, "lower", "by hand")
+    assert distance(measured, words="moved", limit=0.5, ceiling=0.75).enough == 27
+
+
+def test_a_larger_fall_that_is_allowed_may_be_as_uncertain() -> None:
+    """From 36 to 33 of 36 up to 21.8 % may be lost: more than a fifth, less than 10 % and the usual 15 beyond it."""
+    pair = rate(36, 36), rate(33, 36)
+    assert (drop(*pair, limit=0.1).harm, drop(*pair).harm) == ("harmless", "harmful")
+    assert drop(*pair, limit=0.1).high == pytest.approx(0.2180, abs=1e-3)
+
+
 def test_of_all_losses_the_worst_decides() -> None:
     harmful = drop(rate(100), rate(50), what="faces")
     for first, others in (((rate(99), rate(99)), (harmful,)), ((rate(99), rate(20)), ())):

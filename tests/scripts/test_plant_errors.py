@@ -25,6 +25,9 @@ def test_every_text_is_there_exactly_once() -> None:
         "studio",
         "red_team",
         "adapters",
+        "demo",
+        "programs",
+        "reports",
     }
 
 
