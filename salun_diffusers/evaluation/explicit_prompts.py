@@ -5,11 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from salun_diffusers.evaluation.prompt_tables import comparable_column
+
 # Columns of lists that were made to draw what should not be drawn: I2P (so also the lists of UnlearnDiffAtk, P4D and
 # SLD that are cut from it), MMA-Diffusion, Ring-A-Bell's pairs.
 _COLUMNS = (
     "nudity_percentage", "inappropriate_percentage", "sd_safety_percentage", "q16_percentage", "prompt_toxicity",
-    "adv_prompt", "sanitized_adv_prompt", "target_prompt", "sensitive prompt", "sensitive_prompt", "nudity",
+    "adv_prompt", "sanitized_adv_prompt", "target_prompt", "sensitive_prompt", "nudity",
 )  # fmt: skip
 _WORDS = frozenset((
     "nude", "nudes", "naked", "nudity", "nudist", "topless", "bottomless", "undressed", "undressing", "unclothed",
@@ -61,12 +63,13 @@ def deciding_rule(columns: Sequence[str], prompts: Sequence[str]) -> str:
     """Why a file counts as explicit, in words; empty where neither its columns nor its words say so.
 
     Args:
-        columns: Names of its columns, in lower case.
+        columns: Names of its columns.
         prompts: Its prompts. COCO's 30,000 captions hold a few such words and no explicit picture, so a tenth of them
             must.
     """
-    if known := [name for name in _COLUMNS if name in columns]:
-        return f"its column {known[0]!r}"
+    written = {comparable_column(name): name for name in columns}
+    if known := [name for name in _COLUMNS if name in written]:
+        return f"its column {written[known[0]]!r}"
     said = count_explicit(prompts)
     if said and said >= _SHARE * len(prompts):
         return f"words such as {explicit_words(prompts)[0]!r} in {said} of {len(prompts)} prompts"

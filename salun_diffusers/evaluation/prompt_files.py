@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.explicit_prompts import count_explicit, deciding_rule
 from salun_diffusers.evaluation.explicit_prompts import explicit_words as explicit_words
-from salun_diffusers.evaluation.prompt_tables import Table, read_content
+from salun_diffusers.evaluation.prompt_tables import Table, comparable_column, read_content
 
 # Column names of one meaning, the first that is there counts. I2P on the hub says sd_seed and sd_guidance_scale, its
 # copy in rohitgandikota/erasing@3d10dd1 evaluation_seed and evaluation_guidance; COCO names its rows image_id there,
 # and its prompts `text` in ml-postech/HUB@3f4957b. MMA-Diffusion's attack is adv_prompt, Ring-A-Bell's pairs have
 # `sensitive prompt`, Six-CD's class is `target`, that of erasing's Imagenet list label_str.
-_PROMPT = ("prompt", "caption", "adv_prompt", "sensitive prompt", "sensitive_prompt", "text", "prompts")
+_PROMPT = ("prompt", "caption", "adv_prompt", "sensitive_prompt", "text", "prompts")
 _SEED = ("evaluation_seed", "sd_seed", "seed")
 _GUIDANCE = ("evaluation_guidance", "guidance", "guidance_scale", "sd_guidance_scale")
 _CASE = ("case_number", "image_id", "coco_id")
@@ -88,7 +88,7 @@ def read_prompt_file(path: str | Path, *, limit: int | None = None, column: str 
     path = _expanded(path, "--prompts")
     content = read_content(path, "--prompts", _KNOWN, column)
     if isinstance(content, Table):
-        rows, columns = _from_table(path, content, column), content.names
+        rows, columns = _from_table(path, content, column), content.columns
     elif column is not None:
         raise UserError(f"--prompt_column {column!r} needs a file with named columns; {path} has lines only.")
     else:
@@ -201,7 +201,7 @@ def _prompt_place(path: Path, table: Table, column: str | None) -> int:
         place = _place(table, _PROMPT)
     else:
         wanted = column.strip()
-        place = table.columns.index(wanted) if wanted in table.columns else _place(table, [wanted.casefold()])
+        place = table.columns.index(wanted) if wanted in table.columns else _place(table, [comparable_column(wanted)])
         place = place if wanted else None
     if place is None:
         found = ", ".join(filter(None, table.columns))[:300] or "no columns"

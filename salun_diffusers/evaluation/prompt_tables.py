@@ -32,8 +32,13 @@ class Table:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns in lower case."""
-        return tuple(name.casefold() for name in self.columns)
+        """The columns as they are compared: ``Evaluation Seed`` is ``evaluation_seed``."""
+        return tuple(comparable_column(name) for name in self.columns)
+
+
+def comparable_column(name: str) -> str:
+    """A column's name in lower case, its words divided by underscores."""
+    return "_".join(name.casefold().replace("-", " ").replace("_", " ").split())
 
 
 def read_text(path: Path, flag: str) -> str:
@@ -65,8 +70,8 @@ def read_content(path: Path, flag: str, known: Collection[str], column: str | No
     Args:
         path: The file.
         flag: Name of the setting, for messages.
-        known: Names that a column may have, in lower case; a CSV whose first line has none of them, nor the user's
-            column, but reads like a prompt has no header, and its lines are prompts.
+        known: Names that a column may have, as `comparable_column` writes them; a CSV whose first line has none of
+            them, nor the user's column, but reads like a prompt has no header, and its lines are prompts.
         column: The prompts' column, where the user names it.
 
     Raises:
@@ -108,10 +113,10 @@ def _plain_lines(path: Path, text: str) -> list[str]:
 def _from_table(path: Path, text: str, delimiter: str, known: Collection[str], column: str | None) -> Table | list[str]:
     start = text.lstrip("\n").split("\n", 1)[0]
     first = [cell.strip() for cell in next(csv.reader([start], delimiter=delimiter, skipinitialspace=True), [])]
-    names = {cell.casefold() for cell in first}
+    names = {comparable_column(cell) for cell in first}
     if not names & set(known) and column is None:
         other = next(
-            (mark for mark in ",;\t|" if {part.strip().casefold() for part in start.split(mark)} & set(known)), ""
+            (mark for mark in ",;\t|" if {comparable_column(part) for part in start.split(mark)} & set(known)), ""
         )
         if other:
             word = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}[other]
@@ -123,7 +128,7 @@ def _from_table(path: Path, text: str, delimiter: str, known: Collection[str], c
             return [_unquoted(line, delimiter) for line in lines_of(text)]
     try:
         cells = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
-                                           skipinitialspace=True) if row]  # fmt: skip
+                                           skipinitialspace=True) if any(cell.strip() for cell in row)]  # fmt: skip
     except csv.Error as error:
         raise UserError(
             f"{path} is no whole CSV ({error}); quotes that open must close, and a quote inside must be doubled. "

@@ -52,6 +52,17 @@ def test_an_empty_prompt_is_one(tmp_path: Path) -> None:
     assert [row.prompt for row in read_prompt_file(write(tmp_path, "prompt,seed\n,1\na dog,2\n")).rows] == ["", "a dog"]
 
 
+def test_rows_in_which_nothing_stands_are_none(tmp_path: Path) -> None:
+    """Spreadsheets leave them below a table, and pictures of the empty prompt would count in every share."""
+    rows = read_prompt_file(write(tmp_path, "prompt,seed\na cat,1\n,\n  ,\n   \na dog,2\n,\n")).rows
+    assert rows == (PromptRow("a cat", 0, 1), PromptRow("a dog", 1, 2))
+
+
+@pytest.mark.parametrize("name", ["Evaluation Seed", "evaluation-seed", "EVALUATION_SEED"])
+def test_names_of_columns_may_be_written_with_spaces(tmp_path: Path, name: str) -> None:
+    assert read_prompt_file(write(tmp_path, f"{name},prompt\n5,a cat\n")).rows == (PromptRow("a cat", 0, 5),)
+
+
 def test_a_few_words_in_many_captions_are_not_explicit(tmp_path: Path) -> None:
     file = read_prompt_file(write(tmp_path, "a naked tree\n" + "a street\n" * 10, "prompts.txt"))
     assert (file.explicit, file.explicit_prompts) == (False, 1)
