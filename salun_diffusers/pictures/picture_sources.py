@@ -14,6 +14,7 @@ from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.pictures.class_folders import read_class_folders, stacked
 from salun_diffusers.pictures.decoding import picture_of, read_picture
 from salun_diffusers.pictures.labelled_pictures import LabelledPictures
+from salun_diffusers.pictures.picture_files import tell_once
 from salun_diffusers.pictures.stored_pictures import read_stored_pictures
 from salun_diffusers.seeds import stream_seed
 
@@ -46,6 +47,8 @@ def load_pictures(
     Raises:
         UserError: If there is no such data, it is damaged, or a package that it needs is missing.
     """
+    if name in DATASETS and Path(name).is_dir():
+        tell_once(f"{name} is the data set of that name; your folder is ./{name}.")
     train, test = _load(name, seed, image_size)
 
     def shaped(part: LabelledPictures) -> LabelledPictures:

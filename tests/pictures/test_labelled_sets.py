@@ -33,6 +33,16 @@ class TestFolders:
         assert "1 of 4 pictures are not 12×12" in capsys.readouterr().err
         assert load_pictures(str(tmp_path), image_size=6)[0].pixels.shape == (4, 3, 6, 6)
 
+    def test_a_folder_named_as_a_data_set_is_not_read_without_a_word(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("digits/a/0.png", "digits/b/0.png"):
+            save(tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        assert load_pictures("digits")[0].num_classes == 10
+        assert "digits is the data set of that name; your folder is ./digits" in capsys.readouterr().err
+        assert load_pictures("./digits")[0].class_names == ("a", "b")
+
     def test_of_equally_frequent_sizes_the_largest(self, tmp_path: Path) -> None:
         for name, size in (("a/0.png", 4), ("b/0.png", 9)):
             save(tmp_path / name, (size, size))
