@@ -392,7 +392,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("return 1 - self.forget_accuracy", "return self.forget_accuracy"),
         ]
     },
-    "classification/architectures.py": {
+    "evaluation/small_picture_networks.py": {
         _FORMULAS: [("kernel_size=3, stride=1,", "kernel_size=3, stride=2,"), (".mean((2, 3))", ".amax((2, 3))")]
     },
     "evaluation/inception.py": {

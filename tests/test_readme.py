@@ -177,6 +177,19 @@ def test_erasures_would_run(line: str, tmp_path: Path, tiny_pipeline: Path, monk
     assert module_of("erase").main([*words, *detector, "--dry_run"]) == 0
 
 
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_classifiers_of_a_page_are_those_that_it_trains(page: str) -> None:
+    """A folder that no line leaves is found out after the hours that the lines before it take."""
+    lines = [shlex.split(line) for line in [*typed(TEXTS[page]), *named(TEXTS[page])]]
+    left = {
+        words[words.index("--output_dir") + 1]
+        for words in lines
+        if words[:2] == ["salun", "train-classifier"] and "--output_dir" in words
+    }
+    used = {words[words.index("--classifier") + 1] for words in lines if "--classifier" in words}
+    assert {folder for folder in used if folder.startswith("runs/")} <= left
+
+
 def test_the_first_commands_are_there() -> None:
     assert {"make demo", "make test"} <= set(named(README))
     assert typed(README)[0].startswith("salun erase")

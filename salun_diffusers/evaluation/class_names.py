@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+from salun_diffusers.errors import UserError
 
 # Imagenette's ten classes and their places among ImageNet's thousand (fastai/imagenette; the same list in
 # OPTML-Group/Diffusion-MU-Attack@0eea64d). A prompt file's `classidx` 0…9 counts in this order, not in ImageNet's.
@@ -31,11 +33,32 @@ def find_label(name: str, labels: Sequence[str]) -> int | None:
     wanted = comparable(name)
     if len(labels) == 1000 and wanted in IMAGENETTE:
         return IMAGENETTE[wanted]
+    written = [comparable(label) for label in labels]
+    if wanted in written:  # ImageNet has a `cardigan`, and before it a dog of that name.
+        return written.index(wanted)
     for index, label in enumerate(labels):
-        synonyms = {comparable(part) for part in label.split(",")} | {comparable(label.split(":")[-1])}
-        if wanted == comparable(label) or wanted in synonyms:
+        if wanted in {comparable(part) for part in label.split(",")} | {comparable(label.split(":")[-1])}:
             return index
     return None
+
+
+def require_apart(places: Mapping[str, Hashable], what: str) -> None:
+    """Refuse classes of two names that mean one thing: the pictures of one of them would all count as wrong.
+
+    Args:
+        places: What each name means.
+        what: Whose classes they are.
+
+    Raises:
+        UserError: Naming the two.
+    """
+    first: dict[Hashable, str] = {}
+    for name, place in places.items():
+        if first.setdefault(place, name) != name:
+            raise UserError(
+                f"Each class must have one name, {first[place]!r} and {name!r} are one class of {what}; write it alike "
+                "in every prompt file and folder."
+            )
 
 
 def nearest(name: str, known: Iterable[str], at_least: float = 0.0) -> str:

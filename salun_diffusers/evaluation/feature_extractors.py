@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.image_classifier import ImageClassifier
+from salun_diffusers.evaluation.image_classifier import EMBEDDED_SIDES, ImageClassifier
 from salun_diffusers.evaluation.pretrained import (
     CLIP_MEAN,
     CLIP_STD,
@@ -68,8 +68,7 @@ def make_extractor(name: str, weights: str | None = None, *, device: torch.devic
         "inception": _inception,
         "clip": _clip,
         "dinov2": _dinov2,
-        "demo": partial(_embedded, "demo", 64),
-        "digits": partial(_embedded, "digits", 32),
+        **{embedded: partial(_embedded, embedded, side) for embedded, side in EMBEDDED_SIDES.items()},
     }
     if name not in made:
         raise UserError(f"--extractor must be one of {', '.join(NAMES)}; got {name!r}.")

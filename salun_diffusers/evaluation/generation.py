@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,18 @@ def picture_rows(prompts: Sequence[PromptRow], each: int, guidance: float | None
         )
         for row in prompts for sample in range(each)
     )  # fmt: skip
+
+
+def with_classes(rows: Sequence[PictureRow], pipe: Any) -> tuple[PictureRow, ...]:
+    """The rows; of a pipeline whose prompts are classes, a picture should show the one that it is drawn of.
+
+    Args:
+        rows: Pictures to draw.
+        pipe: What draws them.
+    """
+    if not is_class_conditional(pipe):
+        return tuple(rows)
+    return tuple(row if row.label else replace(row, label=row.prompt) for row in rows)
 
 
 @dataclass(frozen=True)

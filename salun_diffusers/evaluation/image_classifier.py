@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.pretrained import (
     default_device,
     load_transformers,
@@ -17,6 +18,9 @@ from salun_diffusers.evaluation.pretrained import (
     stack_pixels,
     weights_hash,
 )
+
+EMBEDDED_SIDES = {"demo": 64, "digits": 32}
+"""Pixels of each side that the embedded models' classifiers were trained on."""
 
 
 class ImageClassifier:
@@ -54,7 +58,11 @@ class ImageClassifier:
         """
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+        # What `salun train-classifier` leaves may be one of these, which transformers knows by this import only.
+        from salun_diffusers.evaluation import small_picture_networks  # noqa: F401
+
         self._device, self._side = device or default_device(), side
+        self._what, self._weights = what, weights
         self._model = load_transformers(AutoModelForImageClassification, weights, what, self._device)
         config = self._model.config
         self._channels = int(getattr(config, "num_channels", 3))
@@ -85,12 +93,27 @@ class ImageClassifier:
 
     @torch.no_grad()
     def logits(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Logits `(n, labels)` of one batch of pictures."""
-        if self._preprocess is not None:
-            pixels = self._preprocess(images=list(pictures), return_tensors="pt").pixel_values
-        else:
-            mode: Literal["L", "RGB"] = "L" if self._channels == 1 else "RGB"
+        """Logits `(n, labels)` of one batch of pictures.
+
+        Raises:
+            UserError: If its preprocessor makes what the network cannot take.
+        """
+        mode: Literal["L", "RGB"] = "L" if self._channels == 1 else "RGB"
+        if self._preprocess is None:
             pixels = torch.cat([self._centred(stack_pixels([picture], mode)) for picture in pictures])
+            return self._answer(pixels)
+        try:
+            shown = [picture.convert(mode) for picture in pictures]
+            return self._answer(self._preprocess(images=shown, return_tensors="pt").pixel_values)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Preprocessors and networks say so in errors of many kinds.
+            raise UserError(
+                f"{self._what} {self._weights} cannot take pictures as its preprocessor_config.json prepares them "
+                f"({one_line(error, 160)}); a file that belongs to these weights is required."
+            ) from error
+
+    def _answer(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self._model(pixels.to(self._device)).logits
         return logits
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,7 +78,8 @@ class ImageFolder:
 def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> ImageFolder:
     """Find the pictures below a folder.
 
-    What they should show comes from the folder's manifest, else from `prompts` by the number that each name starts
+    What they should show comes from the folder's manifest (of one without classes, those come from the same cases and
+    prompts of `prompts`), else from `prompts` by the number that each name starts
     with (``<case_number>_<n>.png``, as the field's scripts write them), else from sub-folders named after classes.
 
     Args:
@@ -100,9 +101,11 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
                 f"{len(present)}; the command in the manifest goes on where it stopped."
             )
         read_headers(root, present)
+        drawn = _with_classes(manifest.pictures, prompts)
         if prompts:
-            tell("note", f"the manifest of {root} says what its pictures are; the prompt file is not asked.")
-        return ImageFolder(root, present, manifest.pictures, manifest)
+            asked = "asked for their classes only" if drawn != manifest.pictures else "not asked"
+            tell("note", f"the manifest of {root} says what its pictures are; the prompt file is {asked}.")
+        return ImageFolder(root, present, drawn, manifest)
     found = find_pictures(root, apart=_is_our_own)
     files = found.files
     if not files:
@@ -116,6 +119,14 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
         rows = (PictureRow(str(name), case_number=case, label=name.parts[0]) for case, name in enumerate(names))
         return ImageFolder(root, files, tuple(rows))
     return ImageFolder(root, files)
+
+
+def _with_classes(rows: tuple[PictureRow, ...], prompts: Sequence[PromptRow]) -> tuple[PictureRow, ...]:
+    """Rows of a manifest without any class with those that a prompt file gives the same cases and prompts."""
+    if any(row.label for row in rows):
+        return rows
+    classes = {(row.case_number, row.prompt): row.label for row in prompts}
+    return tuple(replace(row, label=classes.get((row.case_number, row.prompt), "")) for row in rows)
 
 
 def _is_our_own(folder: Path) -> bool:

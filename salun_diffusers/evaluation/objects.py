@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from salun_diffusers.errors import UserError
-from salun_diffusers.evaluation.class_names import find_label
-from salun_diffusers.evaluation.image_classifier import ImageClassifier
+from salun_diffusers.evaluation.class_names import comparable, find_label, require_apart
+from salun_diffusers.evaluation.image_classifier import EMBEDDED_SIDES, ImageClassifier
 from salun_diffusers.evaluation.label_rates import presence, share_right
+from salun_diffusers.files.pipeline_folder import embedded_detector
 from salun_diffusers.reports.measurement import Measurement
 
 
@@ -31,8 +33,10 @@ class ObjectClassifier:
         Raises:
             UserError: If it cannot be had, or a class is none of its labels.
         """
-        # The demo classifier has no preprocessing of its own: it takes [-1, 1] at 64 pixels.
-        self._classifier = ImageClassifier(weights, "The classifier", side=64, preprocessed=True, device=device)
+        # The embedded classifiers have no preprocessing of their own: they take [-1, 1] at the size of their pictures.
+        grey = Path(weights) == embedded_detector("digits")
+        side = EMBEDDED_SIDES["digits" if grey else "demo"]
+        self._classifier = ImageClassifier(weights, "The classifier", side=side, preprocessed=True, device=device)
         labels = self._classifier.labels
         places = {name: find_label(name, labels) for name in classes}
         unknown = [name for name, place in places.items() if place is None]
@@ -40,6 +44,15 @@ class ObjectClassifier:
             raise UserError(
                 f"The classifier {weights} has no class {unknown[0]!r}; it has {', '.join(labels[:12])}"
                 f"{', …' if len(labels) > 12 else ''}. Name the classes of the prompt file so."
+            )
+        require_apart(places, f"the classifier {weights}")
+        written = [comparable(label) for label in labels]
+        if several := [
+            name for name, place in places.items() if place is not None and written.count(written[place]) > 1
+        ]:
+            raise UserError(
+                f"A class must be one label, the classifier {weights} has several that read {several[0]!r}; leave its "
+                "pictures out, or take --clip."
             )
         groups = {labels[place].split(":")[0] for place in places.values() if place is not None}
         if self._classifier.grouped and len(groups) == 1:
@@ -74,6 +87,7 @@ class ClipZeroShot:
         """
         from salun_diffusers.evaluation.alignment import ClipScore
 
+        require_apart({name: comparable(name) for name in classes}, "the pictures")
         self._clip, self._classes = ClipScore(weights), list(classes)
         self._texts = self._clip.texts([f"a photo of a {name}" for name in classes])
         listed = ", ".join(classes)

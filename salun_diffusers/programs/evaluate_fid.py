@@ -9,7 +9,7 @@ Features of every folder are kept under --cache_dir; such a file can stand in fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,7 @@ def check(config: FidConfig) -> dict[str, Any]:
 
 def work(config: FidConfig, command: str) -> str:
     """Measure and write."""
+    config = replace(config, exclude=tuple(dict.fromkeys(config.exclude)))
     sampling = check(config)
     from salun_diffusers.evaluation.feature_extractors import make_extractor
     from salun_diffusers.evaluation.feature_files import FeatureSet, features_of

@@ -11,7 +11,7 @@ sub-folders named after classes. Also tells what the forgotten class turned into
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
@@ -20,7 +20,7 @@ from salun_diffusers.evaluation.prompt_files import read_prompt_file
 from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder
 from salun_diffusers.evaluation.record_page import bar_chart, write_record
 from salun_diffusers.evaluation.sampling import folder_sampling
-from salun_diffusers.files.pipeline_folder import embedded_detector
+from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
 from salun_diffusers.pictures.decoding import DECODED
 from salun_diffusers.programs.program import Program
 from salun_diffusers.progress import Progress
@@ -36,7 +36,7 @@ class ObjectsConfig:
     forget: tuple[str, ...] = setting((), "Classes that should be gone.")
     prompts: str | None = setting(None, "Prompt file with a column class, where the folder has no manifest.")
     prompt_column: str | None = setting(None, "Column of --prompts; by default the one whose name is known.")
-    classifier: str | None = setting(None, "transformers image classifier: local folder, hub id, or `demo`.")
+    classifier: str | None = setting(None, "transformers image classifier: local folder, hub id, `demo` or `digits`.")
     clip: str | None = setting(None, "CLIP model for zero-shot classes, in place of --classifier.")
     batch_size: int = setting(32, "Pictures at once.", minimum=1)
     output_dir: str = setting("runs/evaluation", "Where objects.json and objects.html go.")
@@ -63,13 +63,14 @@ def work(config: ObjectsConfig, command: str) -> str:
         raise UserError("--images and --forget are required (see --help).")
     if bool(config.classifier) == bool(config.clip):
         raise UserError("One of --classifier and --clip is required, not both.")
+    config = replace(config, forget=tuple(dict.fromkeys(config.forget)))
     folders = [labelled(path, config) for path in (config.before, config.images) if path]
     sampling = folder_sampling(folders)
     writable_folder(config.output_dir)
     classes = list(dict.fromkeys(row.label for folder in folders for row in folder.rows if row.label))
     from salun_diffusers.evaluation.objects import ClipZeroShot, ObjectClassifier, measure_objects, turned_into
 
-    weights = str(embedded_detector("demo")) if config.classifier == "demo" else config.classifier
+    weights = str(embedded_detector(config.classifier)) if config.classifier in EMBEDDED else config.classifier
     classifier = ObjectClassifier(weights, classes) if weights else ClipZeroShot(str(config.clip), classes)
     measured, confusions = [], []
     for folder in folders:

@@ -116,12 +116,18 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, edi
         require_prompts,
         require_steps,
     )
-    from salun_diffusers.evaluation.generation import Keeping, Sampling, generate, picture_rows, prepare_folder
+    from salun_diffusers.evaluation.generation import (
+        Keeping,
+        Sampling,
+        generate,
+        picture_rows,
+        prepare_folder,
+        with_classes,
+    )
     from salun_diffusers.evaluation.nudity import NudeNet
     from salun_diffusers.files.run_folder import identity_of
     from salun_diffusers.progress import Progress
 
-    rows = picture_rows(file.rows, config.num_images, config.guidance_scale)
     folder = Path(config.output_dir).expanduser()
     with engine(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=1, report_to=None, trains=False
@@ -134,6 +140,7 @@ def draw(config: GenerateConfig, command: str, file: PromptFile, base: Path, edi
             edit.put_into(pipe)
         require_prompts(pipe, [row.prompt for row in file.rows])
         require_steps(pipe, config.num_inference_steps)
+        rows = with_classes(picture_rows(file.rows, config.num_images, config.guidance_scale), pipe)
         sampling = Sampling(config.num_inference_steps, *drawn_size(pipe, config.height, config.width))
         explicit, rule = decided_by_main(accelerator, lambda: is_explicit(config, file, pipe, rows, sampling))
         keeping = Keeping(folder, NudeNet() if explicit else None, config.save_explicit)

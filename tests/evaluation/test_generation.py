@@ -291,6 +291,11 @@ class TestClasses:
         assert (made["height"], made["width"]) == (8, 8)
         assert np.abs(drawn["000000_0.png"] - drawn["000001_0.png"]).max() > 1
 
+    def test_each_should_show_the_class_that_it_is_drawn_of(self, draw: Callable[..., int], tmp_path: Path) -> None:
+        """`salun evaluate objects` and `fid --exclude` ask for it."""
+        assert draw("dog\n7\n", num_images=1) == 0
+        assert [row.label for row in read_manifest(tmp_path / "out").pictures] == ["dog", "7"]
+
     def test_explicit_ones(self, draw: Callable[..., int], tmp_path: Path) -> None:
         assert draw("dog\n", explicit="yes", num_images=1) == 0
         assert (tmp_path / "out" / "previews" / "000000_0.png").is_file()

@@ -83,6 +83,19 @@ def test_prompts_beside_a_manifest_are_said_not_to_be_asked(tmp_path: Path, caps
     assert capsys.readouterr().err == told
 
 
+def test_classes_of_a_manifest_without_any_come_from_the_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drawing again for a column that was forgotten would take hours."""
+    for name in ("000007_0.png", "000008_0.png"):
+        save(tmp_path / name)
+    drawn = (PictureRow("000007_0.png", "a tench", 3, 7.5, 7), PictureRow("000008_0.png", "a dog", 4, 7.5, 8))
+    Manifest(drawn, {}).save(tmp_path)
+    prompts = [PromptRow("a tench", 7, 3, None, "tench"), PromptRow("another dog", 8, 4, None, "dog")]
+    assert [row.label for row in read_image_folder(tmp_path, prompts).rows] == ["tench", ""]
+    assert "the prompt file is asked for their classes only" in capsys.readouterr().err
+
+
 def test_damaged_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match="is no manifest"):

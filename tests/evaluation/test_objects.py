@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from salun_diffusers import evaluation
+from salun_diffusers.classification.models import load_classifier, make_classifier, save_classifier
 from salun_diffusers.demo.renderer import Scene, render, sample_scene
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.class_names import IMAGENETTE, find_label
@@ -24,7 +28,8 @@ from salun_diffusers.evaluation.objects import (
 )
 from salun_diffusers.evaluation.pretrained import load_transformers
 from salun_diffusers.evaluation.record import EvaluationRecord
-from salun_diffusers.files.pipeline_folder import EMBEDDED
+from salun_diffusers.files.pipeline_folder import EMBEDDED, embedded_detector
+from salun_diffusers.pictures.picture_sources import load_pictures
 from salun_diffusers.reports.measurement import Measurement
 
 DETECTOR = str(EMBEDDED["demo"].parent / "detector")
@@ -106,6 +111,67 @@ def test_imagenettes_places() -> None:
     assert find_label("english_springer", thousand) == IMAGENETTE["english springer"] == 217
     assert find_label("dog", thousand) is None
     assert find_label("tench", ["goldfish", "tench, Tinca tinca"]) == 1
+
+
+def test_the_label_itself_comes_before_a_synonym() -> None:
+    """ImageNet has a dog called cardigan, and later the garment."""
+    assert find_label("cardigan", ["Cardigan, Cardigan Welsh corgi", "cardigan"]) == 1
+    assert find_label("cardigan welsh corgi", ["Cardigan, Cardigan Welsh corgi", "cardigan"]) == 0
+
+
+def test_two_names_of_one_class_are_refused(tiny_clip: Path) -> None:
+    """One of them would never be shown: a class that is still drawn would count as gone."""
+    with pytest.raises(UserError, match="'Circle' and 'circle' are one class of the classifier"):
+        ObjectClassifier(DETECTOR, ["Circle", "star", "circle"])
+    with pytest.raises(UserError, match="'garbage truck' and 'garbage_truck' are one class of the pictures"):
+        ClipZeroShot(str(tiny_clip), ["garbage truck", "garbage_truck"])
+
+
+class TestOwnClassifiers:
+    """What `salun train-classifier` leaves is a classifier as any other."""
+
+    def saved(self, folder: Path, name: str, labels: tuple[str, ...], channels: int) -> str:
+        classifier = make_classifier(name, class_names=labels, channels=channels, image_size=32, seed=0)
+        save_classifier(classifier, folder, 32, {})
+        return str(folder)
+
+    def test_grey_pictures(self, tmp_path: Path) -> None:
+        """The model of digits, its default, takes one channel."""
+        weights = self.saved(tmp_path / "grey", "resnet_small", ("0", "1"), 1)
+        classifier = ObjectClassifier(weights, ["1"])
+        shown = classifier.classify([Image.new("RGB", (32, 32), colour) for colour in ("black", "white")])
+        model, _ = load_classifier(Path(weights))
+        with torch.no_grad():
+            wanted = model.logits(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 32, 32)).argmax(dim=1)
+        assert shown == [str(int(place)) for place in wanted]
+
+    def test_a_network_that_transformers_does_not_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Folders of resnet18, resnet50 and vgg16_bn load only once the module that registers them is imported."""
+        monkeypatch.delattr(evaluation, "small_picture_networks", raising=False)
+        monkeypatch.setitem(sys.modules, "salun_diffusers.evaluation.small_picture_networks", None)
+        with pytest.raises(ImportError, match="small_picture_networks"):
+            ObjectClassifier(DETECTOR, ["circle"])
+
+    def test_several_labels_of_one_name(self, tmp_path: Path) -> None:
+        """ImageNet's thousand have two cranes."""
+        weights = self.saved(tmp_path / "twice", "resnet_small", ("crane", "Crane", "dog"), 3)
+        assert ObjectClassifier(weights, ["dog"]).protocol
+        with pytest.raises(UserError, match="several that read 'crane'"):
+            ObjectClassifier(weights, ["crane", "dog"])
+
+    def test_a_preprocessor_of_another_model(self, tmp_path: Path) -> None:
+        weights = self.saved(tmp_path / "grey", "resnet_small", ("0", "1"), 1)
+        path = tmp_path / "grey" / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+        with pytest.raises(UserError, match=r"cannot take pictures as its preprocessor_config\.json prepares them"):
+            ObjectClassifier(weights, ["1"]).classify([Image.new("RGB", (32, 32))])
+
+    def test_the_classifier_of_digits(self) -> None:
+        """Its pictures have 32 pixels; scaled to the 64 of the demo's they are none of its classes."""
+        data = load_pictures("digits", image_size=32)[0][torch.arange(20)]
+        pictures = [Image.fromarray(grey.numpy()).convert("RGB") for grey in data.pixels[:, 0]]
+        shown = ObjectClassifier(str(embedded_detector("digits")), ["3"]).classify(pictures)
+        assert sum(found == str(int(digit)) for found, digit in zip(shown, data.labels, strict=True)) >= 18
 
 
 def test_the_demo_classifier_ranks_shapes_only() -> None:
