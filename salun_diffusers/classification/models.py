@@ -15,6 +15,7 @@ from salun_diffusers.classification.classifier import Classifier
 from salun_diffusers.classification.preprocessing import PROCESSOR, read_json, read_preprocessing
 from salun_diffusers.errors import UserError, one_line
 from salun_diffusers.evaluation.json_values import is_of
+from salun_diffusers.evaluation.pretrained import mismatched
 from salun_diffusers.progress import loading_quietly
 
 # Pictures are resized to this many pixels; other models take them as they come. The plain ResNet's stem divides a
@@ -190,10 +191,13 @@ def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
     try:
         with loading_quietly():
             model, found = AutoModelForImageClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except Exception as error:  # transformers and safetensors raise many kinds; all mean a folder that does not load.
         raise UserError(f"--model {folder} cannot be loaded as an image classifier: {one_line(error)}") from error
+    if unlike := mismatched(found):
+        raise UserError(f"--model {folder} needs weights that fit its config.json; {unlike}.")
     # transformers draws what is missing at random and goes on; a counter of batches is no weight.
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     if missing:

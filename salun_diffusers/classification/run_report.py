@@ -84,7 +84,7 @@ def decide(outcome: Outcome, *, tolerance: float = HARMLESS_DROP) -> tuple[Verdi
     )
     few = f"{found}; {kept}, and {n_test} test pictures are too few to tell: use at least {loss.enough}."
     if guess := _guessed(before, outcome.whole_class):
-        return "not measured", f"{guess}, so there is nothing to forget: use the data that the model was trained on."
+        return "not measured", guess
     if outcome.whole_class:
         old, new = _rate(before.forget_accuracy, before.sizes[0]), _rate(after.forget_accuracy, n_forget)
         presence = presence_of(old, new)
@@ -138,7 +138,10 @@ def _guessed(before: Scores, whole_class: bool) -> str:
     ):
         if share == 0 or wilson_interval(round(share * n), n)[0] <= chance:
             known = f"; who guesses among {before.classes} classes, {percent(chance)}" if chance else ""
-            return f"Before, the model recognises {percent(share)} of {n} {what}{known}"
+            found = f"Before, the model recognises {percent(share)} of {n} {what}{known}"
+            if share > chance:
+                return f"{found}, which {n} cannot tell apart: use more, of the data that the model was trained on."
+            return f"{found}, so there is nothing to forget: use the data that the model was trained on."
     return ""
 
 

@@ -179,6 +179,11 @@ def features_of(
         kept = FeatureSet.load(path)
         if kept.protocol != protocol:
             raise UserError(f"{path} holds features by another protocol: {kept.protocol!r}, required is {protocol!r}.")
+        if lacking := [name for name in kept.without if name not in exclude]:
+            raise UserError(
+                f"{path} holds features of pictures without {', '.join(lacking)}; --exclude {' '.join(lacking)} is "
+                "required, which leaves them out on every side."
+            )
         return without_classes(kept, exclude)
     folder = read_image_folder(path)
     folder = folder.without([name for name in exclude if any(row.label == name for row in folder.rows)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,12 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
     keywords: dict[str, Any] = {}
     if device is not None:
         keywords = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        keywords["ignore_mismatched_sizes"] = True  # They are told below, by name.
+    if folder.is_file():
+        raise UserError(
+            f"{what} needs a folder of transformers (config.json and safetensors weights) or a hub id; {weights} is a "
+            "file."
+        )
     try:
         with loading_quietly():
             loaded = auto_class.from_pretrained(str(folder) if folder.is_dir() else weights, **keywords)
@@ -56,6 +62,8 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
     if device is None:
         return loaded
     model, info = loaded
+    if unlike := mismatched(info):
+        raise UserError(f"{what} needs weights that fit their config.json; of {weights} {unlike}.")
     if info["missing_keys"]:
         # transformers would draw them at random and go on.
         raise UserError(
@@ -63,6 +71,21 @@ def load_transformers(auto_class: Any, weights: str, what: str, device: torch.de
             f"{min(info['missing_keys'])} and would be drawn at random."
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def mismatched(info: Mapping[str, Any]) -> str:
+    """What of a folder's weights has other shapes than its configuration says, in words; empty where nothing has.
+
+    Args:
+        info: What `from_pretrained` says of a loading that ignores mismatched sizes.
+    """
+    found = sorted(info["mismatched_keys"], key=str)
+    if not found:
+        return ""
+    if isinstance(found[0], str):  # transformers 4 leaves the shapes out.
+        return f"{len(found)} do not, the first is {found[0]}"
+    name, stored, wanted = found[0]
+    return f"{len(found)} do not, the first is {name}: stored {tuple(stored)}, by config.json {tuple(wanted)}"
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -28,6 +28,10 @@ def scores(forget: float, test: float = 0.95, mia: float = 0.0, n: int = 100, te
     return Scores(forget, 1.0, test, mia, 0.5, (n, 900, tested), classes=10)
 
 
+def two_classes(test: float, tested: int) -> Scores:
+    return dataclasses.replace(scores(1.0, test=test, tested=tested), classes=2)
+
+
 def judged(
     before: Scores, after: Scores, *, whole_class: bool = True, reference: Scores | None = None
 ) -> tuple[str, str]:
@@ -50,6 +54,8 @@ class TestClass:
             # Wilson's interval of 14 in 100 begins at 8.5 %, that of 20 at 13.3 %.
             (scores(0.14), scores(0.0), "not measured", "who guesses among 10 classes, 10 %"),
             (scores(0.2), scores(0.0), "erased", "(20 % before)"),
+            # All of a few are right: that is not "nothing to forget".
+            (two_classes(1.0, 3), two_classes(0.0, 3), "not measured", "50 %, which 3 cannot tell apart: use more"),
             # A model that calls everything a three.
             (scores(1.0, test=0.0), scores(0.0, test=0.1), "not measured", "recognises 0 % of 200 test pictures"),
             (scores(1, n=12), scores(0, n=12), "not measured", "12 pictures are too few to tell: use at least 16"),

@@ -107,6 +107,16 @@ class TestOfPictures:
         with pytest.raises(UserError, match="does not hold the features that its name says; delete it"):
             features_of(folder, MEANS, batch_size=2, resize=None, cache=tmp_path / "kept")
 
+    def test_what_a_file_leaves_out_is_left_out_on_every_side(self, folder: Path, tmp_path: Path) -> None:
+        """Else pictures with circles would be measured against a reference without any, and nothing said so."""
+        (folder / "circle").mkdir()
+        Image.new("RGB", (4, 4)).save(folder / "circle" / "0.png")
+        features_of(folder, MEANS, batch_size=2, resize=None, exclude=("circle",), cache=tmp_path / "kept")
+        (file,) = (tmp_path / "kept").iterdir()
+        assert len(features_of(file, MEANS, batch_size=2, resize=None, exclude=("circle",)).values) == 1
+        with pytest.raises(UserError, match="without circle; --exclude circle is required"):
+            features_of(file, MEANS, batch_size=2, resize=None)
+
     def test_a_file_of_the_class_that_is_left_out_alone(self, folder: Path, tmp_path: Path) -> None:
         features_of(folder, MEANS, batch_size=2, resize=None).save(tmp_path / "f.safetensors")
         assert len(features_of(tmp_path / "f.safetensors", MEANS, batch_size=2, resize=None).values) == 1

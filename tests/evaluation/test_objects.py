@@ -159,6 +159,20 @@ class TestOwnClassifiers:
         with pytest.raises(UserError, match="several that read 'crane'"):
             ObjectClassifier(weights, ["crane", "dog"])
 
+    def test_weights_of_another_shape_are_named(self, tmp_path: Path) -> None:
+        """Of them transformers says that it raises an error, and to look at a report above, which is not there."""
+        weights = self.saved(tmp_path / "seven", "resnet_small", tuple("0123456"), 1)
+        path = tmp_path / "seven" / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"id2label": {"0": "0", "1": "1"}, "label2id": {"0": 0, "1": 1}}))
+        shapes = r"classifier\.1\.bias: stored \(7,\), by config\.json \(2,\)"
+        with pytest.raises(UserError, match=shapes):
+            ObjectClassifier(weights, ["1"])
+        with pytest.raises(UserError, match=shapes):
+            load_classifier(Path(weights))
+        with pytest.raises(UserError, match=r"model\.safetensors is a file"):
+            ObjectClassifier(f"{weights}/model.safetensors", ["1"])
+
     def test_a_preprocessor_of_another_model(self, tmp_path: Path) -> None:
         weights = self.saved(tmp_path / "grey", "resnet_small", ("0", "1"), 1)
         path = tmp_path / "grey" / "preprocessor_config.json"
