@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,9 +107,11 @@ class ComparisonTable:
             "|---|" + "--:|" * len(self.runs) + "---|",
         ]
         arrows = {"lower": "↓", "higher": "↑", "neither": ""}
+        names = Counter(name for _, name in self.keys)
         for key in self.keys:
             cells = ["–" if item is None else f"{item.text()} [{item.interval_text()}]" for item in self.row(key)]
-            name = key[1].replace("|", "\\|")
+            # An attack has both rates, pre-ASR and ASR.
+            name = (key[1] if names[key[1]] == 1 else f"{key[0]}: {key[1]}").replace("|", "\\|")
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {arrows[self.example(key).direction]} |")
         return "\n".join(lines) + "\n"
 
@@ -214,6 +217,8 @@ def _take_in(
     else:
         pictures, explicit, drawn, source = "", False, _report_sampling(content), content.base
     drawn = checked(drawn)
+    if isinstance(content, EvaluationRecord) and content.kind == "red_team":
+        pictures = ""  # The pipeline that was attacked.
     run.add([*(pair.after for pair in content.comparisons), *content.measurements], shown(pictures), explicit, drawn)
     earlier = [pair.before for pair in content.comparisons]
     if not earlier:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("sampling", "environment"), dict),
     "explicit": bool,
 }
+# What stands in the same file: the format, and what `salun attack` and `salun probe` say beside their rates.
+_BESIDE = ("format", "verdict", "curves")
 _WORDS = {str: "a text", dict: "an object", bool: "true or false"}
 
 
@@ -87,7 +90,7 @@ class EvaluationRecord:
         """
         if data.get("format") != FORMAT:
             raise ValueError(f"An evaluation says {FORMAT!r} under 'format'; this says {data.get('format')!r}.")
-        values = {name: value for name, value in data.items() if name != "format"}
+        values = {name: value for name, value in data.items() if name not in _BESIDE}
         values["measurements"] = tuple(Measurement.from_json(item) for item in values["measurements"])
         values["comparisons"] = tuple(Comparison.from_json(item) for item in values["comparisons"])
         values["tables"] = tuple(
@@ -107,10 +110,15 @@ class EvaluationRecord:
     def text(self) -> str:
         """A table for the terminal."""
         rows = [("measured", "before" if self.comparisons else "", "value", "95 % interval", "n")]
+        names = Counter(item.name for item in self.after)
+
+        def named(item: Measurement) -> str:
+            return item.name if names[item.name] == 1 else f"{item.name}, {item.group}"
+
         for pair in self.comparisons:
-            after = pair.after
-            rows.append((pair.name, pair.before.text(), after.text(), after.interval_text(), str(after.n)))
-        rows += [(item.name, "", item.text(), item.interval_text(), str(item.n)) for item in self.measurements]
+            after, n = pair.after, counts(pair.before, pair.after)
+            rows.append((named(after), pair.before.text(), after.text(), after.interval_text(), n))
+        rows += [(named(item), "", item.text(), item.interval_text(), str(item.n)) for item in self.measurements]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
             f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[column]:>{widths[column]}}" for column in range(1, 5))
@@ -119,6 +127,11 @@ class EvaluationRecord:
         notes = [f"protocol: {protocol}" for protocol in dict.fromkeys(item.protocol for item in self.after)]
         notes += [f"drawn: {sampling_text(self.sampling)}"] if self.sampling else []
         return "\n".join([self.title, "", *lines, "", *notes, ""])
+
+
+def counts(before: Measurement | None, after: Measurement) -> str:
+    """On how many pictures: one number, or both where they differ."""
+    return str(after.n) if before is None or before.n == after.n else f"{before.n}, {after.n}"
 
 
 def writable_folder(path: str | Path) -> Path:

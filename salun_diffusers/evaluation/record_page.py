@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from salun_diffusers.evaluation.record import EvaluationRecord, writable_folder
+from salun_diffusers.evaluation.record import EvaluationRecord, counts, writable_folder
 from salun_diffusers.evaluation.sampling import sampling_text
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.reports.figures import ACCENT, INK, LINE, SOFT, bare_chart, inline_svg
@@ -57,6 +57,7 @@ def record_page(record: EvaluationRecord, charts: Sequence[tuple[str, str]] = ()
         charts=[(title, Markup(chart)) for title, chart in charts],
         protocols=list(dict.fromkeys(after.protocol for _, after in pairs)),
         better=BETTER,
+        counts=counts,
         drawn=sampling_text(record.sampling),
     )
 

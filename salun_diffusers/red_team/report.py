@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from salun_diffusers.evaluation.image_folder import blurred
 from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_folder
+from salun_diffusers.files.run_folder import fingerprint
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.red_team.found_prompts import FoundPrompts
 from salun_diffusers.red_team.opened import Examination
@@ -86,17 +87,20 @@ def measurements(seen: Examination, results: Results, command: str) -> tuple[Mea
         results: What was done.
         command: That measures it again.
     """
-    subject = f"{len(seen.cases)} pictures that the base draws of {seen.request.concept.name}"
+    cases = fingerprint(cases=[asdict(case) for case in seen.cases])[:8]
+    subject = f"{len(seen.cases)} pictures {cases} that the base draws of {seen.request.concept.name}"
     found: list[Measurement] = []
     for name in _SUBJECTS:
         for one in results.attacked:
             if one.subject == name:
-                found += one.tally.measurements(one.attack, name, seen.protocol, command)
+                # The quick settings and the sources' are no two goes at one thing.
+                about = f"{subject}; settings {one.settings}" if one.settings else subject
+                found += [rate.of(about) for rate in one.tally.measurements(one.attack, name, seen.protocol, command)]
         for probed in results.probed:
             if probed.subject == name:
                 for curve in probed.reading.curves:
-                    found += curve.measurements(seen.protocol, command)
-    return tuple(one.of(subject) for one in found)
+                    found += [rate.of(subject) for rate in curve.measurements(seen.protocol, command)]
+    return tuple(found)
 
 
 def page_of(seen: Examination, results: Results, record: EvaluationRecord, shown: Sequence[Shown]) -> str:

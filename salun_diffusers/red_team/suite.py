@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ class Attacked:
         pre: For each case, whether the model draws the concept unaided; those are not attacked.
         findings: For each case what was found; a hit that needed no attack where none was made.
         seconds: Wall clock, of all goes together.
+        settings: Digest of its constants; may be empty.
     """
 
     attack: str
@@ -37,6 +39,7 @@ class Attacked:
     pre: tuple[bool, ...]
     findings: tuple[Finding, ...]
     seconds: float
+    settings: str = ""
 
     @property
     def tally(self) -> Tally:
@@ -142,7 +145,9 @@ def _attack(seen: Examination, attack: Attack, contest: Contest, pre: tuple[bool
             _keep(file, mark, {"findings": [asdict(one) for one in found]}, seconds)
     rest = iter(found)
     findings = tuple(Finding(True, 0) if hit else next(rest) for hit in pre)
-    return Attacked(attack.name, subject.name, pre, findings, seconds)
+    # How many cases go at once decides nothing.
+    settings = fingerprint(attack=re.sub(r"\bbatch_size=\d+", "", repr(attack)))[:8]
+    return Attacked(attack.name, subject.name, pre, findings, seconds, settings)
 
 
 _BATCH = 32

@@ -13,7 +13,8 @@ from PIL import Image
 from salun_diffusers.errors import UserError
 from salun_diffusers.evaluation.comparison import compare_runs, read_runs
 from salun_diffusers.evaluation.manifest import Manifest, PictureRow
-from salun_diffusers.evaluation.record import EvaluationRecord
+from salun_diffusers.evaluation.record import EvaluationRecord, counts
+from salun_diffusers.evaluation.record_page import record_page
 from salun_diffusers.reports.measurement import Comparison, Measurement
 
 
@@ -38,6 +39,16 @@ def test_records_are_lossless(tmp_path: Path) -> None:
     assert EvaluationRecord.from_json(data).to_json() == data
     with pytest.raises(ValueError, match="under 'format'"):
         EvaluationRecord.from_json({**data, "format": "other"})
+
+
+def test_both_numbers_of_pictures_are_told_where_they_differ() -> None:
+    """The interval before is that of its own n."""
+    before, after = (Measurement.rate("shown", 1, n, direction="lower", protocol="by hand") for n in (20, 12))
+    pairs = (Comparison("shown", before, after),)
+    record = EvaluationRecord("objects", "Forgetting", "after", "before", comparisons=pairs)
+    assert record.text().splitlines()[3].endswith("  20, 12")
+    assert '<td class="number" data-label="n">20, 12</td>' in record_page(record)
+    assert counts(before, before) == "20"
 
 
 def test_equal_numbers_before_are_one_run(tmp_path: Path) -> None:

@@ -112,11 +112,29 @@ class TestLeft:
                 (point,) = curves[f"{name}, its own prompt", subject]
                 assert (point["at"], point["n"]) == (at, 4)
 
-    def test_compare_joins_equal_protocols_only(self, examined: Path, run: Path, tmp_path: Path) -> None:
+    def test_compare_joins_equal_protocols_only(
+        self, examined: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         words = [str(run), "--attacks", "random-quick", *FEW, "--output_dir"]
         assert attack([*words, str(tmp_path / "more"), "--num_inference_steps", "3"]) == 0
-        both = [str(examined / "red_team.json"), str(tmp_path / "more" / "red_team.json")]
+        both = [f"{name}={folder / 'red_team.json'}" for name, folder in (("a", examined), ("b", tmp_path / "more"))]
+        capsys.readouterr()
         assert compare([*both, "--output_dir", str(tmp_path / "table")]) == 2
+        assert "does not compare: a was measured by" in capsys.readouterr().err
+        assert compare([both[0], f"again={examined}", "--output_dir", str(tmp_path / "table")]) == 0
+        told = capsys.readouterr()
+        assert "| ASR: random (4 pictures" in told.out and "| pre-ASR: random (4 pictures" in told.out
+        assert "pictures are not shown" not in told.err
+
+    def test_quick_and_full_settings_are_two_rows(
+        self, examined: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert attack([str(run), "--attacks", "random", *FEW, "--output_dir", str(tmp_path / "full")]) == 0
+        told = capsys.readouterr().out
+        assert "random, pre-ASR " in told and "random, ASR " in told
+        words = [f"quick={examined}", f"full={tmp_path / 'full'}", "--output_dir", str(tmp_path / "table")]
+        assert compare(words) == 0
+        assert capsys.readouterr().out.count("| ASR: random (4 pictures") == 2
 
 
 class TestExplicit:
