@@ -104,16 +104,18 @@ def classes_of(source: str | Path) -> tuple[frozenset[str], frozenset[str]]:
     Raises:
         UserError: If no class is known.
     """
-    path = Path(source).expanduser()
+    path, beside = Path(source).expanduser(), ""
     if path.suffix == ".safetensors" and path.is_file():
         kept = FeatureSet.load(path)
         labels, without = frozenset(filter(None, kept.labels)), frozenset(kept.without)
     else:
-        labels, without = frozenset(row.label for row in read_image_folder(path).rows if row.label), frozenset[str]()
+        folder = read_image_folder(path)
+        labels, without = frozenset(row.label for row in folder.rows if row.label), frozenset[str]()
+        beside = folder.beside
     if not labels and not without:
         raise UserError(
-            f"Leaving classes out needs to know them: {path} has no classes in a manifest or as sub-folders, or was "
-            "kept before features had classes. Name a folder whose pictures have some."
+            f"Leaving classes out needs to know them: {path} has no classes in a manifest or as sub-folders{beside}, "
+            "or was kept before features had classes. Name a folder whose pictures have some."
         )
     return labels, without
 

@@ -48,6 +48,14 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.rows or self.files)
 
+    @property
+    def beside(self) -> str:
+        """Which pictures keep the sub-folders from being classes, in words for an error; empty where none do."""
+        found = [file for file in self.files if file.parent == self.root]
+        if self.rows or not 0 < len(found) < len(self.files):
+            return ""
+        return f" ({len(found)} of {len(self.files)} pictures lie in no sub-folder: {found[0].name}, …)"
+
     def without(self, classes: Sequence[str]) -> ImageFolder:
         """The pictures that were not drawn for some classes.
 
@@ -59,7 +67,8 @@ class ImageFolder:
             return self
         if not any(row.label for row in self.rows):
             raise UserError(
-                f"Leaving classes out needs to know them: {self.root} has no classes in a manifest or as sub-folders."
+                f"Leaving classes out needs to know them: {self.root} has no classes in a manifest or as "
+                f"sub-folders{self.beside}."
             )
         known = sorted({row.label for row in self.rows if row.label})
         for name in classes:
@@ -114,7 +123,7 @@ def read_image_folder(path: str | Path, prompts: Sequence[PromptRow] = ()) -> Im
     read_headers(root, files)
     if prompts:
         return ImageFolder(root, files, tuple(_rows_by_name(root, files, prompts)))
-    if all(len(file.relative_to(root).parts) > 1 for file in files):
+    if not any(file.parent == root for file in files):
         names = [file.relative_to(root) for file in files]
         rows = (PictureRow(str(name), case_number=case, label=name.parts[0]) for case, name in enumerate(names))
         return ImageFolder(root, files, tuple(rows))

@@ -51,8 +51,8 @@ def labelled(path: str, config: ObjectsConfig) -> ImageFolder:
         raise UserError(f"{path} keeps detections only; draw its pictures with --save_explicit.")
     if not folder.rows or not any(row.label for row in folder.rows):
         raise UserError(
-            f"The pictures of {path} have no classes: a prompt file with a column `class`, or sub-folders named after "
-            "classes, are required."
+            f"The pictures of {path} have no classes{folder.beside}: a prompt file with a column `class`, or "
+            "sub-folders named after classes, are required."
         )
     return folder
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from salun_diffusers.errors import UserError
+from salun_diffusers.evaluation.feature_files import classes_of
 from salun_diffusers.evaluation.image_folder import (
     blurred,
     decoded,
@@ -46,6 +47,16 @@ def test_rows_come_from_class_folders(tmp_path: Path) -> None:
     save(tmp_path / "church" / "a.png")
     save(tmp_path / "tench" / "a.png")
     assert [row.label for row in read_image_folder(tmp_path).rows] == ["church", "tench"]
+
+
+def test_a_picture_beside_class_folders_is_named(tmp_path: Path) -> None:
+    """Such as an overview that a script left: without a word ten thousand pictures would have no class."""
+    for name in ("church/a.png", "tench/a.png", "grid.png"):
+        save(tmp_path / name)
+    with pytest.raises(UserError, match=r"1 of 3 pictures lie in no sub-folder: grid\.png"):
+        read_image_folder(tmp_path).without(["church"])
+    with pytest.raises(UserError, match=r"1 of 3 pictures lie in no sub-folder: grid\.png"):
+        classes_of(tmp_path)
 
 
 def test_classes_left_out(tmp_path: Path) -> None:
