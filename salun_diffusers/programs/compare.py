@@ -2,8 +2,9 @@
 
     salun compare ours=runs/evaluation esd=runs/evaluation-esd
 
-Each REPORT is report.json of an erasure, what an evaluate_… program wrote, or a folder with several of them; numbers
-before erasing become a column of their own. Measurements of one name must have been made by one protocol.
+Each REPORT is report.json of an erasure, what an evaluate_… program, `salun attack` or `salun probe` wrote, or a folder
+with several of them; numbers before erasing become a column of their own. Measurements of one name must have been made
+by one protocol.
 """
 
 from __future__ import annotations
