@@ -146,10 +146,12 @@ def weight_files(folder: Path, variant: str | None = None, *, strictly: bool = T
     variants = sorted({_variant_of(name) for name in names if name.endswith(".safetensors")})
     if pickled and not variants:
         raise UserError(f"{folder} holds pickled weights only ({pickled[0]}); convert them to safetensors first.")
-    found = f"variants {variants}" if variants else "nothing"
-    raise UserError(
-        f"{folder} must hold safetensors weights{f' of variant {variant}' if variant else ''}; found {found}."
-    )
+    wanted = f"must hold safetensors weights{f' of variant {variant}' if variant else ''}"
+    if not variants:
+        raise UserError(f"{folder} {wanted}; found nothing.")
+    found = " and ".join(f"those of variant {one}" if one else "plain ones" for one in variants)
+    ways = " or ".join(f"--variant {one}" if one else "no --variant" for one in variants)
+    raise UserError(f"{folder} {wanted}; found {found}, which {ways} takes.")
 
 
 def parts_listing(folder: Path, variant: str | None = None) -> Path | None:

@@ -81,8 +81,7 @@ class WeightPatch:
             change = (bit_patterns(old) ^ bit_patterns(new)).flatten()
             if change.any():
                 places[name], changes[name] = pack(change != 0), change[change != 0]
-        layout = {name: (str(tensor.dtype).removeprefix("torch."), tensor.numel()) for name, tensor in base.items()}
-        return cls(places, changes, weights_sha256(base), weights_sha256(erased), layout)
+        return cls(places, changes, weights_sha256(base), weights_sha256(erased), _layout(base))
 
     @property
     def number_moved(self) -> int:
@@ -113,11 +112,11 @@ class WeightPatch:
             self._require_promised(base, self.base_sha256)
             return base
         # Flipping twice changes nothing: what flips to the base is what the base flips to.
-        base = self._flipped(weights)
+        base = self._flipped(weights) if self.layout in ({}, _layout(weights)) else {}
         if weights_sha256(base) != self.base_sha256:
             raise UserError(
                 "The patch needs the weights that it makes of the base; these are "
-                f"{'the base itself' if weights_sha256(weights) == self.base_sha256 else 'those of another model'}."
+                f"{'the base itself' if weights_sha256(weights) == self.base_sha256 else self._strangers(weights)}."
             )
         return base
 
@@ -202,11 +201,22 @@ class WeightPatch:
     def _require(self, weights: Mapping[str, Tensor], which: Literal["base", "erased"], wanted: str) -> None:
         found = weights_sha256(weights)
         if found != wanted:
-            other = {self.base_sha256: "the base", self.erased_sha256: "the erased model"}.get(found, "another model")
+            known = {self.base_sha256: "those of the base", self.erased_sha256: "those of the erased model"}
             raise UserError(
                 f"The patch needs the {which} weights with SHA-256 {wanted[:16]}…, these have {found[:16]}…: "
-                f"they are those of {other}."
+                f"they are {known.get(found, self._strangers(weights))}."
             )
+
+    def _strangers(self, weights: Mapping[str, Tensor]) -> str:
+        """What weights may be that are neither the base's nor the erased ones."""
+        (types, sizes), (own_types, own_sizes) = (
+            ({dtype for dtype, _ in layout.values()}, {name: count for name, (_, count) in layout.items()})
+            for layout in (_layout(weights), self.layout)
+        )
+        if sizes == own_sizes and types != own_types:
+            stored, needed = (" and ".join(sorted(dtypes)) for dtypes in (types, own_types))
+            return f"stored as {stored}, it was made of {needed}: --variant names the files of that type"
+        return "those of another model, or were changed since"
 
     def _require_promised(self, made: Mapping[str, Tensor], promised: str) -> None:
         found = weights_sha256(made)
@@ -230,6 +240,11 @@ class WeightPatch:
             bits[unpack(places, bits.shape)] ^= self.changes[name]
             flipped[name] = bits.view(tensor.dtype).reshape(tensor.shape)
         return flipped
+
+
+def _layout(weights: Mapping[str, Tensor]) -> Layout:
+    """Data type and number of weights of every tensor."""
+    return {name: (str(tensor.dtype).removeprefix("torch."), tensor.numel()) for name, tensor in weights.items()}
 
 
 def patch_folder(

@@ -107,7 +107,8 @@ def _with_pipelines(config: PatchConfig, other: str, output: Path) -> str:
     if config.action == "revert":
         restore_cards(output)
     elif strength != 0:  # At 0 it is the base, whose card is right.
-        _write_card(config, source, output, (patch.base_sha256, patch.erased_sha256 if strength == 1 else ""))
+        hashes = patch.base_sha256, patch.erased_sha256 if strength == 1 else ""
+        _write_card(config, source, output, hashes, strength)
     said = f"{patch.number_moved:,} weights changed: {output}\n"
     if strength not in (0, 1):
         said += (
@@ -141,14 +142,14 @@ def _stack(config: PatchConfig, files: list[Path]) -> str:
     return said
 
 
-def _write_card(config: PatchConfig, base: Path, folder: Path, hashes: tuple[str, str]) -> None:
+def _write_card(config: PatchConfig, base: Path, folder: Path, hashes: tuple[str, str], strength: float) -> None:
     """Say in the new folder that it is not the base."""
     from salun_diffusers.reports.model_card import CardBase, patched_card
 
     name, kind = public_name(config.pipeline)
     card, kept_as = card_of(config.pipeline, base, config.base_revision), carry_cards(base, folder)
     described = CardBase(name, kind, card=card, kept_as=kept_as)
-    write_text(folder / CARD, patched_card(described, class_name(model_index(base)), *hashes))
+    write_text(folder / CARD, patched_card(described, class_name(model_index(base)), *hashes, strength))
 
 
 def _found(config: PatchConfig, revision: str | None, variant: str | None) -> Path:

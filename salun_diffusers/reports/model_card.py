@@ -107,7 +107,9 @@ def model_card(facts: CardFacts, report: EvaluationReport | None) -> str:
     )
 
 
-def patched_card(base: CardBase, pipeline_class: str, base_sha256: str, erased_sha256: str) -> str:
+def patched_card(
+    base: CardBase, pipeline_class: str, base_sha256: str, erased_sha256: str, strength: float = 1.0
+) -> str:
     """The text of README.md in a folder that a patch was applied to: nothing was measured there, and it says so.
 
     Args:
@@ -115,15 +117,19 @@ def patched_card(base: CardBase, pipeline_class: str, base_sha256: str, erased_s
         pipeline_class: Class of the pipeline.
         base_sha256: Of the denoiser's weights before.
         erased_sha256: After; empty where the patch does not promise any.
+        strength: How far it goes from the base (0) to the erased model (1).
     """
     rows = {"base": _base_named(base), "SHA-256 of the denoiser's weights before": f"`{base_sha256}`"}
     rows |= {"after": f"`{erased_sha256}`"} if erased_sha256 else {}
+    back = "`salun patch revert` with the same patch gives the base back, bit for bit."
+    if strength != 1:
+        rows["strength"] = f"{strength:g} of the whole change"
+        back = "At this strength `salun patch revert` with the same patch does not give the base back: keep the base."
     text = (
         f"# {_plain(base.name)}, patched\n\n**This model was changed by a patch of `salun_diffusers`**, which erases a "
         "concept. It is not the base model, and what the base's own card says was not measured on it. Nothing was "
         f"measured here: figures are in the report of the run that made the patch.\n\n{_table(('', ''), rows.items())}"
-        "\n\n`salun patch revert` with the same patch gives the base back, bit for bit.\n\n## The base and its licence"
-        f"\n\n{_licence(base)}\n"
+        f"\n\n{back}\n\n## The base and its licence\n\n{_licence(base)}\n"
     )
     return f"---\n{_metadata(base, pipeline_class, {'patch': base_sha256}).to_yaml()}\n---\n\n{text}"
 

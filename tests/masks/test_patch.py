@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,19 @@ class TestRefusals:
             patch.apply(erased)
         with pytest.raises(UserError, match="those of the base"):
             patch.revert(base)
-        with pytest.raises(UserError, match="those of another model"):
+        with pytest.raises(UserError, match="those of another model, or were changed since"):
             patch.apply(base | {"b": torch.zeros(2, 2)})
+
+    def test_the_base_in_another_data_type_is_told_by_it(self) -> None:
+        """Plain weights of a patch of the fp16 variant are not those of another model."""
+        told = "stored as float32, it was made of float16: --variant names the files of that type"
+        half = WeightPatch.between(*weights(torch.float16))
+        both = replace(half, erased_sha256="")
+        for change in (half.apply, half.revert, both.apply, both.revert):
+            with pytest.raises(UserError, match=told):
+                change(weights(torch.float32)[0])
+        with pytest.raises(UserError, match="those of another model"):  # It is not the patch that is damaged.
+            both.revert({"c": torch.zeros(2)})
 
     def test_a_hash_tells_shape_type_and_name(self) -> None:
         ones = torch.ones(4)

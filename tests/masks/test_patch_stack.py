@@ -237,6 +237,7 @@ class TestProgram:
         base, made = weights_of(files["base"]), weights_of(files["new"])
         assert torch.equal(made["conv_out.bias"], torch.lerp(base["conv_out.bias"], base["conv_out.bias"] + 1, 0.5))
         assert StableDiffusionPipeline.from_pretrained(files["new"], local_files_only=True).unet is not None
+        assert "0.5 of the whole change" in (files["new"] / "README.md").read_text()
         files["back"] = tmp_path / "back"
         code, _, error = typed("revert {new} {a} {back}")
         assert code == 2 and "those of another model" in error

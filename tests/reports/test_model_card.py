@@ -178,3 +178,10 @@ def test_a_patched_folder_says_that_nothing_was_measured():
     assert "changed by a patch" in card.text and "Nothing was measured here" in card.text
     assert "e" * 64 in card.text and "f" * 64 in card.text and "`BASE_README.md`" in card.text
     assert card.data.license == "creativeml-openrail-m" and card.data.to_dict()["salun_diffusers"]["patch"] == "e" * 64
+    assert "gives the base back, bit for bit" in card.text and "| strength |" not in card.text
+
+
+def test_a_folder_patched_at_a_strength_is_not_said_to_be_reverted():
+    text = patched_card(BASE, "StableDiffusionPipeline", "e" * 64, "", 0.7)
+    assert "| strength | 0.7 of the whole change |" in text
+    assert "does not give the base back" in text and "bit for bit" not in text
