@@ -90,6 +90,8 @@ class HeldModel:
         """What it was loaded from: an embedded model's name, a folder or a hub id, or else its class."""
         configs = (self.pipe.config, getattr(getattr(self.pipe, "unet", None), "config", {}))
         path = next((str(config["_name_or_path"]) for config in configs if config.get("_name_or_path")), "")
+        whole = Path(path).parent  # A network knows where it lies in the pipeline that it was loaded with.
+        path = str(whole) if Path(path).name == "unet" and (whole / "model_index.json").is_file() else path
         embedded = (name for name, folder in EMBEDDED.items() if path and Path(path).resolve() == folder.resolve())
         return next(embedded, path or type(self.pipe).__name__)
 

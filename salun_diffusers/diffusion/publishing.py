@@ -130,7 +130,7 @@ def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, fol
     name, kind = public_name(report.base)
     with full_disk_is_told("the erased pipeline"), whole_folder(folder) as partial:
         pipeline.save_pretrained(partial)
-        at_hand = kind == "local" and (Path(report.base) / CARD).is_file()
+        at_hand = kind != "embedded" and (Path(report.base) / CARD).is_file()
         kept_as = carry_cards(Path(report.base), partial) if at_hand else ""
         card = card_of(report.base, Path(report.base), report.config["revision"])
         facts = CardFacts(
@@ -142,6 +142,7 @@ def save_erased(pipeline: Any, mask: SaliencyMask, report: EvaluationReport, fol
             made={"concept": [report.concept], "base": name},
             mask_sha256=mask.sha256,
             weights=_digests(partial, None),
+            anew=True,
         )
         write_text(partial / CARD, model_card(facts, report) + "\n")
 

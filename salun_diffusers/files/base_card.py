@@ -107,7 +107,8 @@ def card_of(name: str, folder: Path, revision: str | None) -> BaseCard | None:
         except UserError as error:
             tell("note", f"the base's card is kept, but no licence was read from it: {error}")
             return None
-    return hub_card(name, revision) if kind == "hub" else None
+    # For a folder that is here nobody is asked.
+    return hub_card(name, revision) if kind == "hub" and not Path(name).expanduser().exists() else None
 
 
 def read_card(file: Path) -> BaseCard:

@@ -35,6 +35,9 @@ def public_name(name: str) -> tuple[str, str]:
     if not path.exists():  # A pipeline in memory may be known by its class only.
         return name, "hub" if name.count("/") == 1 else "local"
     path = path.resolve()
+    kind, *owner_and_name = path.parent.parent.name.split("--")  # Of a snapshot in the hub's cache, which no id has.
+    if path.parent.name == "snapshots" and kind == "models" and len(owner_and_name) == 2:
+        return "/".join(owner_and_name), "hub"
     return (f"{path.parent.name}/{path.name}" if path.name == "pipeline" else path.name), "local"
 
 

@@ -24,6 +24,10 @@ WHY_UNPUBLISHED = (
     "([arXiv 2603.06640](https://arxiv.org/abs/2603.06640))"
 )
 NOT_MEASURED = "not measured"
+_WRITTEN_ANEW = (
+    " This folder was saved from memory, where diffusers writes every part anew: configurations, tokenizers and the "
+    "like differ from the base's in their bytes, `salun verify` names them and ends with exit code 1."
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class CardFacts:
         mask_published: Name of the mask's file in the repository; empty where it stays at home.
         place: What stands for the erased pipeline in a command: a repository, or ``FOLDER``.
         lora: Whether it is a LoRA that erases, beside a base that stays as it is.
+        anew: Whether diffusers wrote all parts anew, of a pipeline in memory.
     """
 
     concepts: tuple[str, ...]
@@ -76,6 +81,7 @@ class CardFacts:
     mask_published: str = ""
     place: str = "FOLDER"
     lora: bool = False
+    anew: bool = False
 
 
 def model_card(facts: CardFacts, report: EvaluationReport | None) -> str:
@@ -235,12 +241,15 @@ def _complement(one: Measurement | None) -> Measurement | None:
 def _verify(facts: CardFacts, report: EvaluationReport | None) -> str:
     base, place = facts.base.name, facts.place
     asked = f"salun verify {base if facts.base.kind != 'local' else 'BASE'} {place} --mask"
+    told = "which files beside the denoiser differ" if facts.anew else "that nothing beside the denoiser differs"
+    told = "that this is the base" if facts.lora else told
     lines = [
         "`salun verify` compares the base with itself and this LoRA, weight by weight: it must be the base that the "
         "LoRA was trained on, and layers outside the mask must not change."
         if facts.lora
         else "`salun verify` compares every weight and every file with the base: outside the mask each weight must be "
-        "bit-identical, and everything beside the denoiser must be the base's to the byte.",
+        "bit-identical, and everything beside the denoiser must be the base's to the byte."
+        + (_WRITTEN_ANEW if facts.anew else ""),
         "",
         "```bash",
         f"{asked} {facts.mask_published or 'mask.safetensors'}",
@@ -252,8 +261,7 @@ def _verify(facts: CardFacts, report: EvaluationReport | None) -> str:
     else:
         lines.append(
             f"The mask stays with whoever made this model: {WHY_UNPUBLISHED}. Without it `{asked} full` still tells "
-            f"{'that this is the base' if facts.lora else 'that nothing beside the denoiser differs'}, and how much of "
-            "the denoiser moved."
+            f"{told}, and how much of the denoiser moved."
         )
     if report is not None:
         lines[-1] += f" When it was made, the comparison said: {receipt_sentence(report)}"

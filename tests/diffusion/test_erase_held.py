@@ -147,6 +147,7 @@ class TestAsItIs:
         from_picture = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
         result = erase(from_picture, "disc", **SMALL, **TEXTS, retain_prompts=RETAIN)
         assert type(result.pipe) is StableDiffusionImg2ImgPipeline
+        assert result.report.base == str(tiny_pipeline), "not unet, the last part of where its network lies"
         assert same(weights(pipe.unet), weights(load(run / "pipeline").unet))
 
     def test_a_subclass_of_the_users(self, pipe):

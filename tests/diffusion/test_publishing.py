@@ -266,6 +266,9 @@ class TestInMemory:
         assert "“disc” was erased from it" in card.text and card.data.license == "creativeml-openrail-m"
         assert (tmp_path / "saved" / "BASE_README.md").read_text() == CARD
         assert 'from_pretrained("FOLDER")' in card.text and result.mask.sha256 in card.text
+        assert "written anew" not in card.text and "writes every part anew" in card.text  # As verify finds it:
+        assert verify([str(base), str(tmp_path / "saved"), "--mask", "full"]) == 1
+        assert "that nothing beside the denoiser differs" not in card.text
         again = load(tmp_path / "saved").unet.state_dict()
         assert all(torch.equal(again[name], tensor) for name, tensor in pipe.unet.state_dict().items())
         with pytest.raises(UserError, match="must be empty or new"):

@@ -17,6 +17,7 @@ from salun_diffusers.files.base_card import (
     read_card,
     restore_cards,
 )
+from salun_diffusers.files.pipeline_folder import public_name
 
 FULL = """---
 license: other
@@ -102,6 +103,16 @@ class TestOf:
 
     def test_a_local_folder_without_a_card_asks_nobody(self, tmp_path, hub):
         assert card_of(str(tmp_path), tmp_path, None) is None and hub.asked == []
+
+    def test_a_snapshot_of_the_hubs_cache_is_known_by_its_id(self, tmp_path, hub):
+        """By its folder's name the card would be that of "133a221b8aa7… without nudity"."""
+        snapshot = tmp_path / "models--some--one-x" / "snapshots" / "a1b2"
+        snapshot.mkdir(parents=True)
+        assert public_name(str(snapshot)) == ("some/one-x", "hub")
+        assert card_of(str(snapshot), snapshot, None) is None and hub.asked == []
+        elsewhere = tmp_path / "one" / "snapshots" / "a1b2"
+        elsewhere.mkdir(parents=True)
+        assert public_name(str(elsewhere)) == ("a1b2", "local")
 
 
 def folder(place, **cards: str):
