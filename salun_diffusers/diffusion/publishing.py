@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from salun_diffusers.diffusion.settings import OWN_SCHEDULER, recorded
 from salun_diffusers.diffusion.started_run import Run
 from salun_diffusers.errors import UserError, tell
 from salun_diffusers.files.base_card import CARD, card_of, carry_cards
-from salun_diffusers.files.component_files import pipeline_files, weight_files
+from salun_diffusers.files.component_files import pipeline_files, unreadable_parts, weight_files
 from salun_diffusers.files.hub_upload import upload
 from salun_diffusers.files.loading import loading_line
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index, public_name
@@ -53,7 +54,10 @@ def write_card(run: Run, request: Request, report: EvaluationReport | None, plac
         return
     config, folder = request.config, run.folder.pipeline
     lora = isinstance(request.model, AdaptedModel)  # It lies beside a base whose card stays where it is.
-    base = _base_of(request, run.base, "" if lora else carry_cards(request.base, folder))
+    base = _base_of(request, run.base)
+    if not lora:
+        left_out = unreadable_parts(request.base, config.variant)
+        base = replace(base, kept_as=carry_cards(request.base, folder), left_out=left_out)
     names = {str(folder): place}
     names |= {str(request.base): base.name if base.kind == "hub" else "BASE"} if lora else {}
     measured = report is not None
@@ -205,12 +209,12 @@ def _digests(folder: Path, variant: str | None) -> dict[str, str]:
     return {f"{denoiser.name}/{file.name}": sha256_of(file) for file in weight_files(denoiser, variant)}
 
 
-def _base_of(request: Request, sha256: str, kept_as: str) -> CardBase:
+def _base_of(request: Request, sha256: str) -> CardBase:
     config = request.config
     name, kind = public_name(config.pretrained_model_name_or_path)
     revision = request.base.name if kind == "hub" and request.base.parent.name == "snapshots" else ""
     card = card_of(config.pretrained_model_name_or_path, request.base, config.revision)
-    return CardBase(name, kind, revision, sha256, card, kept_as)
+    return CardBase(name, kind, revision, sha256, card)
 
 
 def in_words(values: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Literal
 from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.base_card import CARD, card_of, carry_cards, restore_cards
+from salun_diffusers.files.component_files import unreadable_parts
 from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import class_name, locate, model_index, public_name
 from salun_diffusers.files.single_file import find_model
@@ -148,7 +149,7 @@ def _write_card(config: PatchConfig, base: Path, folder: Path, hashes: tuple[str
 
     name, kind = public_name(config.pipeline)
     card, kept_as = card_of(config.pipeline, base, config.base_revision), carry_cards(base, folder)
-    described = CardBase(name, kind, card=card, kept_as=kept_as)
+    described = CardBase(name, kind, card=card, kept_as=kept_as, left_out=unreadable_parts(base, config.variant))
     write_text(folder / CARD, patched_card(described, class_name(model_index(base)), *hashes, strength))
 
 

@@ -41,6 +41,7 @@ class CardBase:
         sha256: Of all that erasing read of it; empty where that is not known.
         card: What its card says; None where there was none to read.
         kept_as: Name of its card in the erased folder; empty where it is not there.
+        left_out: Its parts that a copy does not hold, such as a pickled safety checker.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CardBase:
     sha256: str = ""
     card: BaseCard | None = None
     kept_as: str = ""
+    left_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def patched_card(
     """
     rows = {"base": _base_named(base), "SHA-256 of the denoiser's weights before": f"`{base_sha256}`"}
     rows |= {"after": f"`{erased_sha256}`"} if erased_sha256 else {}
+    rows |= _left_out(base)
     back = "`salun patch revert` with the same patch gives the base back, bit for bit."
     if strength != 1:
         rows["strength"] = f"{strength:g} of the whole change"
@@ -179,7 +182,7 @@ def _facts(facts: CardFacts, report: EvaluationReport | None) -> str:
         rows["revision of the base"] = f"`{facts.base.revision}`"
     if facts.base.sha256:
         rows["SHA-256 of what was read of the base"] = f"`{facts.base.sha256}`"
-    rows |= {name: _plain(value) for name, value in facts.settings.items()}
+    rows |= _left_out(facts.base) | {name: _plain(value) for name, value in facts.settings.items()}
     if report is not None:
         might = "lie in layers of the LoRA" if facts.lora else "might move"
         rows["mask"] = f"{percent(report.mask.density)} of the denoiser's weights, {report.mask.selected:,}, {might}"
@@ -189,6 +192,11 @@ def _facts(facts: CardFacts, report: EvaluationReport | None) -> str:
         if report.receipt.strength != 1:
             rows["strength"] = f"{report.receipt.strength:g} of the whole change"
     return _table(("", ""), rows.items())
+
+
+def _left_out(base: CardBase) -> dict[str, str]:
+    names = ", ".join(f"`{_bare(name)}`" for name in base.left_out)
+    return {"left out of the base": f"{names}: not to be had without a pickle"} if names else {}
 
 
 def _figures(report: EvaluationReport | None) -> str:

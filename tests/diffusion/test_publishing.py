@@ -216,7 +216,7 @@ class TestBase:
 
     def base(self, name: str, folder: Path) -> CardBase:
         request = SimpleNamespace(config=EraseConfig(pretrained_model_name_or_path=name), base=folder)
-        return publishing._base_of(request, "sha", "")
+        return publishing._base_of(request, "sha")
 
     def test_of_the_hub(self, sd14):
         made = self.base("CompVis/stable-diffusion-v1-4", sd14)

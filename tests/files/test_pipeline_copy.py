@@ -26,6 +26,7 @@ from salun_diffusers.programs.patch import main as patch
 from salun_diffusers.programs.verify import main as verify
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+LEFT_OUT = "| left out of the base | `safety_checker`: not to be had without a pickle |"
 WORDS = {"plain": (), "fp16": ("--variant", "fp16")}
 
 
@@ -71,6 +72,7 @@ class TestErasedSnapshot:
         wanted = {"variant": "fp16"} if variant == "fp16" else {}
         pipe = StableDiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True, **wanted)
         assert pipe.safety_checker is None
+        assert LEFT_OUT in (folder / "pipeline" / "README.md").read_text(), "who gets it reads no stderr of ours"
         before = load_file(weight_files(sd14 / "unet", wanted.get("variant"))[0])
         after = pipe.unet.state_dict()
         assert any(not torch.equal(after[name].to(before[name].dtype), before[name]) for name in before)
@@ -81,6 +83,7 @@ class TestErasedSnapshot:
         assert verify([str(sd14), str(folder / "pipeline"), "--mask", str(folder / "mask.safetensors"), *words]) == 0
         there, back = tmp_path / "there", tmp_path / "back"
         assert patch(["apply", str(sd14), str(folder / "patch.safetensors"), str(there), *words]) == 0
+        assert LEFT_OUT in (there / "README.md").read_text()
         assert patch(["revert", str(there), str(folder / "patch.safetensors"), str(back), *words]) == 0
         file = weight_files(sd14 / "unet", "fp16" if words else None)[0].name
         # The header's metadata is written in any order; tensors and all other files are the same to the bit.
