@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,24 @@ class RunSource:
         """A text of the record; None where it says none."""
         value = self.record.get(name)
         return value if isinstance(value, str) else None
+
+
+def named_by(run: str) -> str:
+    """The base that a run's record names: the word that was typed, which meant a place where it was typed."""
+    return f"the base that {run} names (another place of it: --base)"
+
+
+@contextmanager
+def told_of(base: str) -> Iterator[None]:
+    """Say of a base that is not to be had which one it is.
+
+    Args:
+        base: Such as ``--base``, or what `named_by` says.
+
+    Raises:
+        UserError: That of the block, which begins with it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{base} cannot be used: {error}") from error

@@ -10,7 +10,7 @@ from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import locate
-from salun_diffusers.files.run_source import RunSource
+from salun_diffusers.files.run_source import RunSource, named_by, told_of
 from salun_diffusers.files.single_file import find_model
 
 Variants = tuple[str | None, str | None]
@@ -72,13 +72,14 @@ def base_and_erased(
     if name is None:
         raise UserError(f"--base is required: {config.erased} is no run's folder, which would say what it was made of.")
     variants = (flags["variant"] if config.base_variant is None else config.base_variant, flags["variant"])
-    base = find_model(
-        name,
-        revision=flags["revision"],
-        variant=variants[0],
-        cache_dir=config.cache_dir,
-        single_file_config=flags["single_file_config"],
-    )
+    with told_of("--base" if config.base is not None else named_by(config.erased)):
+        base = find_model(
+            name,
+            revision=flags["revision"],
+            variant=variants[0],
+            cache_dir=config.cache_dir,
+            single_file_config=flags["single_file_config"],
+        )
     require_lora(base, what)
     erased = run.pipeline if run is not None else None
     if erased is None:

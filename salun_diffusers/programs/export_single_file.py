@@ -19,6 +19,7 @@ from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import locate
 from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.programs.program import Program
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def work(config: ExportSingleFileConfig, command: str) -> str:
         raise UserError(f"{output} exists already: nothing is overwritten.")
     if config.base is not None:
         _require_base(config)
-    folder, mask_file = _found(config)
-    check_complete(folder, config.variant)
+    folder, mask_file, variant = _found(config)
+    check_complete(folder, variant)
     require_outside_components(output, folder, "OUTPUT")
     import torch
 
@@ -61,7 +62,7 @@ def work(config: ExportSingleFileConfig, command: str) -> str:
 
     if config.base is None:
         dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(config.dtype)
-        count = write_single_file(folder, output, dtype, config.variant)
+        count = write_single_file(folder, output, dtype, variant)
         return f"{count:,} tensors, {output.stat().st_size:,} bytes: {output}\n"
     mask: Mapping[str, Tensor] = {}
     if mask_file is not None:
@@ -69,7 +70,7 @@ def work(config: ExportSingleFileConfig, command: str) -> str:
 
         mask = SaliencyMask.load(mask_file)
     base = Path(config.base).expanduser()
-    tensors, weights = write_changed_file(folder, output, base, mask, config.variant)
+    tensors, weights = write_changed_file(folder, output, base, mask, variant)
     return f"{weights:,} weights in {tensors:,} tensors differ from {base}, all else is its own: {output}\n"
 
 
@@ -88,15 +89,18 @@ def _require_base(config: ExportSingleFileConfig) -> None:
         raise UserError(f"--base must be the single file of the base, there is no file {config.base}.")
 
 
-def _found(config: ExportSingleFileConfig) -> tuple[Path, Path | None]:
-    """The pipeline's folder, and the mask of the run that made it, where there is one."""
+def _found(config: ExportSingleFileConfig) -> tuple[Path, Path | None, str | None]:
+    """The pipeline's folder, the mask of the run that made it, where there is one, and the variant of its weights."""
     place = Path(config.pipeline).expanduser()
     if place.is_file():
         raise UserError(f"A folder of a run or of a pipeline is required, {place} is a file.")
     run = RunFolder(place if (place / "run.json").is_file() else place.parent)
     if place in (run.root, run.pipeline) and run.pipeline.is_dir():
-        return run.pipeline, run.mask if run.mask.is_file() else None
-    return locate(config.pipeline, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir), None
+        source = RunSource.found(str(run.root))
+        told = source.told("variant") if source is not None and config.variant is None else config.variant
+        return run.pipeline, run.mask if run.mask.is_file() else None, told
+    found = locate(config.pipeline, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    return found, None, config.variant
 
 
 main = Program("export single-file", ExportSingleFileConfig, work, __doc__ or "")

@@ -13,6 +13,7 @@ from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import check_complete
 from salun_diffusers.files.pipeline_folder import EMBEDDED, denoiser_folder, locate, model_index
 from salun_diffusers.files.run_folder import RunFolder
+from salun_diffusers.files.run_source import named_by, told_of
 from salun_diffusers.files.single_file import find_model
 from salun_diffusers.files.stored_weights import stored_weights
 from salun_diffusers.masks.mask import SaliencyMask
@@ -156,13 +157,11 @@ def _base(words: Sequence[str], records: Sequence[RunRecord], where: Where) -> t
             "one out, or name the base of both by --base."
         )
     name = where.base or named[0][1]
-    try:
+    whose = "--base" if where.base else named_by(named[0][0])
+    with told_of(whose):
         return name, find_model(
             name, revision=where.base_revision, variant=where.base_variant, cache_dir=where.cache_dir
         )
-    except UserError as error:
-        whose = "--base" if where.base else f"the base that {named[0][0]} names (another place of it: --base)"
-        raise UserError(f"{whose} cannot be used: {error}") from error
 
 
 def _folder(word: str, base: Path, where: Where, scratch: ExitStack) -> tuple[Path, str | None]:

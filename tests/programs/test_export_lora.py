@@ -110,6 +110,15 @@ class TestRefused:
     def test_a_folder_without_its_base(self, refused: Attempt, run: Path, tmp_path: Path) -> None:
         assert "--base is required" in refused(run / "pipeline", tmp_path / "lora")
 
+    def test_a_base_that_was_named_from_elsewhere(self, refused: Attempt, run: Path, tmp_path: Path) -> None:
+        """The record has the word that was typed: a relative one means nothing after `cd`."""
+        shutil.copytree(run, tmp_path / "run")
+        record = json.loads((tmp_path / "run" / "config.json").read_text())
+        record["pretrained_model_name_or_path"] = "bases/mine/sd"
+        (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+        told = refused(tmp_path / "run", tmp_path / "lora")
+        assert f"the base that {tmp_path / 'run'} names (another place of it: --base) cannot be used" in told
+
     def test_a_run_without_a_result(self, refused: Attempt, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "run.json").write_text("{}")

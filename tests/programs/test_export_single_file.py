@@ -142,9 +142,17 @@ class TestLayout:
 
     def test_of_a_snapshot_of_the_hub(self, sd14, exported) -> None:
         """Links, a variant of fp16, a checker that is a pickle: of the variant each tensor as it is stored."""
-        found = load_file(exported(sd14, "--variant", "fp16"))
+        file = exported(sd14, "--variant", "fp16")
+        found = load_file(file)
         assert {tensor.dtype for tensor in found.values()} == {torch.float16}
         assert not [name for name in found if "safety" in name]
+        # Of a run its record says the variant.
+        run = file.parent / "run"
+        shutil.copytree(sd14, run / "pipeline")
+        (run / "pipeline" / UNET).unlink()
+        (run / "run.json").write_text("{}")
+        (run / "config.json").write_text('{"variant": "fp16"}')
+        assert exported(run).read_bytes() == file.read_bytes() == exported(run / "pipeline").read_bytes()
 
     def test_an_older_folder(self, folders, exported, tmp_path) -> None:
         """Its VAE calls the attention's tensors by other names, its text encoder keeps the numbers of positions."""
