@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from salun_diffusers.diffusion.presets.text_space import NOT_AT_HAND, TextEncoderSpace, TextSpace
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.component_files import check_complete, weight_files
 from salun_diffusers.files.pipeline_copy import copy_with_denoiser, size_of_copy
 from salun_diffusers.files.pipeline_folder import denoiser_folder, model_index
@@ -128,6 +129,15 @@ class BaseModel(Protocol):
     def loading_line(self) -> str:
         """The Python line that loads it; empty where it is loaded."""
         ...
+
+
+def is_complete(model: BaseModel) -> bool:
+    """Whether no part is lacking: of a model on the hub, whether it has been fetched."""
+    try:
+        model.require_complete()
+    except UserError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def _lines(request: Request, probed: Probed | None) -> Iterator[str]:
         size = download_size(
             name, request.base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir
         )
-        yield f"download  {_gigabytes(size)}"
+        here = size is None and request.disk is not None  # A hub that does not answer need not.
+        yield f"download  {_gigabytes(0 if here else size)}"
 
 
 def _memory(peaks: StagePeaks) -> str:

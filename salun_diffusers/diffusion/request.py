@@ -12,7 +12,7 @@ from salun_diffusers.adapters.loadable import require_lora
 from salun_diffusers.arguments import check
 from salun_diffusers.diffusion.adapted_model import AdaptedModel
 from salun_diffusers.diffusion.adapter_flags import check_adapter, require_linear
-from salun_diffusers.diffusion.base_model import BaseModel, FolderModel
+from salun_diffusers.diffusion.base_model import BaseModel, FolderModel, is_complete
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.detection import check_detector, check_red_team, chosen_detector, with_detector
@@ -212,7 +212,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     # Of a pipeline in memory the base's weights are gone when the erased ones are there.
     settings = settings if held is not None else with_curve(settings, concept, config)
     disk = None
-    if held is not None or not config.dry_run or is_local(name):
+    if held is not None or not config.dry_run or is_local(name) or is_complete(model):
         model.require_complete()
         denoiser = base / denoiser_folder(index, base)
         selected = check_foreseen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,22 @@ def test_the_resolution_is_that_of_the_run(tiny_pipeline: Path) -> None:
 def test_a_hub_model_is_asked_for_its_size(
     small_run: Callable[..., list[str]], tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = accept(parse(EraseConfig, small_run()))
+    request = replace(accept(parse(EraseConfig, small_run())), disk=None)
     monkeypatch.setattr(forecasting, "is_local", lambda name: False)
     monkeypatch.setattr(forecasting, "fetch_configurations", lambda *_: None)
     for size, words in ((5_480_000_000, "5.5 GB"), (None, "does not tell"), (0, "nothing, all is in the cache")):
         monkeypatch.setattr(forecasting, "download_size", lambda *_, size=size, **__: size)
         assert words in lines_of(forecast(request, None))["download"]
+
+
+def test_of_a_fetched_hub_model_all_is_known(sd14: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its disk was "known when the weights are there", which they were; the hub, not asked offline, need not tell."""
+    words = ["--concept", "Van Gogh", "--dry_run", "--cache_dir", str(sd14.parents[2])]
+    for variant, weights_are_there in (("fp16", True), ("bf16", False)):
+        assert main([*words, "--variant", variant]) == 0
+        lines = lines_of(capsys.readouterr().out)
+        assert (" GB, in it 1 checkpoint" in lines["disk"]) is weights_are_there
+        assert ("nothing, all is in the cache" in lines["download"]) is weights_are_there
 
 
 def test_vram_without_dry_run_is_refused(refused: Callable[..., str]) -> None:
