@@ -175,8 +175,8 @@ def full_disk_is_told(what: str) -> Iterator[None]:
         UserError: If the block ran out of space.
     """
     sentence = (
-        f"The disk is full: {what} could not be written. What was finished before is kept: free some space, "
-        "then the same command with --resume_from_checkpoint latest goes on."
+        f"The disk is full: {what} could not be written. What was finished before is kept: free some space, then give "
+        "the same command again, `salun erase` with the run's --output_dir and --resume_from_checkpoint latest."
     )
     try:
         yield

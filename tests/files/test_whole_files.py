@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -10,8 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from salun_diffusers.errors import UserError
 from salun_diffusers.files.stored_weights import write_tensors
-from salun_diffusers.files.whole_files import partial_of, whole_file, whole_folder, write_json, write_text
+from salun_diffusers.files.whole_files import (
+    full_disk_is_told,
+    partial_of,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077], ids=oct)
@@ -127,3 +136,10 @@ class TestPowerLoss:
         with whole_folder(tmp_path / "final") as partial:
             (partial / "one").write_text("x")
         assert flushed[-1] == (tmp_path.name, True) and ("one", True) in flushed
+
+
+def test_a_full_disk_is_told_to_programs_that_resume_nothing():
+    """`salun mask plot` was advised a flag of `salun erase`, which it refuses."""
+    with pytest.raises(UserError, match="the same command again, `salun erase` with") as told, full_disk_is_told("m"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(told.value).startswith("The disk is full: m could not be written.")
