@@ -129,7 +129,9 @@ def model_index(folder: Path) -> dict[str, object]:
     if not folder.is_dir():
         raise UserError(f"A pipeline folder is required, there is no folder {folder}.")
     if not path.is_file():
-        raise UserError(f"{folder} is not a diffusers pipeline: it has no model_index.json.")
+        inner = folder / "pipeline"  # Of a run.
+        instead = f" {inner} is one." if (inner / path.name).is_file() else ""
+        raise UserError(f"{folder} is not a diffusers pipeline: it has no model_index.json.{instead}")
     index = read_object(path)
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list):

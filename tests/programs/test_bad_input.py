@@ -95,6 +95,11 @@ class TestModel:
         (copied / "model_index.json").unlink()
         refused("not a diffusers pipeline", "no model_index.json", pretrained_model_name_or_path=copied)
 
+    def test_the_folder_of_a_run(self, refused, copied):
+        copied.rename(copied.parent / "pipeline")
+        told = f"{copied.parent / 'pipeline'} is one"
+        refused("no model_index.json", told, pretrained_model_name_or_path=copied.parent)
+
     @pytest.mark.parametrize("content", ["{", "[]"])
     def test_spoilt_model_index(self, refused, copied, content):
         (copied / "model_index.json").write_text(content)
