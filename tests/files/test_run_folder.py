@@ -289,7 +289,7 @@ class TestPython:
 
     def test_refuses_in_python_as_on_the_command_line(self):
         with pytest.raises(UserError, match="Unknown concept"):
-            salun_diffusers.erase(EraseConfig(concept="cirlce"))
+            salun_diffusers.erase(EraseConfig(concept="Van Gohg"))
 
     def test_the_name_erase_can_be_called_whatever_was_imported_before(self):
         import importlib
