@@ -210,6 +210,11 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("truth = family.schedule.target(latents, noise, timesteps)", "truth = noise"),
         ]
     },
+    "diffusion/layer_masks.py": {
+        "diffusion/test_adapter_lora.py -k shares": [
+            ("scores[layer] + sums[layer] / whole", "scores[layer] + sums[layer]"),
+        ]
+    },
     "diffusion/sampler.py": {
         "diffusion/test_stages.py -k Marks": [("model_of(run.base, request.config.variant)", "run.base")]
     },
