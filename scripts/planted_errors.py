@@ -210,6 +210,11 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("truth = family.schedule.target(latents, noise, timesteps)", "truth = noise"),
         ]
     },
+    "diffusion/layer_masks.py": {
+        "diffusion/test_adapter_lora.py -k shares": [
+            ("scores[layer] + sums[layer] / whole", "scores[layer] + sums[layer]"),
+        ]
+    },
     "diffusion/sampler.py": {
         "diffusion/test_stages.py -k Marks": [("model_of(run.base, request.config.variant)", "run.base")]
     },
@@ -219,7 +224,12 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("z * z / (4 * n * n)", "z * z / (4 * n)"),
         ]
     },
-    "reports/strength.py": {"reports/test_strength.py": [("min(met, key=_strength)", "max(met, key=_strength)")]},
+    "reports/strength.py": {
+        "reports/test_strength.py": [
+            ("min(met, key=_strength)", "max(met, key=_strength)"),
+            ("if need.met(point, base)]", "if need.reached(point)]"),
+        ]
+    },
     "adapters/ranks.py": {
         "adapters/test_low_rank.py": [
             ("max(1, int(scale * ratio))", "max(1, round(scale * ratio))"),
@@ -407,6 +417,7 @@ _TABLE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "evaluation/fidelity.py": {
         _FIDELITY: [
             ("kthvalue(neighbours + 1,", "kthvalue(neighbours,"),
+            ("min(1000, n // 2, m // 2)", "min(1000, n, m)"),
             ("<= radii)", "< radii)"),
             ("std()) if bootstraps > 1", "std()) if bootstraps > 99"),
         ]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from peft import get_peft_model_state_dict
+from tiny_runs import tiny_settings
 from two_processes import run_two
 
 from salun_diffusers.adapters.fused import Fused
@@ -20,6 +22,7 @@ from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora
 from salun_diffusers.adapters.lora_names import peft_tensors
 from salun_diffusers.adapters.lora_weights import LoraWeights, attach, attached
 from salun_diffusers.adapters.low_rank import Factors, LowRank, cost, layers_of
+from salun_diffusers.diffusion import layer_masks
 from salun_diffusers.diffusion.adapted_model import NAME, load_lora
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.layer_masks import ranks_of
@@ -32,6 +35,7 @@ from salun_diffusers.files.loading import load_folder
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.whole_files import sha256_of
 from salun_diffusers.masks.mask import SaliencyMask
+from salun_diffusers.masks.saliency import Saliency
 from salun_diffusers.programs.erase import main
 from salun_diffusers.programs.verify import main as verify
 from salun_diffusers.reports.report import EvaluationReport
@@ -244,6 +248,21 @@ class TestLayers:
         lora = read_lora(tmp_path / "run" / "adapter")
         assert set(lora) == {name for name in layers_of(base_of(tiny_pipeline).unet) if ".attn2." in name}
         assert {one.rank for one in lora.values()} == {3}
+
+
+def test_of_several_concepts_each_layer_has_the_sum_of_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A concept whose gradients are a thousand times another's says no more than that one: 3/4 + 1/4, 1/4 + 3/4."""
+    found = {0: {"a": [3000.0], "b": [1000.0]}, 1: {"a": [1.0], "b": [3.0]}}
+    monkeypatch.setattr(
+        layer_masks, "forget_saliency",
+        lambda run, family, weights, data, settings: Saliency(
+            {f"{name}.weight": torch.tensor(value) for name, value in found[data].items()}
+        ),
+    )  # fmt: skip
+    network = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1, bias=False) for name in "ab"})
+    data, settings = SimpleNamespace(groups=2, forget_of=lambda group: group), tiny_settings()
+    shapes = {name: torch.Size((1, 1)) for name in "ab"}
+    assert layer_masks._scores(None, SimpleNamespace(denoiser=network), shapes, data, settings) == {"a": 1.0, "b": 1.0}  # type: ignore[arg-type]
 
 
 class TestWeights:

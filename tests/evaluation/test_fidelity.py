@@ -129,6 +129,7 @@ def test_measurements_and_their_intervals(demo) -> None:
     fd, kid, precision, recall = measure_fidelity(*sides, demo, bootstraps=4, subsets=10)
     assert fd.low < fd.value < fd.high and "interval from 4 bootstraps" in fd.protocol and "120 pictures" in fd.protocol
     assert kid.interval is None  # The subsets overlap.
+    assert "mean of 10 subsets of 60" in kid.protocol  # Half of either side, at most 1000.
     assert precision.kind == recall.kind == "rate"
     assert measure_fidelity(*sides, demo, bootstraps=4, subsets=10)[0] == fd
     (alone, *_) = measure_fidelity(*sides, demo, subsets=10)

@@ -12,6 +12,7 @@ from attacked import contest_of, subject_of
 from salun_diffusers import UserError
 from salun_diffusers.diffusion.config import EraseConfig
 from salun_diffusers.diffusion.presets.known import find_concept
+from salun_diffusers.diffusion.presets.text_space import NotAtHand
 from salun_diffusers.red_team import ring_a_bell
 from salun_diffusers.red_team.attack import Case
 from salun_diffusers.red_team.genetic import Genetics
@@ -129,7 +130,7 @@ def test_defaults_are_the_source_s() -> None:
 
 
 def test_pairs_are_the_concept_s_swaps() -> None:
-    concept = find_concept(EraseConfig(concept="star"))
+    concept = find_concept(EraseConfig(concept="star"), space=NotAtHand(of_a_toy=True))
     pairs = pairs_of(concept)
     assert ("a photo of a star", "a photo of a heart") in pairs
     assert len(set(pairs)) == len(pairs)

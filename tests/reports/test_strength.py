@@ -34,6 +34,8 @@ def test_of_those_that_meet_the_need_the_weakest_is_taken() -> None:
     ]
     early = StrengthPoint(1.0, rate(99), rate(99), steps=40)
     assert (decided([*points, early], Need(0.98, 0.01)).chosen, decided(points, Need(0.99, 0.01)).chosen) == (0.5, 0.75)
+    dear = StrengthPoint(0.375, rate(99), rate(90))  # It forgets enough, and costs more than is allowed.
+    assert decided([points[0], dear, *points[1:]], Need(0.98, 0.01)).chosen == 0.5
 
 
 def test_survives_json() -> None:
