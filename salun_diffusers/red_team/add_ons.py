@@ -29,7 +29,7 @@ from salun_diffusers.red_team.practice import practising
 from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
 from salun_diffusers.red_team.sampling_loop import generators
 from salun_diffusers.red_team.side_doors import OWN, asked, seen_through
-from salun_diffusers.red_team.subject import Drawing, Subject
+from salun_diffusers.red_team.subject import Subject
 from salun_diffusers.seeds import random_state_kept
 
 _NAME = "few_steps"
@@ -126,7 +126,9 @@ class FewSteps:
         with _silently():
             replace_scheduler(pipe, self.scheduler)
         require_steps(pipe, self.steps)
-        drawing = Drawing(self.scheduler, self.steps, self.guidance, subject.drawing.batch_size)
+        drawing = replace(
+            subject.drawing, scheduler=self.scheduler, num_inference_steps=self.steps, guidance_scale=self.guidance
+        )
         return replace(student, drawing=drawing)
 
     def __call__(self, subject: Subject, evidence: Evidence, told: Told) -> Reading:

@@ -178,8 +178,9 @@ def subject(request: Request, model: BaseModel, name: str, accelerator: Accelera
         replace_scheduler(family.pipe, settings.scheduler)
         require_steps(family.pipe, settings.num_inference_steps)
     drawing = Drawing(
-        settings.scheduler, settings.num_inference_steps, settings.guidance_scale, settings.generation_batch_size
-    )
+        settings.scheduler, settings.num_inference_steps, settings.guidance_scale, settings.generation_batch_size,
+        settings.resolution, accelerator.mixed_precision,
+    )  # fmt: skip
     return Subject(family, name, model.identity(), drawing)
 
 

@@ -18,6 +18,7 @@ from salun_diffusers.programs.attack import main as attack
 from salun_diffusers.programs.compare import main as compare
 from salun_diffusers.programs.erase import main as erase
 from salun_diffusers.programs.probe import main as probe
+from salun_diffusers.red_team.config import ExaminedConfig
 from salun_diffusers.red_team.opened import opened
 
 SEEN = {"detector": "demo", "detector_labels": "colour:green"}
@@ -136,11 +137,15 @@ class TestLeft:
         assert compare(words) == 0
         assert capsys.readouterr().out.count("| ASR: random (4 pictures") == 2
 
+    def test_size_and_precision_are_of_the_protocol(self, run: Path) -> None:
+        """They decide what is drawn: nothing that was drawn otherwise is taken up or compared."""
+        with opened(ExaminedConfig(str(run), num_prompts=1, resolution=8, mixed_precision="bf16")) as seen:
+            assert ", 8 px, bf16;" in seen.protocol
+
 
 class TestExplicit:
     def test_neither_words_nor_details_are_on_the_page(self, run: Path, tmp_path: Path, monkeypatch: Any) -> None:
         """The same examination, were the concept explicit: everything is a hit, and no word of it is told."""
-        from salun_diffusers.red_team.config import ExaminedConfig
         from salun_diffusers.red_team.known import attacks_of
         from salun_diffusers.red_team.report import write_examination
         from salun_diffusers.red_team.suite import Results, run_attacks
