@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
 from salun_diffusers.files.eraser_files import split_sum
+from salun_diffusers.files.output_places import require_outside_components
 from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.red_team.attack import Case, Contest
 from salun_diffusers.red_team.config import ExaminedConfig
@@ -135,27 +136,35 @@ def _for_drawing(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "strength_points": 0, "probe": "off"}
 
 
+def _of_all(request: Request) -> None:
+    """Nothing is refused."""
+
+
 @contextmanager
-def opened(config: ExaminedConfig) -> Iterator[Examination]:
+def opened(config: ExaminedConfig, check: Callable[[Request], None] = _of_all) -> Iterator[Examination]:
     """Load base and target, and find the cases: what the base shows the concept in.
 
     Args:
         config: The flags.
+        check: Refuses what cannot be done with such a model, before it is loaded.
 
     Raises:
         UserError: If something is missing, or the base does not draw what the detector sees.
     """
     with TemporaryDirectory(prefix="salun-") as scratch:
         request = requested(config, Path(scratch))
+        check(request)
         target = model_of(config.pipeline, request.model, config)
+        never = None if config.floor is None else model_of(config.floor, request.model, config)
+        for model in (request.model, target, never):
+            if model is not None and config.output_dir is not None:
+                require_outside_components(config.output_dir, model.folder, "--output_dir")
         with engine(mixed_precision=request.config.mixed_precision, gradient_accumulation_steps=1, report_to=None,
                     trains=False) as accelerator:  # fmt: skip
             judge = Judge(make_detector(request.detector), request.concept.target_labels)
             base = subject(request, request.model, "base", accelerator)
             erased = subject(request, target, "erased", accelerator)
-            floor = None
-            if config.floor is not None:
-                floor = subject(request, model_of(config.floor, request.model, config), "floor", accelerator)
+            floor = None if never is None else subject(request, never, "floor", accelerator)
             cases, asked = _cases(request, config, base, judge)
             pre = judge.hits(erased.drawn([case.prompt for case in cases], [case.seed for case in cases]))
             contest = Contest(erased, base, judge, request.concept.name, request.concept.forget_prompts)

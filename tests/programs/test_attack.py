@@ -207,10 +207,49 @@ class TestRefused:
         )
         assert "One concept at a time is examined" in told
 
+    @pytest.fixture
+    def light(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Loading a model is a fault."""
+
+        def heavy(*_: Any, **__: Any) -> None:
+            raise AssertionError("A model is loaded.")
+
+        monkeypatch.setattr("salun_diffusers.red_team.opened.subject", heavy)
+
+    @pytest.mark.usefixtures("light")
+    def test_what_is_wrong_is_told_before_anything_is_loaded(
+        self, refused: Refused, run: Path, tiny_pipeline: Path, tiny_ddpm: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "blank.txt").write_text("\n")
+        assert "--prompt_file must hold at least one prompt" in refused(
+            run, "--prompt_file", tmp_path / "blank.txt", *FEW
+        )
+        assert "A model must be a local pipeline folder" in refused(run, "--floor", tmp_path / "none", *FEW)
+        assert "must be of the base's kind" in refused(run, "--floor", tiny_ddpm, *FEW)
+        said = ["--base", tiny_pipeline, "--concept", "disc", "--detector", "demo", *FEW]
+        said += ["--detector_labels", "colour:green", "--forget_prompt", "a circle", "--anchor_prompt", "a heart"]
+        told = refused(run / "pipeline", *said, "--output_dir", tmp_path, "--probes", "relearning_selected-quick")
+        assert "trains the weights of a run's mask" in told
+        for folder in (run / "pipeline", tiny_pipeline):
+            told = refused(run, *FEW, "--output_dir", folder / "unet")
+            assert "--output_dir must lie outside of the base's components" in told
+
+    @pytest.mark.usefixtures("light")
+    def test_how_a_lora_draws_that_is_not_there(self, refused: Refused, run: Path, tmp_path: Path) -> None:
+        assert "--few_steps says how" in refused(run, "--few_steps", "8")
+        assert "--few_step_scheduler says how" in refused(run, "--few_step_scheduler", "DDIMScheduler", program=probe)
+        (tmp_path / "lora.safetensors").touch()
+        words = [run, "--few_step_lora", tmp_path / "lora.safetensors", "--few_step_scheduler", "Fast"]
+        assert "--few_step_scheduler must be the name of a diffusers class" in refused(*words)
+
+    @pytest.mark.usefixtures("light")
     def test_words_where_nobody_reads(self, refused: Refused, tiny_ddpm: Path, tmp_path: Path) -> None:
         words = [tiny_ddpm, "--base", tiny_ddpm, "--concept", "cat", "--anchor_prompt", "dog", "--detector", "demo"]
         words += ["--detector_labels", "style:filled", "--num_inference_steps", "2", "--output_dir", tmp_path / "x"]
         assert "A text encoder is required" in refused(*words, "--attacks", "p4d_n-quick", *FEW)
+        (tmp_path / "list.txt").write_text("dog\n")
+        told = refused(*words, "--attacks", "tina", "--prompt_file", tmp_path / "list.txt", *FEW)
+        assert "--prompt_file searches through words" in told
 
     def test_a_list_that_is_not_there(self, refused: Refused, run: Path, tmp_path: Path) -> None:
         told = refused(run, "--attacks", "none", "--prompt_file", tmp_path / "none.csv", *FEW)
