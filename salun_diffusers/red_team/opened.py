@@ -118,7 +118,7 @@ def requested(config: ExaminedConfig, scratch: Path) -> Request:
         if "concept" not in given:
             raise UserError(f"--concept is required: {config.pipeline} is no run's folder, which would say what was "
                             "erased.")  # fmt: skip
-        request = accept(EraseConfig(**_for_drawing(given), output_dir=str(scratch / "run")))
+        request = accept(EraseConfig(**_for_drawing(given), output_dir=str(scratch / "run")), writes=False)
     if request.concept.parts:
         names = ", ".join(part.name for part in request.concept.parts)
         raise UserError(f"One concept at a time is examined, got {len(request.concept.parts)}: say by --concept which "

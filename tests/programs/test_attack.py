@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from salun_diffusers.programs.compare import main as compare
 from salun_diffusers.programs.erase import main as erase
 from salun_diffusers.programs.probe import main as probe
 from salun_diffusers.red_team.config import ExaminedConfig
-from salun_diffusers.red_team.opened import opened
+from salun_diffusers.red_team.opened import opened, requested
 
 SEEN = {"detector": "demo", "detector_labels": "colour:green"}
 """What the untrained pipeline draws of anything."""
@@ -141,6 +143,22 @@ class TestLeft:
         """They decide what is drawn: nothing that was drawn otherwise is taken up or compared."""
         with opened(ExaminedConfig(str(run), num_prompts=1, resolution=8, mixed_precision="bf16")) as seen:
             assert ", 8 px, bf16;" in seen.protocol
+
+
+class TestRuns:
+    def test_what_was_for_erasing_need_not_be_there(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A mask file, the optimizer's package and space for a result: none of them draws."""
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        record = json.loads((run / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**record, "mask": "gone.safetensors", "use_8bit_adam": True}))
+        monkeypatch.setattr("salun_diffusers.diffusion.request.find_spec", lambda name: None)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        said = {"base": record["pretrained_model_name_or_path"], "concept": "disc", "forget_prompt": ("a circle",),
+                "anchor_prompt": ("a heart",), "detector": "demo", "detector_labels": ("colour:green",)}  # fmt: skip
+        for config in (ExaminedConfig(str(copy)), ExaminedConfig(str(run / "pipeline"), **said)):
+            assert requested(config, tmp_path).concept.name == "disc"
 
 
 class TestExplicit:
