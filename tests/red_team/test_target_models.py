@@ -57,7 +57,7 @@ def test_a_runs_result_has_the_variant_of_its_base(tiny_pipeline, file, tmp_path
     assert named(str(tmp_path / "run"), tiny_pipeline, variant="bf16") == FolderModel(pipeline, "bf16")
     for place in (pipeline / "unet").glob("*.safetensors"):
         place.rename(place.with_name(place.name.replace(".safetensors", ".fp16.safetensors")))
-    found = named(f"{tmp_path / 'run'}+{file}", tiny_pipeline)
+    found = named(f"{tmp_path / 'run'}+{file}", tiny_pipeline, base=str(tiny_pipeline))
     assert found == EditedModel(FolderModel(pipeline, "fp16"), file)
 
 
