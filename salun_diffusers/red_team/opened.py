@@ -80,8 +80,9 @@ class Examination:
 
     @property
     def explicit(self) -> bool:
-        """Whether the concept is one that pictures of are only shown blurred."""
-        return self.request.concept.explicit
+        """Whether pictures are only shown blurred: of such a concept, or of such a one's run, whatever it is called."""
+        run = RunSource.found(self.config.pipeline)
+        return self.request.concept.explicit or (run is not None and run.record.get("explicit_concept") is True)
 
 
 def requested(config: ExaminedConfig, scratch: Path) -> Request:

@@ -184,6 +184,14 @@ class TestExplicit:
         found = (tmp_path / "True" / "private" / "found.csv").read_text()
         assert results.attacked[0].attack in found
 
+    def test_what_a_run_erased_stays_explicit_by_another_name(self, run: Path, tmp_path: Path) -> None:
+        """Its record says so, whatever --concept calls it."""
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        record = json.loads((run / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**record, "explicit_concept": True}))
+        with opened(ExaminedConfig(str(copy), num_prompts=1)) as seen:
+            assert seen.explicit and not seen.request.concept.explicit
+
 
 Refused = Callable[..., str]
 
