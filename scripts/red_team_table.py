@@ -146,8 +146,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             for row in rows
         ]
         cells = [", ".join(f"{at}: {rate:.0%}" for at, rate in one.items()) for one in found]
-        if subject != "erased":  # The same in all rows.
-            cells = [cells[0], *["″"] * (len(cells) - 1)]
+        if subject != "erased":  # Mostly the same in all rows; what trains a run's own weights is not.
+            cells = [cells[0], *("″" if cell == cells[0] else cell for cell in cells[1:])]
         lines.append(f"| {name}, {subject} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -13,6 +13,7 @@ import torch
 from salun_diffusers.accelerator import engine
 from salun_diffusers.diffusion.adapted_model import AdaptedModel
 from salun_diffusers.diffusion.config import EraseConfig
+from salun_diffusers.diffusion.foreseen import MADE_MASKS
 from salun_diffusers.diffusion.request import Request, accept
 from salun_diffusers.diffusion.run_report import figures
 from salun_diffusers.diffusion.sampler import Sampler, model_of
@@ -31,7 +32,7 @@ _WITHOUT = {"resume_from_checkpoint": None, "report_to": None, "validation_promp
             "dry_run": False, "vram": None, "probe": "off", "generated_data_dir": None, "target_forget": None,
             "max_retain_drop": None, "strength_points": 0, "collateral": False, "list_concepts": None,
             "save_patch": False, "save_dtype": "base", "push_to_hub": False, "hub_model_id": None,
-            "hub_private_repo": False, "publish_mask": False}  # fmt: skip
+            "hub_private_repo": False, "publish_mask": False, "use_8bit_adam": False}  # fmt: skip
 
 
 def request_of(run: RunSource, place: Path) -> Request:
@@ -54,7 +55,9 @@ def request_of(run: RunSource, place: Path) -> Request:
     # A record tells every number of the run, and not which of two flags said how long it took.
     if values.get("num_train_epochs") is not None:
         values["max_train_steps"] = None
-    return accept(EraseConfig(**values))
+    if values.get("mask") not in (None, *MADE_MASKS):  # Of a file, which need not be there any more.
+        values["mask"] = "saliency"
+    return accept(EraseConfig(**values), writes=False)
 
 
 def lora_rates(run: RunSource, folder: Path, command: str) -> dict[str, Any]:

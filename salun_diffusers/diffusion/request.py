@@ -79,7 +79,7 @@ class Request:
         return chosen_detector(self.concept, self.config)
 
 
-def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
+def accept(config: EraseConfig, held: BaseModel | None = None, *, writes: bool = True) -> Request:
     """Check a request: values, prompts, mask file, output folder and base model, in the order of what they cost.
 
     Nothing is made or written. With `dry_run` no weights are fetched from the hub either.
@@ -87,6 +87,7 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
     Args:
         config: What the user said.
         held: The base model, where it lies in memory; else it is found by its name.
+        writes: Whether a run will write its result, which needs space; else it is only looked at once more.
 
     Raises:
         UserError: At the first thing that cannot be; the message says what is required, what arrived and what to do.
@@ -224,8 +225,9 @@ def accept(config: EraseConfig, held: BaseModel | None = None) -> Request:
             result = 4 * selected
         # A run that cannot be taken up again writes no checkpoints.
         disk = disk_space(result, 0 if model.is_held else selected, settings)
-        what = "The erased pipeline with its work files and checkpoints"
-        require_space(Path(config.output_root), disk.total, what)
+        if writes:
+            what = "The erased pipeline with its work files and checkpoints"
+            require_space(Path(config.output_root), disk.total, what)
     if isinstance(model, AdaptedModel):
         model = replace(model, told={"concept": concept.name, **model.told})
     return Request(config, settings, concept, base, class_name(index), model, disk, own)

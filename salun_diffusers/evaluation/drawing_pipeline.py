@@ -76,8 +76,12 @@ def load_pipeline(
     return loaded
 
 
-def scheduler_class(name: str) -> Any:
+def scheduler_class(name: str, flag: str = "--scheduler") -> Any:
     """A scheduler of diffusers by the name of its class.
+
+    Args:
+        name: Of the class.
+        flag: Name of the setting, for messages.
 
     Raises:
         UserError: If there is none.
@@ -87,48 +91,56 @@ def scheduler_class(name: str) -> Any:
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if kind is None:
         raise UserError(
-            f"--scheduler must be the name of a diffusers class such as DDIMScheduler or LMSDiscreteScheduler, "
-            f"got {name!r}."
+            f"{flag} must be the name of a diffusers class such as DDIMScheduler or LMSDiscreteScheduler, got {name!r}."
         )
     return kind
 
 
-def replace_scheduler(pipe: Any, name: str) -> None:
+def replace_scheduler(pipe: Any, name: str, flag: str = "--scheduler") -> None:
     """Let another scheduler draw, with the settings of the pipeline's own: its noise and what its network predicts.
 
     Args:
         pipe: A pipeline.
         name: Of a class of diffusers.
+        flag: Name of the setting, for messages.
 
     Raises:
         UserError: If there is none, or it does not go with the pipeline.
     """
-    kind = scheduler_class(name)
+    kind = scheduler_class(name, flag)
     own = pipe.scheduler
     try:
         pipe.scheduler = kind.from_config(own.config)
     except ImportError as error:  # LMSDiscreteScheduler, for one, needs scipy.
-        raise UserError(f"--scheduler {name} needs a package: {one_line(error, 160)}") from error
+        raise UserError(f"{flag} {name} needs a package: {one_line(error, 160)}") from error
     except Exception as error:  # What a scheduler's settings may not be, each says in an error of its own.
-        raise _unfit(own, name, error) from error
+        raise _unfit(own, f"{flag} {name}", error) from error
     # A pipeline calls what its own scheduler has.
     for needed in ("scale_model_input", "init_noise_sigma", "set_timesteps", "step"):
         if hasattr(own, needed) and not hasattr(pipe.scheduler, needed):
-            raise _unfit(own, name, f"it has no {needed}")
+            raise _unfit(own, f"{flag} {name}", f"it has no {needed}")
 
 
-def _unfit(own: Any, name: str, reason: object) -> UserError:
+def _unfit(own: Any, asked: str, reason: object) -> UserError:
     fitting = sorted(kind.__name__ for kind in getattr(own, "compatibles", []))
     return UserError(
-        f"--scheduler {name} does not go with a pipeline of {type(own).__name__} ({one_line(reason, 160)}); one that "
+        f"{asked} does not go with a pipeline of {type(own).__name__} ({one_line(reason, 160)}); one that "
         f"does is required: {', '.join(fitting[:8]) or 'the pipeline’s own'}."
     )
 
 
-def require_steps(pipe: Any, steps: int) -> None:
+def require_steps(
+    pipe: Any, steps: int, flag: str = "--num_inference_steps", scheduler_flag: str = "--scheduler"
+) -> None:
     """Let the scheduler do one step of `steps`, so that what it cannot do is known before anything is drawn.
 
     Schedulers of flow models are left alone: theirs depend on the size.
+
+    Args:
+        pipe: A pipeline.
+        steps: Of a picture.
+        flag: Name of the setting that says it, for messages.
+        scheduler_flag: Name of the one that says the scheduler.
 
     Raises:
         UserError: If it cannot.
@@ -143,8 +155,8 @@ def require_steps(pipe: Any, steps: int) -> None:
         scheduler.step(scheduler.scale_model_input(noise, time), time, noise)
     except Exception as error:  # Each scheduler says it in an error of its own.
         raise UserError(
-            f"--num_inference_steps {steps} cannot be done by {type(pipe.scheduler).__name__} "
-            f"({one_line(error, 160)}); choose other steps or another --scheduler."
+            f"{flag} {steps} cannot be done by {type(pipe.scheduler).__name__} "
+            f"({one_line(error, 160)}); choose other steps or another {scheduler_flag}."
         ) from error
 
 

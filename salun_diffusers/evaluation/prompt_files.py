@@ -70,7 +70,9 @@ class PromptFile:
     rule: str = ""
 
 
-def read_prompt_file(path: str | Path, *, limit: int | None = None, column: str | None = None) -> PromptFile:
+def read_prompt_file(
+    path: str | Path, *, limit: int | None = None, column: str | None = None, flag: str = "--prompts"
+) -> PromptFile:
     """Read a table with a column of prompts (CSV, TSV, JSON), or a text file with one prompt a line.
 
     A seed that is not given is the case number; a case number that is not given, or given twice in the file, is the
@@ -80,20 +82,21 @@ def read_prompt_file(path: str | Path, *, limit: int | None = None, column: str 
         path: The file; its ending tells what it is. A CSV without a header has one prompt a line.
         limit: Keep the first rows only.
         column: Name of the prompts' column; by default the one whose name is known.
+        flag: Name of the setting, for messages.
 
     Raises:
         UserError: If the file cannot be read, is empty, lacks the column, holds a template that is to be filled first,
             or a value is no number of its kind.
     """
-    path = _expanded(path, "--prompts")
-    content = read_content(path, "--prompts", _KNOWN, column)
+    path = _expanded(path, flag)
+    content = read_content(path, flag, _KNOWN, column)
     if isinstance(content, Table):
         rows, columns = _from_table(path, content, column), content.columns
     elif column is not None:
         raise UserError(f"--prompt_column {column!r} needs a file with named columns; {path} has lines only.")
     else:
         rows, columns = [PromptRow(line, number, number) for number, line in enumerate(content)], ()
-    _check_prompts(path, "--prompts", [row.prompt for row in rows], _MOST_ROWS)
+    _check_prompts(path, flag, [row.prompt for row in rows], _MOST_ROWS)
     rows = rows[:limit]
     prompts = [row.prompt for row in rows]
     rule = deciding_rule(columns, prompts)

@@ -16,9 +16,10 @@ def require_writable(folder: str | Path, flag: str) -> None:
         UserError: Naming the flag and what is in the way.
     """
     wanted = Path(folder).expanduser().absolute()
-    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists() or path.is_symlink())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "may not be written to" if existing.is_dir() else "is a file"
+        is_there = "is a file" if existing.exists() else "is a link to nowhere"
+        reason = "may not be written to" if existing.is_dir() else is_there
         raise UserError(f"{flag} must be a folder that can be written; {wanted} cannot: {existing} {reason}.")
 
 

@@ -71,8 +71,8 @@ def locate(
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            "--pretrained_model_name_or_path must be a local pipeline folder, a single .safetensors file, a hub id, "
-            f"`demo` or `digits`; there is no folder {name}, nor a file of that name."
+            "A model must be a local pipeline folder, a single .safetensors file, a hub id, `demo` or `digits`; there "
+            f"is no folder {name}, nor a file of that name."
         )
     try:
         if not download:
@@ -83,7 +83,7 @@ def locate(
     except Exception as error:  # The hub raises a dozen unrelated types; the user needs one sentence of any.
         raise UserError(
             f"The model {name} is neither a local folder nor could it be had from the hub ({one_line(error, 160)}). "
-            "--pretrained_model_name_or_path takes a local folder, or `demo` or `digits` for an embedded model."
+            "A local folder will do, or `demo` or `digits` for an embedded model."
         ) from error
 
 

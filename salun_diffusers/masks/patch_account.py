@@ -8,7 +8,7 @@ from pathlib import Path
 
 from salun_diffusers.masks.packed_bits import count_ones
 from salun_diffusers.masks.patch import UNKNOWN, WeightPatch
-from salun_diffusers.masks.patch_stack import claimed_by_both, is_continued
+from salun_diffusers.masks.patch_stack import claimed_by_both, is_continued, require_one_base
 from salun_diffusers.masks.receipt import block_of
 
 _WIDTHS = {1: "8 bits", 2: "16 bits", 4: "32 bits", 8: "64 bits"}
@@ -42,7 +42,12 @@ def account(patch: WeightPatch, file: Path) -> str:
 
 
 def account_of_two(first: WeightPatch, second: WeightPatch) -> str:
-    """What each of two patches claims, and what both do, tensor by tensor."""
+    """What each of two patches claims, and what both do, tensor by tensor.
+
+    Raises:
+        UserError: If they belong to different bases.
+    """
+    require_one_base(first, second)
     shared = claimed_by_both(first, second)
     lines = [
         f"{which} patch: {patch.number_moved:,} weights in {len(patch.places):,} tensors"

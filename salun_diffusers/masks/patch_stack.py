@@ -57,13 +57,12 @@ def stacked(first: WeightPatch, second: WeightPatch, order: Order = "refuse") ->
     """
     shared = claimed_by_both(first, second)
     continued = is_continued(first, second)
-    if not continued:
-        _require_one_base(first, second)
-        if shared and order == "refuse":
-            raise UserError(
-                f"Both patches claim {sum(shared.values()):,} weights, in {_most(shared)}. Say whose they are: --order "
-                "first or --order last; or erase the second concept from what the first erasure left and stack that."
-            )
+    require_one_base(first, second)
+    if not continued and shared and order == "refuse":
+        raise UserError(
+            f"Both patches claim {sum(shared.values()):,} weights, in {_most(shared)}. Say whose they are: --order "
+            "first or --order last; or erase the second concept from what the first erasure left and stack that."
+        )
     places, changes = {}, {}
     for name in dict.fromkeys((*first.places, *second.places)):
         change = _combined(_spread(first, name), _spread(second, name), continued, order)
@@ -100,8 +99,13 @@ def _spread(patch: WeightPatch, name: str) -> Tensor | None:
     return spread
 
 
-def _require_one_base(first: WeightPatch, second: WeightPatch) -> None:
-    if first.base_sha256 == second.base_sha256:
+def require_one_base(first: WeightPatch, second: WeightPatch) -> None:
+    """Refuse patches that have nothing to do with each other: what both claim are not the same weights.
+
+    Raises:
+        UserError: If neither both are of one base, nor the second of what the first makes.
+    """
+    if first.base_sha256 == second.base_sha256 or is_continued(first, second):
         return
     if is_continued(second, first):
         raise UserError("The first patch goes on where the second one ends: give them in the other order.")

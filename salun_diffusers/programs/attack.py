@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salun_diffusers.arguments import setting
 from salun_diffusers.errors import UserError
@@ -21,6 +22,9 @@ from salun_diffusers.files.output_places import require_writable
 from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.programs.program import Program
 from salun_diffusers.red_team.config import ExaminedConfig
+
+if TYPE_CHECKING:
+    from salun_diffusers.diffusion.request import Request
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,33 @@ class AttackConfig(ExaminedConfig):
 def examine(config: AttackConfig, command: str) -> str:
     """Run attacks and probes, and write what they found."""
     output = output_of(config)
-    from salun_diffusers.red_team.known import ATTACKS, PROBES, add_ons_of, attacks_of, chosen, probes_of
+    from salun_diffusers.red_team.known import (
+        ATTACKS,
+        PROBES,
+        add_ons_of,
+        attacks_of,
+        chosen,
+        probes_of,
+        require_possible,
+    )
+    from salun_diffusers.red_team.prompt_lists import PromptList
 
-    # Names are looked at before anything is loaded.
+    # Names and lists are looked at before anything is loaded.
     asked = chosen(config.attacks, tuple(ATTACKS), tuple(ATTACKS), "--attacks")
     asked += chosen(config.probes, tuple(PROBES), tuple(PROBES), "--probes")
     add_ons = add_ons_of(config)
+    lists = [PromptList.read(Path(config.prompt_file).expanduser())] if config.prompt_file else []
     if not asked and not config.prompt_file and not add_ons:
         raise UserError("--attacks none with --probes none leaves nothing to do; name some of them.")
     from salun_diffusers.red_team.opened import opened
     from salun_diffusers.red_team.report import write_examination
     from salun_diffusers.red_team.suite import Results, run_attacks, run_probes
 
-    with opened(config) as seen:
-        attacks = attacks_of(config.attacks, seen, config.prompt_file)
+    def check(request: Request) -> None:
+        require_possible(config.attacks, config.probes, bool(lists), request, config.pipeline)
+
+    with opened(config, check) as seen:
+        attacks = [*attacks_of(config.attacks, seen), *lists]
         probes = [*probes_of(config.probes, seen), *add_ons]
         for one in add_ons:  # What does not fit is refused before hours of attacks.
             one.equipped(seen.contest.target)

@@ -21,7 +21,7 @@ from salun_diffusers.diffusion.families.family import Conditions, rows
 from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
 from salun_diffusers.diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from salun_diffusers.errors import UserError, one_line
-from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
+from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps, scheduler_class
 from salun_diffusers.files.whole_files import check_whole, sha256_of
 from salun_diffusers.progress import loading_quietly
 from salun_diffusers.red_team.attack import Told
@@ -29,10 +29,10 @@ from salun_diffusers.red_team.practice import practising
 from salun_diffusers.red_team.probe import Curve, Evidence, Point, Reading
 from salun_diffusers.red_team.sampling_loop import generators
 from salun_diffusers.red_team.side_doors import OWN, asked, seen_through
-from salun_diffusers.red_team.subject import Drawing, Subject
+from salun_diffusers.red_team.subject import Subject
 from salun_diffusers.seeds import random_state_kept
 
-_NAME = "few_steps"
+_NAME, _SCHEDULER = "few_steps", "--few_step_scheduler"
 _SHARED = (
     "in_channels",
     "cross_attention_dim",
@@ -74,7 +74,7 @@ class FewSteps:
         scheduler: Class of diffusers that the LoRA is made for.
 
     Raises:
-        UserError: If there are no steps, or no such file.
+        UserError: If there are no steps, no such file, or no such scheduler.
     """
 
     place: Path
@@ -87,6 +87,7 @@ class FewSteps:
             raise UserError(f"One step or more and no negative guidance are required, got {self.steps} steps and "
                             f"guidance {self.guidance:g}.")  # fmt: skip
         lora_file(self.place)
+        scheduler_class(self.scheduler, _SCHEDULER)
 
     def __repr__(self) -> str:
         """By its contents: what is kept of a probe goes by this, and another file may come to lie at the same place."""
@@ -124,9 +125,11 @@ class FewSteps:
         if not found or found < wanted:
             raise _foreign(file, subject, f"{found} of its {wanted} layers are there")
         with _silently():
-            replace_scheduler(pipe, self.scheduler)
-        require_steps(pipe, self.steps)
-        drawing = Drawing(self.scheduler, self.steps, self.guidance, subject.drawing.batch_size)
+            replace_scheduler(pipe, self.scheduler, _SCHEDULER)
+        require_steps(pipe, self.steps, "--few_steps", _SCHEDULER)
+        drawing = replace(
+            subject.drawing, scheduler=self.scheduler, num_inference_steps=self.steps, guidance_scale=self.guidance
+        )
         return replace(student, drawing=drawing)
 
     def __call__(self, subject: Subject, evidence: Evidence, told: Told) -> Reading:

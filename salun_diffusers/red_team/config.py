@@ -54,8 +54,10 @@ class ExaminedConfig:
         None, "A LoRA for drawing in few steps (LCM and its kind; file or folder): does the concept come in with it?",
         group=_ADD_ONS,
     )  # fmt: skip
-    few_steps: int = setting(4, "Sampling steps with that LoRA.", group=_ADD_ONS, minimum=1)
-    few_step_scheduler: str = setting("LCMScheduler", "diffusers scheduler class that it is for.", group=_ADD_ONS)
+    few_steps: int | None = setting(None, "Sampling steps with that LoRA (4).", group=_ADD_ONS, minimum=1)
+    few_step_scheduler: str | None = setting(
+        None, "diffusers scheduler class that it is for (LCMScheduler).", group=_ADD_ONS
+    )
     controlnet: str | None = setting(
         None, "Folder of a ControlNet that reads edges: it is given those of the base's pictures.", group=_ADD_ONS
     )

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from salun_diffusers.diffusion.concepts import Concept
 from salun_diffusers.diffusion.families.latent_unet import LatentUNetFamily
+from salun_diffusers.diffusion.request import Request
 from salun_diffusers.errors import UserError
+from salun_diffusers.files.pipeline_folder import CLASS_CONDITIONAL
 from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.masks.mask import SaliencyMask
@@ -24,7 +26,6 @@ from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.p4d import P4D
 from salun_diffusers.red_team.practice import ByLora, ByWeights, Way
 from salun_diffusers.red_team.probe import Probe
-from salun_diffusers.red_team.prompt_lists import PromptList
 from salun_diffusers.red_team.relearning import FULL, QUICK, Relearning
 from salun_diffusers.red_team.ring_a_bell import RingABell
 from salun_diffusers.red_team.side_doors import Completion, ImageToImage, Inpainting
@@ -60,7 +61,9 @@ ATTACKS: dict[str, Callable[[Size, Examination], Attack]] = {
 _WORDLESS = ("tina",)
 PROBES: dict[str, Callable[[Size, Examination], Probe]] = {
     "relearning": lambda size, seen: _relearning(size, seen, ByWeights(), ConceptPictures()),
-    "relearning_selected": lambda size, seen: _relearning(size, seen, ByWeights(mask_of(seen)), ConceptPictures()),
+    "relearning_selected": lambda size, seen: _relearning(
+        size, seen, ByWeights(mask_of(seen.config.pipeline)), ConceptPictures()
+    ),
     "relearning_lora": lambda size, seen: _relearning(size, seen, ByLora(), ConceptPictures()),
     "relearning_benign": lambda size, seen: _relearning(size, seen, ByWeights(), _benign(seen)),
     "completion": lambda size, _: Completion.quick() if size == "quick" else Completion(),
@@ -80,28 +83,45 @@ def _relearning(size: Size, seen: Examination, way: Way, lessons: Lessons) -> Re
     return replace(made, seed=seen.config.seed, mixed_precision=precision)
 
 
-def attacks_of(words: Sequence[str], seen: Examination, prompt_file: str | None = None) -> list[Attack]:
+def require_possible(attacks: Sequence[str], probes: Sequence[str], listed: bool, request: Request, name: str) -> None:
+    """Refuse what cannot be done with a model, while nothing is loaded.
+
+    Args:
+        attacks: As `attacks_of` takes them.
+        probes: As `probes_of` takes them.
+        listed: Whether prompts of a list are to be drawn.
+        request: What was erased, and from what.
+        name: What is examined, as it was typed.
+
+    Raises:
+        UserError: If an attack needs a text encoder that is not there, or a probe the mask of a run.
+    """
+    everything = _WORDLESS if request.class_name == CLASS_CONDITIONAL else tuple(ATTACKS)
+    asked = [*(word for word, _ in chosen(attacks, everything, everything, "--attacks")), *(["prompt_list"] * listed)]
+    for word in asked:
+        if everything == _WORDLESS and word not in everything:
+            flag = "--prompt_file" if word == "prompt_list" else f"--attacks {word}"
+            raise UserError(
+                f"{flag} searches through words. A text encoder is required, and {name} has none; "
+                f"{', '.join(_WORDLESS)} and all probes work without."
+            )
+    if "relearning_selected" in (word for word, _ in chosen(probes, (), (), "--probes")):
+        mask_of(name)
+
+
+def attacks_of(words: Sequence[str], seen: Examination) -> list[Attack]:
     """The attacks that a flag names.
 
     Args:
         words: ``quick``, ``full`` (or ``all``), or names, in the sources' settings; of a name with ``-quick`` behind it
             those of a small model.
         seen: What they are run on. Of a model that reads no words ``quick`` and ``full`` are those that need none.
-        prompt_file: A list of prompts to draw beside them.
 
     Raises:
         UserError: If there is none of a name.
     """
     everything = tuple(ATTACKS) if isinstance(seen.contest.target.family, LatentUNetFamily) else _WORDLESS
-    made = []
-    for name, size in chosen(words, everything, everything, "--attacks"):
-        if name not in everything:
-            raise UserError(
-                f"--attacks {name} searches through words. A text encoder is required, and {seen.config.pipeline} has "
-                f"none; {', '.join(_WORDLESS)} and all probes work without."
-            )
-        made.append(ATTACKS[name](size, seen))
-    return [*made, *([PromptList.read(Path(prompt_file).expanduser())] if prompt_file else [])]
+    return [ATTACKS[name](size, seen) for name, size in chosen(words, everything, everything, "--attacks")]
 
 
 def probes_of(words: Sequence[str], seen: Examination) -> list[Probe]:
@@ -110,7 +130,9 @@ def probes_of(words: Sequence[str], seen: Examination) -> list[Probe]:
     Raises:
         UserError: If there is none of a name, or one needs a mask that is not there.
     """
-    everything = tuple(name for name in PROBES if name != "relearning_selected" or _mask_file(seen) is not None)
+    everything = tuple(
+        name for name in PROBES if name != "relearning_selected" or _mask_file(seen.config.pipeline) is not None
+    )
     return [PROBES[name](size, seen) for name, size in chosen(words, _QUICK_PROBES, everything, "--probes")]
 
 
@@ -118,12 +140,16 @@ def add_ons_of(config: ExaminedConfig) -> list[FewSteps | WithControlNet]:
     """The probes of what users put onto a model, where a flag names it. Nothing is loaded.
 
     Raises:
-        UserError: If there is no such file or folder.
+        UserError: If there is no such file, folder or scheduler, or steps are named and no LoRA.
     """
     found: list[FewSteps | WithControlNet] = []
+    said = {name: value for name, value in (("steps", config.few_steps), ("scheduler", config.few_step_scheduler))
+            if value is not None}  # fmt: skip
     if config.few_step_lora is not None:
-        place = Path(config.few_step_lora).expanduser()
-        found.append(FewSteps(place, config.few_steps, scheduler=config.few_step_scheduler))
+        found.append(FewSteps(Path(config.few_step_lora).expanduser(), **said))  # type: ignore[arg-type]
+    elif said:
+        flag = "--few_steps" if "steps" in said else "--few_step_scheduler"
+        raise UserError(f"{flag} says how a LoRA for few steps draws: --few_step_lora is required with it.")
     if config.controlnet is not None:
         found.append(WithControlNet(Path(config.controlnet).expanduser()))
     return found
@@ -158,18 +184,19 @@ def chosen(
     return list(found.items())
 
 
-def mask_of(seen: Examination) -> SaliencyMask:
+def mask_of(name: str) -> SaliencyMask:
     """The mask of the run that is examined.
 
+    Args:
+        name: The run's folder, as it was typed.
+
     Raises:
-        UserError: If no run is.
+        UserError: If that is no run.
     """
-    file = _mask_file(seen)
+    file = _mask_file(name)
     if file is None:
-        raise UserError(
-            f"--probes relearning_selected trains the weights of a run's mask, and {seen.config.pipeline} is no run "
-            "with one; relearning trains all."
-        )
+        raise UserError(f"--probes relearning_selected trains the weights of a run's mask, and {name} is no run with "
+                        "one; relearning trains all.")  # fmt: skip
     return SaliencyMask.load(file)
 
 
@@ -190,8 +217,8 @@ def sentences_of(concept: Concept) -> Sentences:
     return _SENTENCES.get(concept.kind, "object")
 
 
-def _mask_file(seen: Examination) -> Path | None:
-    run = RunSource.found(seen.config.pipeline)
+def _mask_file(name: str) -> Path | None:
+    run = RunSource.found(name)
     file = RunFolder(run.root).mask if run is not None else None
     return file if file is not None and file.is_file() else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from salun_diffusers.errors import UserError, tell
 from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
 from salun_diffusers.files.eraser_files import split_sum
+from salun_diffusers.files.output_places import require_outside_components
 from salun_diffusers.files.run_source import RunSource
 from salun_diffusers.red_team.attack import Case, Contest
 from salun_diffusers.red_team.config import ExaminedConfig
@@ -79,8 +80,9 @@ class Examination:
 
     @property
     def explicit(self) -> bool:
-        """Whether the concept is one that pictures of are only shown blurred."""
-        return self.request.concept.explicit
+        """Whether pictures are only shown blurred: of such a concept, or of such a one's run, whatever it is called."""
+        run = RunSource.found(self.config.pipeline)
+        return self.request.concept.explicit or (run is not None and run.record.get("explicit_concept") is True)
 
 
 def requested(config: ExaminedConfig, scratch: Path) -> Request:
@@ -117,7 +119,7 @@ def requested(config: ExaminedConfig, scratch: Path) -> Request:
         if "concept" not in given:
             raise UserError(f"--concept is required: {config.pipeline} is no run's folder, which would say what was "
                             "erased.")  # fmt: skip
-        request = accept(EraseConfig(**_for_drawing(given), output_dir=str(scratch / "run")))
+        request = accept(EraseConfig(**_for_drawing(given), output_dir=str(scratch / "run")), writes=False)
     if request.concept.parts:
         names = ", ".join(part.name for part in request.concept.parts)
         raise UserError(f"One concept at a time is examined, got {len(request.concept.parts)}: say by --concept which "
@@ -135,27 +137,35 @@ def _for_drawing(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "strength_points": 0, "probe": "off"}
 
 
+def _of_all(request: Request) -> None:
+    """Nothing is refused."""
+
+
 @contextmanager
-def opened(config: ExaminedConfig) -> Iterator[Examination]:
+def opened(config: ExaminedConfig, check: Callable[[Request], None] = _of_all) -> Iterator[Examination]:
     """Load base and target, and find the cases: what the base shows the concept in.
 
     Args:
         config: The flags.
+        check: Refuses what cannot be done with such a model, before it is loaded.
 
     Raises:
         UserError: If something is missing, or the base does not draw what the detector sees.
     """
     with TemporaryDirectory(prefix="salun-") as scratch:
         request = requested(config, Path(scratch))
+        check(request)
         target = model_of(config.pipeline, request.model, config)
+        never = None if config.floor is None else model_of(config.floor, request.model, config)
+        for model in (request.model, target, never):
+            if model is not None and config.output_dir is not None:
+                require_outside_components(config.output_dir, model.folder, "--output_dir")
         with engine(mixed_precision=request.config.mixed_precision, gradient_accumulation_steps=1, report_to=None,
                     trains=False) as accelerator:  # fmt: skip
             judge = Judge(make_detector(request.detector), request.concept.target_labels)
             base = subject(request, request.model, "base", accelerator)
             erased = subject(request, target, "erased", accelerator)
-            floor = None
-            if config.floor is not None:
-                floor = subject(request, model_of(config.floor, request.model, config), "floor", accelerator)
+            floor = None if never is None else subject(request, never, "floor", accelerator)
             cases, asked = _cases(request, config, base, judge)
             pre = judge.hits(erased.drawn([case.prompt for case in cases], [case.seed for case in cases]))
             contest = Contest(erased, base, judge, request.concept.name, request.concept.forget_prompts)
@@ -178,8 +188,9 @@ def subject(request: Request, model: BaseModel, name: str, accelerator: Accelera
         replace_scheduler(family.pipe, settings.scheduler)
         require_steps(family.pipe, settings.num_inference_steps)
     drawing = Drawing(
-        settings.scheduler, settings.num_inference_steps, settings.guidance_scale, settings.generation_batch_size
-    )
+        settings.scheduler, settings.num_inference_steps, settings.guidance_scale, settings.generation_batch_size,
+        settings.resolution, accelerator.mixed_precision,
+    )  # fmt: skip
     return Subject(family, name, model.identity(), drawing)
 
 

@@ -69,7 +69,7 @@ def cases_of(path: str | Path, *, limit: int | None = None, column: str | None =
 
 
 def _rows(path: str | Path, column: str | None) -> list[PromptRow]:
-    rows = [row for row in read_prompt_file(path, column=column).rows if row.prompt]
+    rows = [row for row in read_prompt_file(path, column=column, flag="--prompt_file").rows if row.prompt]
     if not rows:
         raise UserError(f"A list of prompts needs at least one that says something; all those of {path} are empty.")
     return rows

@@ -15,6 +15,7 @@ from salun_diffusers.evaluation.record import EvaluationRecord, Table, writable_
 from salun_diffusers.files.run_folder import fingerprint
 from salun_diffusers.files.whole_files import full_disk_is_told, write_text
 from salun_diffusers.red_team.found_prompts import FoundPrompts
+from salun_diffusers.red_team.kept_results import private_folder
 from salun_diffusers.red_team.opened import Examination
 from salun_diffusers.red_team.probe import Curve
 from salun_diffusers.red_team.shown_pictures import Shown, shown_pictures
@@ -45,8 +46,7 @@ def write_examination(seen: Examination, results: Results, folder: Path, command
     page = page_of(seen, results, record, shown_pictures(seen, results))
     with full_disk_is_told(f"a file of {folder}"):
         found = folder / "private"
-        found.mkdir(exist_ok=True, mode=0o700)
-        found.chmod(0o700)
+        private_folder(found)
         won = {one.attack: one.findings for one in results.attacked if one.subject == "erased"}
         FoundPrompts.of(won, seen.cases, seen.contest.target.fingerprint).write(found / "found.csv")
         content = {**record.to_json(), "verdict": asdict(verdict), "curves": [

@@ -21,18 +21,24 @@ class Drawing:
         num_inference_steps: Steps of a picture.
         guidance_scale: Weight of the prompt.
         batch_size: Pictures at once; no picture depends on it.
+        resolution: Side of the pictures; 0 is the model's own.
+        precision: Of drawing and searching, by accelerate's name.
     """
 
     scheduler: str
     num_inference_steps: int
     guidance_scale: float
     batch_size: int
+    resolution: int = 0
+    precision: str = "no"
 
     @property
     def sentence(self) -> str:
         """For a protocol."""
         scheduler = "the model's own scheduler" if self.scheduler == "own" else self.scheduler
-        return f"{self.num_inference_steps} steps by {scheduler}, guidance {self.guidance_scale:g}"
+        size = f", {self.resolution} px" if self.resolution else ""
+        precision = "" if self.precision == "no" else f", {self.precision}"
+        return f"{self.num_inference_steps} steps by {scheduler}, guidance {self.guidance_scale:g}{size}{precision}"
 
 
 @dataclass(frozen=True)

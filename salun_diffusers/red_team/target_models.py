@@ -34,12 +34,17 @@ def model_of(name: str, base: BaseModel, config: ExaminedConfig) -> BaseModel:
     run = RunSource.found(name)
     if run is not None and run.adapter is not None:
         return AdaptedModel(plain).at(run.adapter)
-    folder = run.pipeline if run is not None else None
+    folder, variant = (None, config.variant) if run is None else (run.pipeline, _variant(run, config))
     if folder is None:
         folder = locate(name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     if (folder / WEIGHTS).is_file():
         return AdaptedModel(plain).at(folder)
-    return FolderModel(_of_kind(name, folder, base), config.variant)
+    return FolderModel(_of_kind(name, folder, base), variant)
+
+
+def _variant(run: RunSource, config: ExaminedConfig) -> str | None:
+    """Of the weight files of a run's result: that of its base, as its record says."""
+    return run.told("variant") if config.variant is None else config.variant
 
 
 def _edited(name: str, file: Path, base: BaseModel, config: ExaminedConfig) -> EditedModel:
@@ -50,10 +55,10 @@ def _edited(name: str, file: Path, base: BaseModel, config: ExaminedConfig) -> E
         own = base
     else:
         run = RunSource.found(name)
-        folder = run.pipeline if run is not None else None
+        folder, variant = (None, config.variant) if run is None else (run.pipeline, _variant(run, config))
         if folder is None:
             folder = find_model(name, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
-        own = FolderModel(_of_kind(name, folder, base), config.variant)
+        own = FolderModel(_of_kind(name, folder, base), variant)
     model = EditedModel(own, file)
     model.require_complete()
     return model

@@ -114,11 +114,13 @@ def shown(words: Sequence[str], where: Where) -> Iterator[Shown]:
         UserError: If one is missing or none, or is not made of the base.
     """
     records = [_record_of(word) for word in words]
+    if where.base_variant is None and not where.base:  # The base is that of the runs, as they know it.
+        where = replace(where, base_variant=next((one.text("variant") for one in records if one.base), None))
     base_name, base = _base(words, records, where)
     check_complete(base, where.base_variant)
     with ExitStack() as scratch:
         found = [
-            _erased(*_folder(word, base, where, scratch), record, base, where)
+            _erased(*_folder(word, record, base, where, scratch), record, base, where)
             for word, record in zip(words, records, strict=True)
         ]
         yield Shown(base_name, base, where, tuple(_with_own_names(found)))
@@ -164,7 +166,7 @@ def _base(words: Sequence[str], records: Sequence[RunRecord], where: Where) -> t
         )
 
 
-def _folder(word: str, base: Path, where: Where, scratch: ExitStack) -> tuple[Path, str | None]:
+def _folder(word: str, record: RunRecord, base: Path, where: Where, scratch: ExitStack) -> tuple[Path, str | None]:
     """The pipeline folder of one model, and the variant of its weight files."""
     place = Path(word).expanduser()
     if word not in EMBEDDED and place.is_file():
@@ -177,8 +179,9 @@ def _folder(word: str, base: Path, where: Where, scratch: ExitStack) -> tuple[Pa
         raise UserError(f"A run folder, a pipeline folder, a patch file or a hub id is required, there is no {word}.")
     else:
         folder = locate(word, revision=where.revision, variant=where.variant, cache_dir=where.cache_dir)
-    check_complete(folder, where.variant)
-    return folder, where.variant
+    variant = record.text("variant") if where.variant is None else where.variant
+    check_complete(folder, variant)
+    return folder, variant
 
 
 def _erased(folder: Path, variant: str | None, record: RunRecord, base: Path, where: Where) -> Erased:

@@ -89,6 +89,18 @@ def test_what_can_be_written_is_not_made(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_link_to_nowhere_is_no_folder(tmp_path):
+    for name, target in (("dangling", "nowhere"), ("circle", "circle")):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / target)
+        for place in (link, link / "deep" / "out"):
+            with pytest.raises(UserError, match=f"{name} is a link to nowhere"):
+                require_writable(place, "--output_dir")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "good").symlink_to(tmp_path / "folder")
+    require_writable(tmp_path / "good" / "out", "--output_dir")
+
+
 class TestInsideTheBase:
     @pytest.mark.parametrize("flag", ["output_dir", "generated_data_dir"])
     @pytest.mark.parametrize("place", ["unet/out", "vae/deep/out"])

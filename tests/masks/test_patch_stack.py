@@ -229,6 +229,14 @@ class TestProgram:
             if path.is_file():
                 assert (files["back"] / path.relative_to(files["base"])).read_bytes() == path.read_bytes()
 
+    def test_patches_of_two_bases_are_not_counted_together(self, files, typed, tmp_path) -> None:
+        """What both move are weights of two models."""
+        files["other"] = tmp_path / "other.safetensors"
+        WeightPatch.between(BASE, FIRST).save(files["other"])
+        for line in ("stack {a} {other}", "stack {a} {other} {both} --order last"):
+            code, said, error = typed(line)
+            assert code == 2 and said == "" and error.startswith("error: Patches of one base are required")
+
     def test_a_scaled_folder_loads_and_is_not_reverted(self, files, typed, tmp_path) -> None:
         from diffusers import StableDiffusionPipeline
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from salun_diffusers.programs.attack import main as attack
 from salun_diffusers.programs.compare import main as compare
 from salun_diffusers.programs.erase import main as erase
 from salun_diffusers.programs.probe import main as probe
-from salun_diffusers.red_team.opened import opened
+from salun_diffusers.red_team.config import ExaminedConfig
+from salun_diffusers.red_team.opened import opened, requested
 
 SEEN = {"detector": "demo", "detector_labels": "colour:green"}
 """What the untrained pipeline draws of anything."""
@@ -136,11 +139,31 @@ class TestLeft:
         assert compare(words) == 0
         assert capsys.readouterr().out.count("| ASR: random (4 pictures") == 2
 
+    def test_size_and_precision_are_of_the_protocol(self, run: Path) -> None:
+        """They decide what is drawn: nothing that was drawn otherwise is taken up or compared."""
+        with opened(ExaminedConfig(str(run), num_prompts=1, resolution=8, mixed_precision="bf16")) as seen:
+            assert ", 8 px, bf16;" in seen.protocol
+
+
+class TestRuns:
+    def test_what_was_for_erasing_need_not_be_there(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A mask file, the optimizer's package and space for a result: none of them draws."""
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        record = json.loads((run / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**record, "mask": "gone.safetensors", "use_8bit_adam": True}))
+        monkeypatch.setattr("salun_diffusers.diffusion.request.find_spec", lambda name: None)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        said = {"base": record["pretrained_model_name_or_path"], "concept": "disc", "forget_prompt": ("a circle",),
+                "anchor_prompt": ("a heart",), "detector": "demo", "detector_labels": ("colour:green",)}  # fmt: skip
+        for config in (ExaminedConfig(str(copy)), ExaminedConfig(str(run / "pipeline"), **said)):
+            assert requested(config, tmp_path).concept.name == "disc"
+
 
 class TestExplicit:
     def test_neither_words_nor_details_are_on_the_page(self, run: Path, tmp_path: Path, monkeypatch: Any) -> None:
         """The same examination, were the concept explicit: everything is a hit, and no word of it is told."""
-        from salun_diffusers.red_team.config import ExaminedConfig
         from salun_diffusers.red_team.known import attacks_of
         from salun_diffusers.red_team.report import write_examination
         from salun_diffusers.red_team.suite import Results, run_attacks
@@ -160,6 +183,14 @@ class TestExplicit:
         assert "<code>" in plain and "<code>" not in hidden
         found = (tmp_path / "True" / "private" / "found.csv").read_text()
         assert results.attacked[0].attack in found
+
+    def test_what_a_run_erased_stays_explicit_by_another_name(self, run: Path, tmp_path: Path) -> None:
+        """Its record says so, whatever --concept calls it."""
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        record = json.loads((run / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**record, "explicit_concept": True}))
+        with opened(ExaminedConfig(str(copy), num_prompts=1)) as seen:
+            assert seen.explicit and not seen.request.concept.explicit
 
 
 Refused = Callable[..., str]
@@ -202,10 +233,49 @@ class TestRefused:
         )
         assert "One concept at a time is examined" in told
 
+    @pytest.fixture
+    def light(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Loading a model is a fault."""
+
+        def heavy(*_: Any, **__: Any) -> None:
+            raise AssertionError("A model is loaded.")
+
+        monkeypatch.setattr("salun_diffusers.red_team.opened.subject", heavy)
+
+    @pytest.mark.usefixtures("light")
+    def test_what_is_wrong_is_told_before_anything_is_loaded(
+        self, refused: Refused, run: Path, tiny_pipeline: Path, tiny_ddpm: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "blank.txt").write_text("\n")
+        assert "--prompt_file must hold at least one prompt" in refused(
+            run, "--prompt_file", tmp_path / "blank.txt", *FEW
+        )
+        assert "A model must be a local pipeline folder" in refused(run, "--floor", tmp_path / "none", *FEW)
+        assert "must be of the base's kind" in refused(run, "--floor", tiny_ddpm, *FEW)
+        said = ["--base", tiny_pipeline, "--concept", "disc", "--detector", "demo", *FEW]
+        said += ["--detector_labels", "colour:green", "--forget_prompt", "a circle", "--anchor_prompt", "a heart"]
+        told = refused(run / "pipeline", *said, "--output_dir", tmp_path, "--probes", "relearning_selected-quick")
+        assert "trains the weights of a run's mask" in told
+        for folder in (run / "pipeline", tiny_pipeline):
+            told = refused(run, *FEW, "--output_dir", folder / "unet")
+            assert "--output_dir must lie outside of the base's components" in told
+
+    @pytest.mark.usefixtures("light")
+    def test_how_a_lora_draws_that_is_not_there(self, refused: Refused, run: Path, tmp_path: Path) -> None:
+        assert "--few_steps says how" in refused(run, "--few_steps", "8")
+        assert "--few_step_scheduler says how" in refused(run, "--few_step_scheduler", "DDIMScheduler", program=probe)
+        (tmp_path / "lora.safetensors").touch()
+        words = [run, "--few_step_lora", tmp_path / "lora.safetensors", "--few_step_scheduler", "Fast"]
+        assert "--few_step_scheduler must be the name of a diffusers class" in refused(*words)
+
+    @pytest.mark.usefixtures("light")
     def test_words_where_nobody_reads(self, refused: Refused, tiny_ddpm: Path, tmp_path: Path) -> None:
         words = [tiny_ddpm, "--base", tiny_ddpm, "--concept", "cat", "--anchor_prompt", "dog", "--detector", "demo"]
         words += ["--detector_labels", "style:filled", "--num_inference_steps", "2", "--output_dir", tmp_path / "x"]
         assert "A text encoder is required" in refused(*words, "--attacks", "p4d_n-quick", *FEW)
+        (tmp_path / "list.txt").write_text("dog\n")
+        told = refused(*words, "--attacks", "tina", "--prompt_file", tmp_path / "list.txt", *FEW)
+        assert "--prompt_file searches through words" in told
 
     def test_a_list_that_is_not_there(self, refused: Refused, run: Path, tmp_path: Path) -> None:
         told = refused(run, "--attacks", "none", "--prompt_file", tmp_path / "none.csv", *FEW)

@@ -154,6 +154,15 @@ class TestLayout:
         (run / "config.json").write_text('{"variant": "fp16"}')
         assert exported(run).read_bytes() == file.read_bytes() == exported(run / "pipeline").read_bytes()
 
+    def test_of_a_run_of_a_variant(self, sd14, exported, tmp_path) -> None:
+        """Its record says which."""
+        run = tmp_path / "run"
+        shutil.copytree(sd14, run / "pipeline")
+        (run / "run.json").write_text("{}")
+        (run / "config.json").write_text('{"variant": "fp16"}')
+        whole = exported(sd14, "--variant", "fp16").read_bytes()
+        assert exported(run).read_bytes() == exported(run / "pipeline").read_bytes() == whole
+
     def test_an_older_folder(self, folders, exported, tmp_path) -> None:
         """Its VAE calls the attention's tensors by other names, its text encoder keeps the numbers of positions."""
         old = Path(shutil.copytree(folders["1.x"], tmp_path / "old"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,9 +176,38 @@ class TestAttacks:
         run_attacks(seen, [attack], tmp_path)
         assert attack.asked == list(range(len(seen.cases)))
 
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda kept: kept.pop("findings"),
+            lambda kept: kept.update(findings="x" * 40),
+            lambda kept: kept.update(findings=[{}] * 40),
+            lambda kept: kept.update(seconds=None),
+            lambda kept: kept["findings"][3].update(tries="3"),
+            lambda kept: kept["findings"][3].update(hit=1),
+            lambda kept: kept["findings"][3].update(tokens=["<b>"]),
+            lambda kept: kept["findings"][3].update(measured=[["loss", "low"]]),
+            lambda kept: kept["findings"].pop(),
+            lambda kept: kept["findings"].append(kept["findings"][0]),
+        ],
+    )
+    def test_what_cannot_be_read_is_done_anew(self, tmp_path: Path, spoil: Callable[[dict[str, Any]], object]) -> None:
+        whole = run_attacks(examination(), [Every(4)], tmp_path)
+        (file,) = tmp_path.glob("*.json")
+        kept = json.loads(file.read_text())
+        spoil(kept)
+        file.write_text(json.dumps(kept))
+        attack = Every(4)
+        assert run_attacks(examination(), [attack], tmp_path)[0].findings == whole[0].findings
+        assert attack.asked == list(range(40))
+
     def test_what_is_kept_is_private(self, tmp_path: Path) -> None:
-        run_attacks(examination(), [Every(4)], tmp_path / "private")
-        assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
+        """Even where the folder was there, and before all is done."""
+        for folder in (tmp_path / "new", tmp_path / "old"):
+            (tmp_path / "old").mkdir(mode=0o755, exist_ok=True)
+            with pytest.raises(KeyboardInterrupt):
+                run_attacks(examination(), [Every(4, stops_after=1)], folder)
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and list(folder.glob("*.json"))
 
 
 class Rising:
@@ -203,6 +232,34 @@ class Rising:
 
 
 class TestProbes:
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda kept: kept.pop("curves"),
+            lambda kept: kept.update(numbers=[]),
+            lambda kept: kept["numbers"].update(area="x"),
+            lambda kept: kept["curves"][0].update(points=[]),
+            lambda kept: kept["curves"][0]["points"][0].update(n=0),
+            lambda kept: kept["curves"][0]["points"][0].update(hits=41),
+            lambda kept: kept["curves"][0]["points"][0].update(at="a"),
+        ],
+    )
+    def test_what_cannot_be_read_is_done_anew(self, tmp_path: Path, spoil: Callable[[dict[str, Any]], object]) -> None:
+        first = run_probes(examination(), [Rising()], tmp_path)
+        file = tmp_path / "rising-base.json"
+        kept = json.loads(file.read_text())
+        spoil(kept)
+        file.write_text(json.dumps(kept))
+        probe = Rising()
+        again = run_probes(examination(), [probe], tmp_path)
+        assert probe.asked == ["base"] and [one.reading for one in again] == [one.reading for one in first]
+
+    @pytest.mark.parametrize("other", [{"resolution": 32}, {"precision": "bf16"}, {"guidance_scale": 2.0}])
+    def test_pictures_drawn_otherwise_are_of_another_protocol(self, other: dict[str, Any]) -> None:
+        own = Drawing("own", 2, 1.0, 4)
+        assert own.sentence == "2 steps by the model's own scheduler, guidance 1"
+        assert dataclasses.replace(own, **other).sentence != own.sentence
+
     def test_all_models_are_probed_once_and_kept(self, tmp_path: Path) -> None:
         probe = Rising()
         seen = examination(floor=Stub("floor", []))

@@ -48,6 +48,19 @@ def test_a_floor_may_be_a_sum_of_its_own(tiny_pipeline, file, tmp_path):
     assert found == EditedModel(FolderModel(other), file)
 
 
+def test_a_runs_result_has_the_variant_of_its_base(tiny_pipeline, file, tmp_path):
+    """Its record says it; a flag wins."""
+    pipeline = Path(shutil.copytree(tiny_pipeline, tmp_path / "run" / "pipeline"))
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "config.json").write_text('{"variant": "fp16"}')
+    assert named(str(tmp_path / "run"), tiny_pipeline) == FolderModel(pipeline, "fp16")
+    assert named(str(tmp_path / "run"), tiny_pipeline, variant="bf16") == FolderModel(pipeline, "bf16")
+    for place in (pipeline / "unet").glob("*.safetensors"):
+        place.rename(place.with_name(place.name.replace(".safetensors", ".fp16.safetensors")))
+    found = named(f"{tmp_path / 'run'}+{file}", tiny_pipeline, base=str(tiny_pipeline))
+    assert found == EditedModel(FolderModel(pipeline, "fp16"), file)
+
+
 def test_a_sum_of_another_kind_is_refused(tiny_pipeline, sdxl, file):
     with pytest.raises(UserError, match="must be of the base's kind, a StableDiffusionPipeline; it is a StableDiff"):
         named(f"{sdxl}+{file}", tiny_pipeline, base=str(tiny_pipeline))

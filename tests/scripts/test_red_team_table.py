@@ -48,15 +48,15 @@ def files(folder: Path, asr: float, curve: tuple[int, int]) -> tuple[Path, Path]
 def test_rows_and_table(module: Any, tmp_path: Path) -> None:
     rows = [
         module.row_of("star", method, *files(tmp_path, asr, curve))
-        for method, asr, curve in (("default", 0.1, (0, 9)), ("robust", 0.0, (0, 2)))
+        for method, asr, curve in (("default", 0.1, (0, 9)), ("robust", 0.0, (0, 2)), ("esd", 0.0, (0, 9)))
     ]
     assert rows[0]["retained"] == [1.0, 0.9] and rows[0]["seconds of erasing"] == 4 and rows[0]["n"] == 10
     assert module.table(rows).splitlines() == [
-        "| | star, default | star, robust |",
-        "|---|--:|--:|",
-        "| tina | 10% | 0% |",
-        "| relearning, erased | 0: 0%, 25: 90% | 0: 0%, 25: 20% |",
-        "| relearning, base | 0: 0%, 25: 90% | ″ |",
+        "| | star, default | star, robust | star, esd |",
+        "|---|--:|--:|--:|",
+        "| tina | 10% | 0% | 0% |",
+        "| relearning, erased | 0: 0%, 25: 90% | 0: 0%, 25: 20% | 0: 0%, 25: 90% |",
+        "| relearning, base | 0: 0%, 25: 90% | 0: 0%, 25: 20% | ″ |",
     ]
 
 

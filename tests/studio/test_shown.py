@@ -43,6 +43,18 @@ class TestFound:
         with shown([str(erased_run / "pipeline")], Where()) as found:
             assert found.erased[0].name == "disc" and found.erased[0].masked
 
+    def test_a_run_of_a_variant(self, copied, copy_of_run):
+        """Weight files of result and base are of the run's variant; flags win."""
+        for folder in (copied, copy_of_run / "pipeline"):
+            for file in [*folder.rglob("*.safetensors")]:
+                file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+        rewrite(copy_of_run / "config.json", variant="fp16")
+        rewrite(copy_of_run / "report.json", base=str(copied))
+        with shown([str(copy_of_run)], Where()) as found:
+            assert found.erased[0].variant == found.where.base_variant == "fp16" and found.erased[0].receipt.holds
+        with pytest.raises(UserError, match="fp32"), shown([str(copy_of_run)], Where(variant="fp32")):
+            pass
+
     def test_a_folder_without_a_run(self, erased_run, tiny_pipeline, tmp_path):
         alone = shutil.copytree(erased_run / "pipeline", tmp_path / "alone")
         with shown([str(alone)], Where(base=str(tiny_pipeline))) as found:
