@@ -120,7 +120,13 @@ def _run_tests(root: Path, words: Sequence[str], told: Path) -> None:
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = file
     os.chdir(root)
     for name in list(sys.modules):
-        if name.split(".")[0] in ("salun_diffusers", "planted_errors", "planted_in_red_team", "plant_errors"):
+        if name.split(".")[0] in (
+            "salun_diffusers",
+            "planted_errors",
+            "planted_in_measures",
+            "planted_in_red_team",
+            "plant_errors",
+        ):
             del sys.modules[name]
     others = [place for place in sys.path if not (Path(place) / "salun_diffusers").is_dir() and place != str(_SCRIPTS)]
     sys.path[:] = [str(root), *others]
