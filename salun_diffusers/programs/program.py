@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Generic, TypeVar, final
 
 from salun_diffusers.arguments import parse, without_secrets
@@ -22,6 +26,7 @@ from salun_diffusers.errors import (
     printable,
     tell,
 )
+from salun_diffusers.progress import watched
 
 T = TypeVar("T")
 
@@ -64,7 +69,8 @@ class Program(Generic[T]):
             settings = parse(
                 self.settings, words, name=shown, description=self.description.strip(), left_open=self.left_open
             )
-            answer = self.work(settings, self._recorded(words))
+            with _stops_at_the_next_step():
+                answer = self.work(settings, self._recorded(words))
             text, code = answer if isinstance(answer, tuple) else (answer, 0)
             if is_first_process():
                 sys.stdout.write(printable(text))
@@ -86,6 +92,35 @@ class Program(Generic[T]):
     def _recorded(self, words: Sequence[str]) -> str:
         """The command for the record: whoever reads it learns no secret."""
         return shlex.join(without_secrets(shlex.split(typed_command(self.name, words)), self.settings))
+
+
+@contextmanager
+def _stops_at_the_next_step() -> Iterator[None]:
+    """Within the block Ctrl-C ends the work also where Python loses it.
+
+    What is raised in a finalizer or a callback of the garbage collector is printed there and forgotten; the next step
+    of any bar raises it again. Where somebody else takes the signal, or in a thread, nothing is changed.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        signal.default_int_handler(number, frame)
+
+    def again(*_: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        with watched(again):
+            yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _told(error: Exception) -> int:
