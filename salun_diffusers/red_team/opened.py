@@ -24,7 +24,9 @@ from salun_diffusers.evaluation.detectors import make_detector
 from salun_diffusers.evaluation.drawing_pipeline import replace_scheduler, require_steps
 from salun_diffusers.files.eraser_files import split_sum
 from salun_diffusers.files.output_places import require_outside_components
-from salun_diffusers.files.run_source import RunSource
+from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.run_source import RunSource, named_by, told_of
+from salun_diffusers.files.single_file import is_single_file
 from salun_diffusers.red_team.attack import Case, Contest
 from salun_diffusers.red_team.config import ExaminedConfig
 from salun_diffusers.red_team.judge import Judge
@@ -111,6 +113,7 @@ def requested(config: ExaminedConfig, scratch: Path) -> Request:
                                               ("variant", config.base_variant or config.variant)) if value}  # fmt: skip
     if run is not None:
         run = dataclasses.replace(run, record={**run.record, **given})
+        _require_base(run, "--base" if base is not None else named_by(config.pipeline))
         request = request_of(run, scratch)
     else:
         if base is None:
@@ -130,6 +133,19 @@ def requested(config: ExaminedConfig, scratch: Path) -> Request:
             f'name one by --detector, such as clip:"{request.concept.name}".'
         )
     return request
+
+
+def _require_base(run: RunSource, whose: str) -> None:
+    """Refuse a base that is not to be had by who names it: a relative folder is another one elsewhere.
+
+    Raises:
+        UserError: If there is none.
+    """
+    name = run.told("pretrained_model_name_or_path")
+    if name is not None:
+        with told_of(whose):
+            if not is_single_file(name):
+                locate(name, revision=run.told("revision"), cache_dir=run.told("cache_dir"), download=False)
 
 
 def _for_drawing(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -261,6 +261,18 @@ class TestRefused:
             assert "--output_dir must lie outside of the base's components" in told
 
     @pytest.mark.usefixtures("light")
+    def test_a_base_that_was_named_from_elsewhere(self, refused: Refused, run: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "run"
+        shutil.copytree(run, copy)
+        record = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(record | {"pretrained_model_name_or_path": "models/mine/base"}))
+        for program in (attack, probe):
+            told = refused(copy, *FEW, program=program)
+            assert f"the base that {copy} names (another place of it: --base) cannot be used" in told
+        told = refused(copy, *FEW, "--base", tmp_path / "none")
+        assert told.startswith("error: --base cannot be used: A model must be") and "another place" not in told
+
+    @pytest.mark.usefixtures("light")
     def test_how_a_lora_draws_that_is_not_there(self, refused: Refused, run: Path, tmp_path: Path) -> None:
         assert "--few_steps says how" in refused(run, "--few_steps", "8")
         assert "--few_step_scheduler says how" in refused(run, "--few_step_scheduler", "DDIMScheduler", program=probe)
