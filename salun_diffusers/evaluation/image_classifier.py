@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -103,7 +104,9 @@ class ImageClassifier:
             pixels = torch.cat([self._centred(stack_pixels([picture], mode)) for picture in pictures])
             return self._answer(pixels)
         try:
-            shown = [picture.convert(mode) for picture in pictures]
+            shown: list[Any] = [picture.convert(mode) for picture in pictures]
+            if mode == "L":  # transformers 4 asks for a channel of its own.
+                shown = [np.asarray(picture)[..., None] for picture in shown]
             return self._answer(self._preprocess(images=shown, return_tensors="pt").pixel_values)
         except torch.OutOfMemoryError:
             raise

@@ -165,7 +165,7 @@ class TestOwnClassifiers:
         path = tmp_path / "seven" / "config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | {"id2label": {"0": "0", "1": "1"}, "label2id": {"0": 0, "1": 1}}))
-        shapes = r"classifier\.1\.bias: stored \(7,\), by config\.json \(2,\)"
+        shapes = r"2 do not, the first is classifier\.1\.bias"  # transformers 4 does not say which shapes.
         with pytest.raises(UserError, match=shapes):
             ObjectClassifier(weights, ["1"])
         with pytest.raises(UserError, match=shapes):
