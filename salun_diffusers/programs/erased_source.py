@@ -10,6 +10,7 @@ from salun_diffusers.arguments import setting, word
 from salun_diffusers.errors import UserError
 from salun_diffusers.files.output_places import require_outside_components, require_writable
 from salun_diffusers.files.pipeline_folder import locate
+from salun_diffusers.files.run_folder import RunFolder
 from salun_diffusers.files.run_source import RunSource, named_by, told_of
 from salun_diffusers.files.single_file import find_model
 
@@ -86,4 +87,31 @@ def base_and_erased(
         erased = locate(config.erased, revision=config.revision, variant=variants[1], cache_dir=config.cache_dir)
     for folder in (base, erased):
         require_outside_components(output, folder, "OUTPUT")
+    if run is not None and run.pipeline is not None:
+        _require_its_base(run, base, erased, variants)
     return (base, erased), variants
+
+
+def _require_its_base(run: RunSource, base: Path, erased: Path, variants: Variants) -> None:
+    """Refuse a base that a run was not made of: what the two differ in would count as erased.
+
+    The mask of the run is the proof. Without one, or where the run rounded its result, nothing is known.
+
+    Raises:
+        UserError: If weights outside the mask differ.
+    """
+    from salun_diffusers.masks.mask import SaliencyMask
+    from salun_diffusers.masks.receipt import compare
+
+    file = RunFolder(run.root).mask
+    if not file.is_file() or run.told("save_dtype") not in (None, "base"):
+        return
+    try:
+        receipt = compare(base, erased, SaliencyMask.load(file), variants)
+    except UserError:  # Of other shapes, or cut off: who takes the difference says so.
+        return
+    if receipt.violations:
+        raise UserError(
+            f"The base that {run.root} was made of is required; {base} is another: {receipt.violations:,} weights that "
+            f"the run's mask freezes differ, the first in {receipt.first_violation}."
+        )

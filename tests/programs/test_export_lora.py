@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from salun_diffusers.adapters.difference import lora_between
 from salun_diffusers.adapters.lora_folder import WEIGHTS, read_lora, write_lora
@@ -18,6 +18,7 @@ from salun_diffusers.adapters.lora_names import peft_tensors
 from salun_diffusers.adapters.low_rank import Factors, LowRank
 from salun_diffusers.programs.erase import main as erase
 from salun_diffusers.programs.export_lora import main
+from salun_diffusers.programs.export_sparse import main as sparse
 
 Attempt = Callable[..., str]
 
@@ -132,6 +133,21 @@ class TestRefused:
     def test_another_base(self, refused: Attempt, run: Path, tiny_ddpm: Path, tmp_path: Path) -> None:
         assert "whose class loads LoRA" in refused(run, tmp_path / "lora", "--base", tiny_ddpm)
         assert "the base of an erasure is required" in refused(run, tmp_path / "lora", "--base", "demo")
+
+    @pytest.mark.parametrize("program", [main, sparse])
+    def test_another_base_of_the_same_shape(
+        self, run: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], program: Any
+    ) -> None:
+        """What two bases differ in is no erasure."""
+        other = tmp_path / "other"
+        shutil.copytree(tiny_pipeline, other)
+        file = other / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        save_file({name: tensor + 0.01 for name, tensor in weights.items()}, file, {"format": "pt"})
+        assert program([str(run), str(tmp_path / "out"), "--base", str(other)]) == 2
+        told = capsys.readouterr().err
+        assert f"The base that {run} was made of is required; {other} is another" in told
+        assert not (tmp_path / "out").exists() and told.count("\n") == 1
 
     def test_no_folder(self, refused: Attempt, tiny_pipeline: Path, tmp_path: Path) -> None:
         assert "no folder" in refused(tmp_path / "none", tmp_path / "lora", "--base", tiny_pipeline)
