@@ -36,7 +36,7 @@ def make_classifier(
     """A classifier with fresh weights.
 
     ``resnet_small`` (11 layers at most 64 wide) and ``vit`` are plain transformers models; ``resnet18``, ``resnet50``
-    (CIFAR stem) and ``vgg16_bn`` are defined in `architectures`; ``timm/NAME`` needs timm.
+    (CIFAR stem) and ``vgg16_bn`` are those of `evaluation.small_picture_networks`; ``timm/NAME`` needs timm.
 
     Args:
         name: One of `MODELS`.
@@ -59,7 +59,7 @@ def make_classifier(
 def _build(name: str, settings: dict[str, Any], image_size: int) -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-    from salun_diffusers.classification.architectures import (
+    from salun_diffusers.evaluation.small_picture_networks import (
         VGG,
         SmallPictureResNet,
         SmallPictureResNetConfig,
@@ -182,7 +182,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, int | None]:
     """
     from transformers import AutoModelForImageClassification
 
-    from salun_diffusers.classification import architectures  # noqa: F401 - registers its models
+    from salun_diffusers.evaluation import small_picture_networks  # noqa: F401 - registers its models
 
     if not (folder / "config.json").is_file():
         raise UserError(f"--model {folder} is no model folder: it has no config.json. Run `salun train-classifier`.")
